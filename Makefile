@@ -1,0 +1,39 @@
+# Every target works alone on a fresh Debian 12 machine: it prepares what it needs.
+.DEFAULT_GOAL := help
+.PHONY: help demo lab test lint bench setup clean
+
+PYTHON := .venv/bin/python
+SOURCES := protocol kernel parent_gateway encryption infra
+
+help: ## Show this list
+	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/.ready ## From an encrypted package to a notebook's result, in demo-output/
+	@$(PYTHON) examples/ocr/demo.py
+
+lab: .venv/.ready ## The same, with the notebook open in JupyterLab; Ctrl-C ends it
+	@$(PYTHON) examples/ocr/demo.py --lab
+
+test: .venv/.ready ## Run the test suite; PYTEST="-k name -x" passes options on
+	@$(PYTHON) -m pytest $(PYTEST)
+
+lint: .venv/.ready ## Check style, types and the import rules
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy $(SOURCES) tests benchmarks
+	.venv/bin/lint-imports
+
+bench: .venv/.ready ## Measure against the stock kernel and openssl
+	@command -v openssl >/dev/null || .ci/apt-install openssl
+	@$(PYTHON) benchmarks/kernel.py
+	@$(PYTHON) benchmarks/package_crypto.py
+
+setup: .venv/.ready ## Make or refresh .venv, nothing else
+
+.venv/.ready: setup.cfg pyproject.toml
+	@.ci/setup
+
+clean: ## Remove everything the other targets made
+	rm -rf .venv .cache build demo-output *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(SOURCES) tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

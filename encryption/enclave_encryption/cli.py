@@ -1,0 +1,215 @@
+"""`enclave-owner`: what a package's owner types."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+from enclave_encryption.data_key import KmsKey
+from enclave_encryption.errors import OwnerError
+from enclave_encryption.label_view import label_json, print_label, shown_size
+from enclave_encryption.manifest_draft import draft_manifest
+from enclave_encryption.output_file import OutputFile
+from enclave_encryption.package_encryption import check_output, encrypt_package
+from enclave_encryption.package_plan import plan_package
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.manifest import MANIFEST_NAME
+from enclave_protocol.package_reader import read_header
+
+__all__ = ["main"]
+
+_PROGRESS_AFTER_S = 1.0
+"""What is over sooner needs no bar."""
+
+
+class _InterruptedError(BaseException):
+    """SIGINT or SIGTERM; no `except Exception` may take it for a failure."""
+
+
+def main() -> None:
+    """Run `enclave-owner` on the command line's arguments and exit.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted. Errors are one line
+    each on stderr; with ENCLAVE_DEBUG=1 they come with a traceback.
+    """
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        # A stopped job is cleaned up like an interrupted one. Not KeyboardInterrupt: click
+        # would print an empty line for it.
+        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGTERM, _interrupt)
+        code = _owner.main(args=arguments, prog_name="enclave-owner", standalone_mode=False)
+    except _InterruptedError:
+        return _failed("interrupted; nothing was written", 130)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Exception as error:
+        if os.environ.get("ENCLAVE_DEBUG") == "1":
+            raise
+        return _failed(_one_line(error), 1)
+    return code if isinstance(code, int) else 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise _InterruptedError
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, EnclaveError):
+        return str(error)
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror or error}"
+    return (
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; "
+        "please report it with what ENCLAVE_DEBUG=1 shows"
+    )
+
+
+def _failed(message: str, code: int) -> int:
+    for line in message.splitlines():
+        click.echo(f"enclave-owner: {line}", err=True)
+    return code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _owner() -> None:
+    """Encrypt code, models and data so that only an enclave you approved can use them.
+
+    \b
+    Example:
+      enclave-owner init credit_scorer/
+      enclave-owner encrypt -d credit_scorer/ -k alias/packages
+      enclave-owner inspect credit-scorer-1.2.0.encrypted
+    """
+
+
+@_owner.command("init")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--module", metavar="NAME", help="Module to export from; default: like DIR.")
+@click.option("--force", is_flag=True, help=f"Replace an {MANIFEST_NAME} that is there.")
+def _init(directory: Path, module: str | None, force: bool) -> None:
+    """Write DIR/enclave.toml from the code in DIR, for you to review.
+
+    The code is read, not run: exports come from __all__, or else from the public functions and
+    classes; defaults that are no literals are written as "...".
+
+    \b
+    Example:
+      enclave-owner init credit_scorer/
+    """
+    manifest = directory / MANIFEST_NAME
+    if os.path.lexists(manifest) and not force:
+        raise OwnerError(f"{manifest}: exists; use --force to replace it")
+    text = draft_manifest(directory, module)
+    with OutputFile(manifest) as file:
+        file.write(text.encode())
+    click.echo(f"Wrote {manifest}. Review it, then: enclave-owner encrypt -d {directory} -k KEY_ID")
+
+
+@_owner.command("encrypt")
+@click.option(
+    "-d",
+    "--directory",
+    metavar="DIR",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="What to encrypt. Left out: __pycache__, .git, .DS_Store.",
+)
+@click.option("-k", "--key", "key_id", metavar="KEY_ID", required=True, help="Id, alias or ARN.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Default: NAME-VERSION.encrypted here.",
+)
+@click.option("--region", metavar="R", help="AWS region; default: the ARN's or your profile's.")
+@click.option("--endpoint-url", metavar="URL", help="Another KMS endpoint than AWS's.")
+def _encrypt(
+    directory: Path, key_id: str, output: Path | None, region: str | None, endpoint_url: str | None
+) -> None:
+    """Encrypt a directory into one file.
+
+    Links, devices, sockets and unreadable files are refused by name before anything is written.
+    The file appears whole or not at all.
+
+    \b
+    Example:
+      enclave-owner encrypt -d credit_scorer/ -k alias/packages -o scorer.encrypted
+    """
+    plan = plan_package(directory)
+    target = Path(plan.file_name) if output is None else output
+    check_output(target, directory)
+    key = KmsKey(key_id, region=region, endpoint_url=endpoint_url)
+    total = sum(file.entry.size for file in plan.tree.files)
+    with _progress_bar(total) as advance:
+        written = encrypt_package(plan, key, target, advance)
+    click.echo(
+        f"Wrote {written.path}: {written.label.file_count} files, {shown_size(written.size)}, "
+        f"opens with {written.label.kms_key_arn}"
+    )
+
+
+@_owner.command("inspect")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def _inspect(file: Path, as_json: bool) -> None:
+    """Show what FILE says about itself; needs no key and reads only its header.
+
+    \b
+    Example:
+      enclave-owner inspect credit-scorer-1.2.0.encrypted --json
+    """
+    try:
+        with file.open("rb") as stream:
+            header = read_header(stream, file=str(file))
+            size = os.fstat(stream.fileno()).st_size
+    except OSError as error:
+        raise OwnerError(f"{file}: cannot be read: {error.strerror}") from None
+    if as_json:
+        click.echo(label_json(header, size))
+    else:
+        print_label(Console(), file, header, size)
+
+
+@contextmanager
+def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+    """Yield what advances a bar that shows up on a terminal's stderr after a second."""
+    console = Console(stderr=True)
+    progress = Progress(
+        "Encrypting",
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    task = progress.add_task("", total=total)
+    started = time.monotonic()
+    shown = False
+
+    def advance(count: int) -> None:
+        nonlocal shown
+        progress.advance(task, count)
+        if not shown and console.is_terminal and time.monotonic() - started > _PROGRESS_AFTER_S:
+            shown = True
+            progress.start()
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            progress.stop()

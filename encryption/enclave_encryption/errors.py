@@ -1,0 +1,35 @@
+"""What can go wrong on the owner's machine; each message says what to do next."""
+
+from collections.abc import Sequence
+
+from enclave_protocol.errors import EnclaveError
+
+__all__ = ["ExportError", "KmsError", "OutputError", "OwnerError", "SourceTreeError"]
+
+
+class OwnerError(EnclaveError):
+    """`enclave-owner` cannot do what it was asked to; nothing was written."""
+
+
+class SourceTreeError(OwnerError):
+    """The directory holds something that cannot be packed.
+
+    Attributes:
+        problems: One line each, every offender named.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class ExportError(OwnerError):
+    """`enclave.toml` and the code do not agree about what is exported."""
+
+
+class KmsError(OwnerError):
+    """AWS KMS gave no data key."""
+
+
+class OutputError(OwnerError):
+    """The encrypted file cannot be written."""

@@ -1,0 +1,117 @@
+"""What a directory becomes: its files, and a manifest with every default filled in."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from enclave_encryption.errors import ExportError, OwnerError
+from enclave_encryption.export_check import check_exports
+from enclave_encryption.package_code import PackageCode
+from enclave_encryption.source_tree import SourceTree, scan
+from enclave_protocol.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    NAME_PATTERN,
+    Manifest,
+    Script,
+    parse_manifest,
+)
+
+__all__ = ["DEFAULT_VERSION", "PackagePlan", "choose_module", "default_name", "plan_package"]
+
+DEFAULT_VERSION = "0.0.0"
+"""Of a package whose owner gave none: older than every version somebody chose."""
+
+
+@dataclass(frozen=True)
+class PackagePlan:
+    """Checked and ready to encrypt."""
+
+    tree: SourceTree
+    manifest: Manifest
+
+    @property
+    def file_name(self) -> str:
+        """The default name of the encrypted file."""
+        return f"{self.manifest.package.name}-{self.manifest.package.version}.encrypted"
+
+
+def plan_package(directory: Path) -> PackagePlan:
+    """Return the plan for `directory`; nothing is written and none of its code runs.
+
+    Raises:
+        SourceTreeError: Something in it cannot be packed.
+        ManifestError: `enclave.toml` is wrong.
+        ExportError: `enclave.toml` and the code disagree.
+    """
+    tree = scan(directory)
+    text = tree.text(MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    manifest = Manifest() if text is None else parse_manifest(text)
+    code = PackageCode(tree)
+    paths = frozenset(file.entry.path for file in tree.files)
+    package = manifest.package
+    module = package.module
+    if not module and (manifest.exports.functions or manifest.exports.classes):
+        module = choose_module(code, package.name or directory.resolve().name)
+    scripts = manifest.scripts
+    if text is None:
+        # Runnable as it is: a directory of scripts needs no manifest.
+        scripts = {
+            path[:-3]: Script(file=path)
+            for path in sorted(paths)
+            if "/" not in path and path.endswith(".py") and NAME_PATTERN.fullmatch(path[:-3])
+        }
+    manifest = msgspec.structs.replace(
+        manifest,
+        package=msgspec.structs.replace(
+            package,
+            name=package.name or default_name(directory),
+            version=package.version or DEFAULT_VERSION,
+            module=module,
+        ),
+        scripts=scripts,
+    )
+    check_exports(manifest, code, paths)
+    return PackagePlan(tree, manifest)
+
+
+def default_name(directory: Path) -> str:
+    """Return the package name a directory's name gives.
+
+    Raises:
+        OwnerError: It has characters a package name cannot have.
+    """
+    name = directory.resolve().name
+    if not NAME_PATTERN.fullmatch(name):
+        raise OwnerError(
+            f"the directory's name {name!r} cannot be a package's: add an {MANIFEST_NAME} with "
+            "[package] name (`enclave-owner init` writes one)"
+        )
+    return name
+
+
+def choose_module(code: PackageCode, name: str) -> str:
+    """Return the module a package called `name` most likely exports from.
+
+    Raises:
+        ExportError: None, or several and none is called like the package.
+    """
+    candidates = [
+        module
+        for module in code.top_level()
+        if module not in ("setup", "conftest") and not module.startswith("test_")
+    ]
+    alike = re.sub(r"[-.]", "_", name).casefold()
+    for module in candidates:
+        if module.casefold() == alike:
+            return module
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise ExportError("there is no Python module in the directory to export from")
+    raise ExportError(
+        f"several modules could be exported from ({', '.join(candidates)}): name one with "
+        f"[package] module in {MANIFEST_NAME}, or `init --module NAME`"
+    )

@@ -1,0 +1,68 @@
+"""The enclave's supervisor: `python -m enclave_kernel`, started by a backend or the image's init."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+from enclave_protocol.errors import EnclaveError
+
+__all__ = ["main"]
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m enclave_kernel",
+        description="Run the enclave's supervisor. People use: enclave up",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--listen", required=True, help="vsock:PORT (below 1024) or unix:PATH")
+    parser.add_argument("--nsm", default="/dev/nsm", help="/dev/nsm (default) or unix:PATH")
+    parser.add_argument("--runtime-dir", required=True, type=Path, help="private, on a tmpfs")
+    parser.add_argument("--kernel-memory-mib", type=int, help="limit of one kernel's processes")
+    parser.add_argument("--development", action="store_true", help="allow the two options below")
+    parser.add_argument("--kms-endpoint-url", help="KMS elsewhere than AWS (development)")
+    options = parser.parse_args(argv)
+    if not options.development and (options.kms_endpoint_url or options.nsm != "/dev/nsm"):
+        parser.error("--kms-endpoint-url and another --nsm than /dev/nsm need --development")
+    if options.kernel_memory_mib is not None and options.kernel_memory_mib < 64:
+        parser.error("--kernel-memory-mib is less than 64, which no kernel starts in")
+    return options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the supervisor until it is told to stop; return the exit status."""
+    options = _parse(sys.argv[1:] if argv is None else argv)
+    os.umask(0o077)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        asyncio.run(_run(options))
+    except EnclaveError as error:
+        print(f"enclave: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+async def _run(options: argparse.Namespace) -> None:
+    # Late, so that --help and wrong arguments answer at once.
+    from enclave_kernel.supervisor.app import Supervisor, SupervisorOptions
+
+    memory = options.kernel_memory_mib
+    supervisor = Supervisor(
+        SupervisorOptions(
+            listen=options.listen,
+            nsm=options.nsm,
+            runtime_dir=options.runtime_dir,
+            kms_endpoint_url=options.kms_endpoint_url,
+            kernel_memory_bytes=None if memory is None else memory * 2**20,
+        )
+    )
+    await supervisor.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

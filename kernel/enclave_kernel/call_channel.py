@@ -1,0 +1,160 @@
+"""Call frames over a connected stream socket: the same blocking I/O in notebook and vault.
+
+Knows frames, not what is in them. No asyncio here: a call's price is two system calls a side.
+"""
+
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from enclave_protocol.errors import ProtocolError
+from enclave_protocol.value_limits import DEFAULT_LIMITS
+from enclave_protocol.vault_messages import (
+    CALL_PREFIX_BYTES,
+    SessionMessage,
+    VaultMessage,
+    decode_call_prefix,
+    decode_call_sizes,
+    encode_call_head,
+)
+
+__all__ = ["CallChannel", "ChannelClosedError"]
+
+_WINDOW_BYTES: Final = 64 * 1024
+_SOCKET_BUFFER_BYTES: Final = 1024 * 1024
+
+
+class ChannelClosedError(ProtocolError):
+    """The other process closed the socket, or died."""
+
+
+class CallChannel:
+    """One end of the socket between a notebook's process and a vault.
+
+    Not for several threads at once; an exception from `send` or `receive` leaves the stream at an
+    unknown place, and the channel is to be closed.
+
+    Args:
+        sock: Connected, blocking, of type SOCK_STREAM; owned by this object from now on.
+        max_bulk_bytes: The most that the buffers of one received frame may have together.
+    """
+
+    def __init__(
+        self, sock: socket.socket, *, max_bulk_bytes: int = DEFAULT_LIMITS.bulk_bytes
+    ) -> None:
+        self._sock = sock
+        self._max_bulk_bytes = max_bulk_bytes
+        self._window = memoryview(bytearray(_WINDOW_BYTES))
+        self._start = 0
+        self._end = 0
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor; -1 when closed."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close the socket; harmless when it is closed."""
+        self._sock.close()
+
+    def send(
+        self, message: SessionMessage | VaultMessage, buffers: tuple[memoryview, ...] = ()
+    ) -> None:
+        """Send one frame.
+
+        Args:
+            message: The frame's message.
+            buffers: Contiguous; not copied.
+
+        Raises:
+            ChannelClosedError: The other process is gone.
+        """
+        try:
+            self._sock.sendall(encode_call_head(message, buffers))
+            for buffer in buffers:
+                self._sock.sendall(buffer)
+        except (BrokenPipeError, ConnectionResetError):
+            raise ChannelClosedError("the other process closed the connection") from None
+
+    def send_now(self, message: SessionMessage) -> bool:
+        """Send a short message if that needs no waiting; return whether it was sent.
+
+        For finalizers, which may run anywhere. The message goes in one piece or not at all: the
+        kernel splits none that is this short.
+        """
+        head = encode_call_head(message)
+        try:
+            return self._sock.send(head, socket.MSG_DONTWAIT) == len(head)
+        except OSError:
+            return False
+
+    def receive(self, into: memoryview | None = None) -> tuple[memoryview, tuple[memoryview, ...]]:
+        """Return the next frame's message, undecoded, and its buffers.
+
+        Args:
+            into: Memory to reuse for a frame with one buffer that fits; the buffer returned is
+                then a part of it. Without it every buffer has memory of its own.
+
+        Returns:
+            The message, valid until the next call, and writable buffers.
+
+        Raises:
+            ChannelClosedError: The other process is gone.
+            VaultMessageError: The frame announces more than fits; nothing was allocated.
+        """
+        self._fill(CALL_PREFIX_BYTES)
+        length, count = decode_call_prefix(self._window[self._start : self._end])
+        self._start += CALL_PREFIX_BYTES
+        if not count:
+            return self._read(length), ()
+        sizes = decode_call_sizes(self._read(8 * count), self._max_bulk_bytes)
+        # The window is used again for the buffers: the message must not stay in it.
+        message = memoryview(bytes(self._read(length)))
+        if into is not None and count == 1 and sizes[0] <= len(into):
+            buffers: Sequence[memoryview] = (into[: sizes[0]],)
+        else:
+            buffers = [np.empty(size, np.uint8).data for size in sizes]
+        for buffer in buffers:
+            self._read_into(buffer)
+        return message, tuple(buffers)
+
+    def _read(self, size: int) -> memoryview:
+        """Return the next `size` bytes; a view of the window if they fit into it."""
+        if size > _WINDOW_BYTES:
+            data = memoryview(bytearray(size))
+            self._read_into(data)
+            return data
+        self._fill(size)
+        view = self._window[self._start : self._start + size]
+        self._start += size
+        return view
+
+    def _fill(self, size: int) -> None:
+        """Read until the window holds at least `size` unread bytes."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._start + size > _WINDOW_BYTES:
+            rest = bytes(self._window[self._start : self._end])
+            self._window[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        while self._end - self._start < size:
+            self._end += self._receive_into(self._window[self._end :])
+
+    def _read_into(self, buffer: memoryview) -> None:
+        held = min(self._end - self._start, len(buffer))
+        buffer[:held] = self._window[self._start : self._start + held]
+        self._start += held
+        position = held
+        while position < len(buffer):
+            position += self._receive_into(buffer[position:])
+
+    def _receive_into(self, view: memoryview) -> int:
+        try:
+            count = self._sock.recv_into(view)
+        except ConnectionResetError:
+            count = 0
+        if not count:
+            raise ChannelClosedError("the other process closed the connection")
+        return count

@@ -1,0 +1,1 @@
+"""What separates the processes inside the enclave: limits, users, namespaces."""

@@ -1,0 +1,236 @@
+"""Release of a package's data key: KMS Decrypt with the enclave's attestation document.
+
+The plaintext key exists in this process only: KMS encrypts its answer for an RSA key made for
+this one request. The caller binds the key to the package's header by opening the body with it.
+Source: DESIGN section 4, "Key release"; FACTS, "KMS"; THREATS A-04, A-06, A-07, A-14.
+"""
+
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from cryptography.hazmat.primitives import serialization
+
+from enclave_kernel.nsm import NsmClient
+from enclave_kernel.rsa_pool import RsaPool
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.kms_cms import decrypt_cms
+from enclave_protocol.messages import Credentials
+from enclave_protocol.package_errors import PackageTamperedError
+from enclave_protocol.package_header import PackageHeader
+
+if TYPE_CHECKING:
+    from mypy_boto3_kms import KMSClient
+
+__all__ = [
+    "DATA_KEY_BYTES",
+    "KeyReleaseDeniedError",
+    "KeyReleaseError",
+    "KeyUnavailableError",
+    "KmsCredentialsError",
+    "KmsThrottledError",
+    "KmsUnreachableError",
+    "release_data_key",
+]
+
+DATA_KEY_BYTES: Final = 32
+_CONNECT_TIMEOUT_S: Final = 5
+_READ_TIMEOUT_S: Final = 10
+_ATTEMPTS: Final = 3
+_CREDENTIAL_CODES = frozenset(
+    {
+        *("ExpiredTokenException", "UnrecognizedClientException", "InvalidClientTokenId"),
+        *("InvalidSignatureException", "IncompleteSignature", "MissingAuthenticationToken"),
+        *("SignatureDoesNotMatch", "ExpiredToken", "OptInRequired"),
+    }
+)
+_THROTTLING_CODES = frozenset({"ThrottlingException", "LimitExceededException", "Throttling"})
+_STATE_CODES = frozenset(
+    {"DisabledException", "KMSInvalidStateException", "KeyUnavailableException"}
+)
+_TAMPERED_CODES = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
+
+
+class KeyReleaseError(EnclaveError):
+    """KMS did not release the package's data key."""
+
+
+class KeyReleaseDeniedError(KeyReleaseError):
+    """The key policy does not allow this enclave (or these credentials) to decrypt."""
+
+    def __init__(self, *, key_arn: str, pcr0: str) -> None:
+        super().__init__(
+            f"KMS refused the key of this package: the key policy of {key_arn} does not allow this "
+            f"enclave, whose PCR0 is {pcr0}; ask the owner to approve it in the key policy"
+        )
+
+
+class KeyUnavailableError(KeyReleaseError):
+    """The key does not exist, is disabled or is being deleted."""
+
+
+class KmsUnreachableError(KeyReleaseError):
+    """No answer from KMS, or none that it could have written."""
+
+
+class KmsCredentialsError(KeyReleaseError):
+    """KMS does not accept the parent instance's credentials."""
+
+
+class KmsThrottledError(KeyReleaseError):
+    """KMS asks to slow down, and did so until the retries ran out."""
+
+
+def release_data_key(
+    header: PackageHeader,
+    *,
+    nsm: NsmClient,
+    keys: RsaPool,
+    credentials: Credentials,
+    endpoint_url: str | None,
+) -> bytearray:
+    """Return the data key of `header`'s package, 32 bytes; the caller wipes it.
+
+    1. Take an RSA-2048 pair that was never used.
+    2. Attest its public half.
+    3. KMS Decrypt with Recipient, KeyId and encryption context, all from the header.
+    4. The answer names the same key, and carries no plaintext.
+    5. Open the CMS with the private half.
+
+    Args:
+        header: The package's header; untrusted, hence the checks.
+        nsm: The enclave's NSM.
+        keys: The pool of unused pairs.
+        credentials: For this one call; kept nowhere.
+        endpoint_url: None: the public endpoint of the key's region (TLS ends here).
+
+    Raises:
+        KeyReleaseError: A subclass for what went wrong; one line, says what to do.
+        PackageTamperedError: Label or wrapped key altered, or of another package.
+        PackageFormatError: The label names no KMS key.
+        NsmError, CmsError: The NSM, or KMS's answer, is unusable.
+    """
+    arn = header.label.kms_key_arn
+    region = header.label.region
+    private_key = keys.get()  # step 1
+    document = nsm.attest(  # step 2
+        public_key=private_key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    client = _client(region, credentials, endpoint_url)
+    try:
+        answer = _decrypt(client, header, document, nsm)  # step 3
+    finally:
+        client.close()
+    if answer.get("KeyId") != arn or answer.get("Plaintext"):  # step 4
+        raise KmsUnreachableError(
+            f"the endpoint answered for key {answer.get('KeyId')!r:.200} or in plaintext, expected "
+            f"{arn} for this enclave only: it is not KMS; check the endpoint"
+        )
+    data_key = decrypt_cms(private_key, answer.get("CiphertextForRecipient", b""))  # step 5
+    if len(data_key) != DATA_KEY_BYTES:
+        size = len(data_key)
+        data_key[:] = bytes(size)
+        raise PackageTamperedError(
+            f"the wrapped key opens to {size} bytes, expected {DATA_KEY_BYTES}: no data key"
+        )
+    return data_key
+
+
+def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> "KMSClient":
+    """Return a client that takes nothing from environment, files or the metadata service."""
+    # Imported late: 0.2 s, and the supervisor must start fast.
+    import boto3
+    import botocore.session
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    # An entry (config key, variable, default, conversion) without a variable reads no variable.
+    nothing: Any = {
+        "profile": (None, None, None, None),
+        "config_file": (None, None, "/dev/null", None),
+        "credentials_file": (None, None, "/dev/null", None),
+        "data_path": (None, None, None, None),
+    }
+    session = boto3.session.Session(
+        aws_access_key_id=credentials.access_key_id,
+        aws_secret_access_key=credentials.secret_access_key,
+        aws_session_token=credentials.session_token,
+        region_name=region,
+        botocore_session=botocore.session.Session(session_vars=nothing),
+    )
+    config = Config(  # type: ignore[call-arg]  # the stubs lack ignore_configured_endpoint_urls
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=_READ_TIMEOUT_S,
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        proxies={},
+        ignore_configured_endpoint_urls=True,
+        use_fips_endpoint=False,
+        use_dualstack_endpoint=False,
+        max_pool_connections=1,
+    )
+    try:
+        return session.client("kms", endpoint_url=endpoint_url, config=config, verify=True)
+    except (BotoCoreError, ValueError) as error:
+        raise KmsUnreachableError(
+            f"there is no KMS endpoint for region {region!r} and endpoint {endpoint_url!r}: {error}"
+        ) from error
+
+
+def _decrypt(
+    client: "KMSClient", header: PackageHeader, document: bytes, nsm: NsmClient
+) -> dict[str, Any]:
+    """Step 3: the call, its failures translated."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    arn = header.label.kms_key_arn
+    try:
+        return dict(
+            client.decrypt(
+                CiphertextBlob=header.wrapped_key,
+                KeyId=arn,
+                EncryptionContext=header.encryption_context,
+                EncryptionAlgorithm="SYMMETRIC_DEFAULT",
+                Recipient={
+                    "KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256",
+                    "AttestationDocument": document,
+                },
+            )
+        )
+    except ClientError as error:
+        details = error.response.get("Error", {})
+        _refuse(details.get("Code", "unknown"), details.get("Message", ""), arn, nsm)
+    except (BotoCoreError, ValueError) as error:  # ValueError: base64 that is none
+        raise KmsUnreachableError(
+            f"KMS at {client.meta.endpoint_url} does not answer ({type(error).__name__}): check "
+            "the endpoint, and that the egress proxy allows it"
+        ) from error
+
+
+def _refuse(code: str, message: str, arn: str, nsm: NsmClient) -> NoReturn:
+    """Raise the error that says what an AWS error code means here."""
+    if code in {"AccessDeniedException", "AccessDenied"}:
+        raise KeyReleaseDeniedError(key_arn=arn, pcr0=nsm.describe_pcr(0)[1].hex())
+    if code in _TAMPERED_CODES:
+        raise PackageTamperedError(
+            "KMS cannot open the wrapped key with this label and key: label or wrapped key were "
+            "altered, or come from another package; get the file again from its owner"
+        )
+    if code == "NotFoundException":
+        raise KeyUnavailableError(
+            f"key {arn} does not exist; ask the owner, and check the endpoint and region"
+        )
+    if code in _STATE_CODES:
+        raise KeyUnavailableError(
+            f"key {arn} is disabled or being deleted ({code}); ask the owner to enable it"
+        )
+    if code in _CREDENTIAL_CODES:
+        raise KmsCredentialsError(
+            f"KMS does not accept the AWS credentials ({code}): renew them on the parent instance, "
+            "and check its clock"
+        )
+    if code in _THROTTLING_CODES:
+        raise KmsThrottledError(
+            f"KMS still throttles after {_ATTEMPTS} attempts ({code}); wait a minute and try again"
+        )
+    text = " ".join(message.split())
+    raise KeyReleaseError(f"KMS refused the key of this package: {code}: {text:.300}")

@@ -1,0 +1,1 @@
+"""The user's side inside the enclave: the IPython kernel process, its magics and proxies."""

@@ -1,0 +1,73 @@
+"""Ctrl-C while a call is in a vault: passed on, with a deadline, and the stream left whole."""
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Final
+
+__all__ = ["INTERRUPT_TIMEOUT_S", "CallInterrupt"]
+
+INTERRUPT_TIMEOUT_S: Final = 5.0
+"""How long a vault may take to answer an interrupted call before it is killed."""
+
+
+class CallInterrupt:
+    """While entered, SIGINT goes to the vault instead of raising between two reads of a frame.
+
+    Does nothing outside the main thread, where Python delivers no signals.
+
+    Args:
+        interrupt: Sends SIGINT to the vault; called in a thread of its own.
+        kill: Ends the vault; called when it did not answer within `INTERRUPT_TIMEOUT_S` seconds.
+
+    Attributes:
+        happened: Whether SIGINT came.
+    """
+
+    def __init__(self, interrupt: Callable[[], None], kill: Callable[[], None]) -> None:
+        self.happened = False
+        self._interrupt = interrupt
+        self._kill = kill
+        self._previous: Any = None
+        self._events: queue.SimpleQueue[bool] | None = None
+
+    def __enter__(self) -> "CallInterrupt":
+        if threading.current_thread() is threading.main_thread():
+            previous = signal.getsignal(signal.SIGINT)
+            # Where SIGINT is ignored, or not Python's, it stays so.
+            if callable(previous):
+                self._previous = previous
+                signal.signal(signal.SIGINT, self._on_interrupt)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._events is not None:
+            self._events.put(False)
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
+        self.happened = True
+        if self._events is None:
+            self._events = queue.SimpleQueue()
+            # The main thread goes back to waiting for the reply, so another keeps the time.
+            thread = threading.Thread(target=self._pass_on, args=(self._events,), daemon=True)
+            thread.start()
+        self._events.put(True)
+
+    def _pass_on(self, events: "queue.SimpleQueue[bool]") -> None:
+        deadline = time.monotonic() + INTERRUPT_TIMEOUT_S
+        try:
+            # One signal for each time the user asked: the package may have caught the first.
+            while events.get(timeout=max(0.0, deadline - time.monotonic())):
+                self._interrupt()
+        except queue.Empty:
+            self._kill()

@@ -1,0 +1,144 @@
+"""The user's kernel process: ipykernel on ready-made listeners, told what to be by the supervisor.
+
+Runs in a process forked from the zygote. No connection file is written, and the sockets are bound
+to listeners that the supervisor made, so a client can connect before this process is up.
+"""
+
+import atexit
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import zmq
+from ipykernel.heartbeat import Heartbeat
+from ipykernel.kernelapp import IPKernelApp
+from traitlets.config import Config
+
+from enclave_kernel import session_messages
+from enclave_kernel.session.supervisor_link import SupervisorLink
+from enclave_kernel.session_messages import KernelReady, StartKernel
+from enclave_protocol.messages import CHANNELS, MessageError
+
+__all__ = ["EnclaveKernelApp", "run_kernel"]
+
+_EXTENSION = "enclave_kernel.session.magics"
+
+
+def _bind_to_listener(sock: "zmq.Socket[bytes]", descriptor: int, endpoint: str) -> None:
+    """Have libzmq accept on a listening descriptor instead of making its own."""
+    sock.setsockopt(zmq.USE_FD, descriptor)
+    sock.bind(endpoint)
+
+
+class _Heartbeat(Heartbeat):
+    """ipykernel's heartbeat on a ready-made listener."""
+
+    descriptor: int
+
+    def _try_bind_socket(self) -> None:
+        _bind_to_listener(self.socket, self.descriptor, f"ipc://{self.ip}-{self.port}")
+
+
+class EnclaveKernelApp(IPKernelApp):
+    """ipykernel's application with its five sockets bound to given listeners."""
+
+    name = "enclave-kernel"
+    # From the class, not traitlets: set before the application is initialised.
+    listeners: Mapping[str, int]
+
+    def _bind_socket(self, s: "zmq.Socket[bytes]", port: int) -> int:
+        channel = CHANNELS[port - 1]
+        if channel == "iopub":
+            # The default high-water mark drops output without a word when a client is slow
+            # (FACTS, Jupyter). The queue is this process's own memory.
+            s.sndhwm = 0
+        _bind_to_listener(s, self.listeners[channel], f"ipc://{self.ip}-{port}")
+        return port
+
+    def init_heartbeat(self) -> None:
+        """Start the heartbeat thread, in a context of its own as ipykernel does."""
+        self.heartbeat = _Heartbeat(  # type: ignore[no-untyped-call]
+            zmq.Context(),
+            ("ipc", self.ip, self.hb_port),
+            curve_publickey=self.curve_publickey,
+            curve_secretkey=self.curve_secretkey,
+        )
+        self.heartbeat.descriptor = self.listeners["hb"]
+        self.heartbeat.start()
+
+    def init_connection_file(self) -> None:
+        """No file: the connection is known to the supervisor and the parent's client only."""
+
+    def write_connection_file(self, **kwargs: Any) -> None:
+        """No file, as above."""
+
+    def log_connection_info(self) -> None:
+        """Remember the ports for connect_request; there is no file to tell of."""
+        self._ports = {
+            channel: getattr(self, f"{channel}_port")
+            for channel in ("shell", "iopub", "stdin", "hb", "control")
+        }
+
+
+def _wait_for_start(link: SupervisorLink) -> StartKernel:
+    message = link.receive()
+    if not isinstance(message, StartKernel):
+        raise MessageError("the supervisor's first message to a kernel is not StartKernel")
+    return message
+
+
+def _configure(start: StartKernel) -> Config:
+    config = Config()
+    config.Session.key = start.key
+    config.Session.signature_scheme = start.signature_scheme
+    config.InteractiveShellApp.extra_extensions = [_EXTENSION]
+    return config
+
+
+def run_kernel(listeners: Mapping[str, int], session_descriptor: int) -> int:
+    """Be the kernel that the supervisor's first message describes, until it is shut down.
+
+    Args:
+        listeners: Listening descriptors by channel.
+        session_descriptor: The socket to the supervisor.
+
+    Returns:
+        The process's exit status.
+    """
+    link = SupervisorLink(socket.socket(fileno=session_descriptor))
+    start = _wait_for_start(link)
+    os.environ.clear()
+    os.environ.update(start.environ)
+    _enter_directory(start.cwd)
+    # What an interactive `python` has: modules beside the notebook can be imported.
+    sys.path.insert(0, "")
+    app = EnclaveKernelApp.instance(
+        config=_configure(start),
+        transport="ipc",
+        ip=start.endpoint_prefix,
+        shell_port=1,
+        iopub_port=2,
+        stdin_port=3,
+        control_port=4,
+        hb_port=5,
+    )
+    app.listeners = listeners
+    app.initialize([])  # type: ignore[no-untyped-call]
+    app.kernel.supervisor_link = link
+    link.send(session_messages.encode(KernelReady()))
+    app.start()  # type: ignore[no-untyped-call]
+    # As at the end of any interpreter, which os._exit in the zygote's child skips.
+    atexit._run_exitfuncs()
+    return 0
+
+
+def _enter_directory(path: str) -> None:
+    """Go to the notebook's directory; where the enclave has none by that name, stay at home."""
+    for candidate in (path, os.environ.get("HOME", "/"), "/"):
+        try:
+            os.chdir(candidate)
+        except OSError:
+            continue
+        return

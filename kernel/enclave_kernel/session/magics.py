@@ -1,0 +1,243 @@
+"""`%load_encrypted`, `%encrypted` and `%unload_encrypted`."""
+
+import builtins
+import contextlib
+import keyword
+import re
+import secrets
+import shlex
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.display import display
+
+from enclave_kernel.session.package_loading import LoadedPackage, load_package
+from enclave_kernel.session.vault_client import VaultLink
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.package_label import Label
+
+__all__ = [
+    "EncryptedMagics",
+    "NameNotBindableError",
+    "NotInEnclaveError",
+    "NotLoadedError",
+    "load_ipython_extension",
+]
+
+_SHOW_AFTER_S: Final = 1.0
+_REDRAW_S: Final = 0.1
+_BAR_CHARS: Final = 40
+
+
+class NotInEnclaveError(EnclaveError):
+    """This kernel has no supervisor to ask for a vault."""
+
+
+class NameNotBindableError(EnclaveError):
+    """The package would be bound to a name that it must not take."""
+
+
+class NotLoadedError(EnclaveError):
+    """No encrypted package is bound to this name."""
+
+
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Have IPython show this project's errors as what they are: one line, no traceback."""
+    try:
+        yield
+    except EnclaveError as error:
+        line = f"{type(error).__name__}: {error}"
+        error.__dict__["_render_traceback_"] = lambda: [line]
+        raise
+
+
+class _LoadProgress:
+    """A progress bar that appears only when loading takes longer than a second."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._drawn = 0.0
+        self._id: str | None = None
+
+    def __call__(self, stage: str, share: float) -> None:
+        now = time.monotonic()
+        if now - self._started < _SHOW_AFTER_S or now - self._drawn < _REDRAW_S:
+            return
+        self._drawn = now
+        done = "=" * int(share * _BAR_CHARS)
+        self._draw(f"{stage} [{done.ljust(_BAR_CHARS)}] {share:4.0%}")
+
+    def finish(self) -> None:
+        """Take the bar away, if one was drawn."""
+        if self._id is not None:
+            self._draw("")
+
+    def _draw(self, text: str) -> None:
+        update = self._id is not None
+        self._id = self._id or secrets.token_hex(8)
+        data = {"text/plain": text}
+        options = {"raw": True, "display_id": self._id, "update": update}
+        display(data, **options)  # type: ignore[no-untyped-call]
+
+
+@magics_class
+class EncryptedMagics(Magics):
+    """Magics for encrypted packages.
+
+    Attributes:
+        packages: What is loaded, by the name it is bound to.
+    """
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        self.packages: dict[str, LoadedPackage] = {}
+
+    @line_magic
+    def load_encrypted(self, line: str) -> None:
+        """Load an encrypted package and bind it to one name.
+
+        Usage:
+          %load_encrypted FILE [as NAME]
+
+        Example:
+          %load_encrypted credit-scorer-1.2.0.encrypted as scorer
+
+        Without `as NAME` the name is the one the package's label gives. Loading it again under
+        a name replaces the package that was loaded under it.
+        """
+        with _in_one_line():
+            file_name, name = _parse_load(line)
+            if name is not None:
+                _check_bindable(name)
+            progress = _LoadProgress()
+            try:
+                loaded = load_package(file_name, self._link(), progress)
+            finally:
+                progress.finish()
+            try:
+                name = name or _default_name(loaded.label)
+                _check_bindable(name)
+            except EnclaveError:
+                loaded.client.close()
+                raise
+            previous = self.packages.pop(name, None)
+            if previous is not None:
+                previous.client.close("another package was loaded under its name")
+            self.packages[name] = loaded
+            self._namespace()[name] = loaded.proxy
+            print(_summary(loaded.label, name))  # noqa: T201 (the cell's output)
+
+    @line_magic
+    def encrypted(self, line: str) -> None:
+        """List the encrypted packages that are loaded.
+
+        Usage:
+          %encrypted
+        """
+        if line.strip():
+            raise UsageError("%encrypted takes no arguments; %load_encrypted FILE loads one")
+        print(_table(self.packages))  # noqa: T201 (the cell's output)
+
+    @line_magic
+    def unload_encrypted(self, line: str) -> None:
+        """End an encrypted package's vault and remove the name it is bound to.
+
+        Usage:
+          %unload_encrypted NAME
+
+        Its objects raise VaultDiedError from then on.
+        """
+        name = line.strip()
+        if not name:
+            raise UsageError("%unload_encrypted needs a NAME; %encrypted lists them")
+        with _in_one_line():
+            loaded = self.packages.pop(name, None)
+            if loaded is None:
+                known = ", ".join(sorted(self.packages)) or "none is loaded"
+                raise NotLoadedError(f"{name!r} is no encrypted package; loaded: {known}")
+            loaded.client.close()
+            if self._namespace().get(name) is loaded.proxy:
+                del self._namespace()[name]
+            print(f"Unloaded {_title(loaded.label)}.")  # noqa: T201 (the cell's output)
+
+    def _namespace(self) -> dict[str, Any]:
+        if self.shell is None:
+            raise NotInEnclaveError("there is no interactive shell to bind a package in")
+        namespace: dict[str, Any] = self.shell.user_ns
+        return namespace
+
+    def _link(self) -> VaultLink:
+        kernel = getattr(self.shell, "kernel", None)
+        link: VaultLink | None = getattr(kernel, "supervisor_link", None)
+        if link is None:
+            raise NotInEnclaveError(
+                "this kernel does not run in an enclave: choose the kernel 'enclave' "
+                "(install it with: enclave install-kernelspec)"
+            )
+        return link
+
+
+def _parse_load(line: str) -> tuple[str, str | None]:
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"%load_encrypted FILE [as NAME]: {error}") from None
+    if len(words) == 1:
+        return words[0], None
+    if len(words) == 3 and words[1] == "as":
+        return words[0], words[2]
+    raise UsageError("usage: %load_encrypted FILE [as NAME]; put a FILE with spaces between quotes")
+
+
+def _default_name(label: Label) -> str:
+    module = label.package.module.rpartition(".")[2]
+    return module or re.sub(r"\W", "_", label.package.name)
+
+
+def _check_bindable(name: str) -> None:
+    # The owner chose the default: it must not replace `open` or `print` in the user's notebook.
+    if not name.isidentifier() or keyword.iskeyword(name) or hasattr(builtins, name):
+        raise NameNotBindableError(
+            f"{name!r} cannot be the package's name: choose another with "
+            "%load_encrypted FILE as NAME"
+        )
+
+
+def _title(label: Label) -> str:
+    return f"{label.package.name} {label.package.version}"
+
+
+def _exports(label: Label) -> str:
+    return ", ".join(sorted((*label.exports.classes, *label.exports.functions))) or "nothing"
+
+
+def _summary(label: Label, name: str) -> str:
+    return (
+        f"Loaded {_title(label)} as {name}: {_exports(label)}. "
+        "Publisher unknown: the package is not signed."
+    )
+
+
+def _table(packages: dict[str, LoadedPackage]) -> str:
+    if not packages:
+        return "No encrypted package is loaded; load one with: %load_encrypted FILE"
+    rows = [("NAME", "PACKAGE", "STATE", "PUBLISHER", "EXPORTS", "FILE")]
+    for name, loaded in sorted(packages.items()):
+        state = "running" if loaded.client.alive else "ended"
+        exports = _exports(loaded.label)
+        rows.append((name, _title(loaded.label), state, "unknown", exports, loaded.file))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Register the magics with an IPython shell."""
+    shell.register_magics(EncryptedMagics)

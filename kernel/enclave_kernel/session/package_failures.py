@@ -1,0 +1,93 @@
+"""What a call into an encrypted package can raise, rebuilt from the little that crosses."""
+
+import builtins
+from typing import Final
+
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.value_nodes import ValueRefusedError
+from enclave_protocol.vault_messages import Raised, Refused
+
+__all__ = [
+    "CallLimitError",
+    "EncryptedPackageError",
+    "VaultDiedError",
+    "rebuild_raised",
+    "rebuild_refused",
+]
+
+
+class EncryptedPackageError(EnclaveError):
+    """Code of an encrypted package raised, and its owner does not show more than this.
+
+    Attributes:
+        incident: What to tell the owner; None where there is nothing to look up.
+    """
+
+    def __init__(self, message: str, incident: str | None = None) -> None:
+        super().__init__(message)
+        self.incident = incident
+
+
+class CallLimitError(EncryptedPackageError):
+    """The owner's policy allows this call no more, or not yet, or not with this result."""
+
+
+class VaultDiedError(EnclaveError):
+    """The process that an encrypted package runs in has ended; its objects are gone."""
+
+
+# Those that a plain message makes. StopIteration would end a loop of the caller's in silence.
+_REBUILT: Final = {
+    name: kind
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type)
+    and issubclass(kind, Exception)
+    and not issubclass(
+        kind,
+        (
+            StopIteration,
+            StopAsyncIteration,
+            ExceptionGroup,
+            UnicodeDecodeError,
+            UnicodeEncodeError,
+            UnicodeTranslateError,
+        ),
+    )
+}
+_REFUSALS: Final[dict[str, type[Exception]]] = {
+    "TypeError": TypeError,
+    "AttributeError": AttributeError,
+    "ReferenceError": ReferenceError,
+    "ValueRefusedError": ValueRefusedError,
+    "BudgetExceededError": CallLimitError,
+}
+
+
+def rebuild_raised(raised: Raised, package: str) -> BaseException:
+    """Return the exception to raise for what the package raised.
+
+    Args:
+        raised: What the vault told.
+        package: How the package is shown, `<encrypted NAME VERSION>`.
+    """
+    if raised.type_name == "KeyboardInterrupt":
+        return KeyboardInterrupt()
+    kind = _REBUILT.get(raised.type_name)
+    if kind is not None and raised.message is not None:
+        return kind(_plain(raised.message))
+    shown = raised.type_name if raised.type_name.isidentifier() else "Exception"
+    return EncryptedPackageError(
+        f"{shown} in {package} [incident {raised.incident}]: its owner does not show more",
+        raised.incident,
+    )
+
+
+def rebuild_refused(refused: Refused) -> Exception:
+    """Return the exception to raise for a call that the vault did not make."""
+    kind = _REFUSALS.get(refused.kind, EncryptedPackageError)
+    return kind(_plain(refused.message))
+
+
+def _plain(text: str) -> str:
+    """Strip what drives a terminal: the vault does it, too, but is a stranger's."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -1,0 +1,146 @@
+"""From an encrypted file to a package in a vault: reads, streams, and cleans up when it fails."""
+
+import io
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from enclave_kernel.session.proxies import EncryptedPackage, package_proxy, shown_name
+from enclave_kernel.session.vault_client import VaultClient, VaultLink
+from enclave_protocol.package_errors import (
+    PackageError,
+    PackageFormatError,
+    PackageTamperedError,
+    PackageTruncatedError,
+)
+from enclave_protocol.package_header import PackageHeader
+from enclave_protocol.package_label import Label, check_label
+from enclave_protocol.package_reader import read_header
+from enclave_protocol.vault_messages import BODY_CHUNK_BYTES
+
+__all__ = ["LoadedPackage", "PackageFileError", "PackageLoadError", "load_package"]
+
+Progress = Callable[[str, float], None]
+"""Told what is being done and the share of it that is done, 0 to 1."""
+
+
+class PackageFileError(PackageError):
+    """The file to load cannot be read."""
+
+
+class PackageLoadError(PackageError):
+    """The vault could not make use of the package."""
+
+
+_VAULT_ERRORS: Final[dict[str, type[PackageError]]] = {
+    kind.__name__: kind
+    for kind in (PackageFormatError, PackageTamperedError, PackageTruncatedError)
+}
+
+
+@dataclass
+class LoadedPackage:
+    """A package in its vault.
+
+    Attributes:
+        label: Its label; authentic, for the body verified.
+        client: The connection to the vault.
+        proxy: What the notebook works with.
+        file: The file's name as it was typed.
+    """
+
+    label: Label
+    client: VaultClient
+    proxy: EncryptedPackage
+    file: str
+
+
+def load_package(file_name: str, link: VaultLink, progress: Progress) -> LoadedPackage:
+    """Load the encrypted package in a file.
+
+    Args:
+        file_name: As the user typed it; relative to the working directory.
+        link: The way to the supervisor.
+        progress: Called often; it decides what to show.
+
+    Raises:
+        PackageError: The file is none, is altered or cut; names it. Nothing of it ran.
+        EnclaveError: The supervisor or KMS refused, or the vault died.
+    """
+    try:
+        with _open(file_name) as stream:
+            header = read_header(stream, file=file_name)
+            check_label(header.label)
+            progress("asking for its key", 0.0)
+            vault = link.load(file_name, header.raw)
+            try:
+                client = VaultClient(vault, shown_name(header.label), link)
+            except BaseException:
+                vault.socket.close()
+                link.unload(vault.vault_id)
+                raise
+            return _fill(file_name, header, stream, client, progress)
+    except PackageError as error:
+        raise error.with_file(file_name) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise PackageFileError(f"cannot be read: {reason}", file=file_name) from None
+
+
+def _fill(
+    file_name: str,
+    header: PackageHeader,
+    stream: io.FileIO,
+    client: VaultClient,
+    progress: Progress,
+) -> LoadedPackage:
+    """Stream the body into the vault; on any failure, Ctrl-C included, nothing stays."""
+    try:
+        _send_body(stream, client, progress)
+        failure = client.finish_body(lambda: progress("importing", 1.0))
+        if failure is not None:
+            kind = _VAULT_ERRORS.get(failure.kind, PackageLoadError)
+            raise kind(failure.message, file=file_name)
+        proxy = package_proxy(client, header.label)
+        return LoadedPackage(header.label, client, proxy, file_name)
+    except BaseException:
+        client.close("it was not loaded completely")
+        raise
+
+
+def _send_body(stream: io.FileIO, client: VaultClient, progress: Progress) -> None:
+    total = max(1, os.fstat(stream.fileno()).st_size)
+    buffer = memoryview(bytearray(BODY_CHUNK_BYTES))
+    while count := stream.readinto(buffer):
+        if not client.send_body(buffer[:count]):
+            return
+        progress("decrypting", min(1.0, stream.tell() / total))
+
+
+def _open(file_name: str) -> io.FileIO:
+    path = Path(file_name).expanduser()
+    try:
+        # Not blocking: a FIFO by this name must not hang the notebook.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        found = sorted(entry.name for entry in Path().glob("*.encrypted"))[:5]
+        hint = f"here are {', '.join(found)}" if found else "there is no *.encrypted file here"
+        raise PackageFileError(f"no such file in {Path.cwd()}; {hint}", file=file_name) from None
+    except ValueError:
+        raise PackageFileError("is not a file's name", file=file_name) from None
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise PackageFileError(
+                "is a directory; expected a file that `enclave-owner encrypt` wrote",
+                file=file_name,
+            )
+        if not stat.S_ISREG(mode):
+            raise PackageFileError("is not a regular file", file=file_name)
+        return io.FileIO(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise

@@ -1,0 +1,293 @@
+"""What a notebook sees of an encrypted package: one object with its functions and classes.
+
+Made from the label alone, which anyone may read: names, signatures and docs as the owner wrote
+them. Convenience, not protection: the vault checks every request again.
+"""
+
+import inspect
+import weakref
+from collections.abc import Callable, Sequence
+from types import CodeType, FunctionType
+from typing import Any, NoReturn
+
+from enclave_kernel.session.package_failures import EncryptedPackageError
+from enclave_kernel.session.vault_client import VaultClient
+from enclave_protocol.package_errors import PackageFormatError
+from enclave_protocol.package_label import Label
+from enclave_protocol.signature import parse_signature
+from enclave_protocol.value_codec import Handle
+
+__all__ = ["EncryptedObject", "EncryptedPackage", "package_proxy", "shown_name"]
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+_SPECIAL_METHODS = frozenset(("__call__", "__contains__", "__getitem__", "__len__"))
+
+
+def shown_name(label: Label) -> str:
+    """Return how a package is shown wherever it is shown: `<encrypted NAME VERSION>`."""
+    return f"<encrypted {label.package.name} {label.package.version}>"
+
+
+class _Undisclosed:
+    """A default that the owner does not show."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+_UNDISCLOSED = _Undisclosed()
+
+
+class _StaysInVault:
+    """What no proxy does: be pickled or copied."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, _protocol: Any) -> NoReturn:
+        raise TypeError(
+            f"{self!r} stays in its vault: it cannot be pickled or copied; "
+            "save what its functions return instead"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        self.__reduce_ex__(0)
+
+
+class EncryptedObject(_StaysInVault):
+    """An object of an exported class; the object itself is in the vault."""
+
+    __slots__ = ("__weakref__", "_client", "_handle")
+
+    _client: VaultClient
+    _handle: int
+
+    def __repr__(self) -> str:
+        return f"{self._client.package.removesuffix('>')}: {type(self).__name__} object>"
+
+
+class EncryptedPackage(_StaysInVault):
+    """The name that `%load_encrypted` binds. Its attributes are the package's exports."""
+
+    __slots__ = ("_client", "_label", "_members")
+
+    def __init__(self, client: VaultClient, label: Label, members: dict[str, Any]) -> None:
+        self._client = client
+        self._label = label
+        self._members = members
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for names that are no slots. A table: looking around never calls the vault.
+        if name.startswith("__") or name in ("_client", "_label", "_members"):
+            raise AttributeError(name)
+        try:
+            return self._members[name]
+        except KeyError:
+            exports = ", ".join(sorted(self._members)) or "nothing"
+            raise AttributeError(
+                f"{self!r} exports no {name!r}; it exports {exports}", name=name, obj=self
+            ) from None
+
+    def __dir__(self) -> list[str]:
+        return sorted(self._members)
+
+    def __repr__(self) -> str:
+        return shown_name(self._label)
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]  # per package, not per class
+        """The package's description and exports, as its owner wrote them."""
+        lines = [self._label.package.description or repr(self), ""]
+        for name, member in sorted(self._members.items()):
+            lines.append(f"{name}{inspect.signature(member)}")
+            if member.__doc__:
+                lines.append(f"    {member.__doc__}")
+        return "\n".join(lines)
+
+
+def package_proxy(client: VaultClient, label: Label) -> EncryptedPackage:
+    """Return the object that stands for a loaded package.
+
+    Args:
+        client: The connection to its vault.
+        label: Its label, with checked exports.
+
+    Raises:
+        PackageError: A signature in the label does not parse, or a name cannot be exported.
+    """
+    members: dict[str, Any] = {}
+    classes: dict[str, type[EncryptedObject]] = {}
+
+    def resolve(handle: Handle) -> EncryptedObject:
+        cls = classes.get(handle.class_name)
+        if cls is None:
+            raise EncryptedPackageError(f"{client.package} returned an object of no known class")
+        return _adopt(object.__new__(cls), client, handle)
+
+    for name in label.exports.classes:
+        classes[name] = members[name] = _class_proxy(client, label, name, resolve)
+    for name, text in label.exports.functions.items():
+        members[name] = _function_proxy(client, label, name, text, resolve)
+    return EncryptedPackage(client, label, members)
+
+
+def _adopt(instance: EncryptedObject, client: VaultClient, handle: Handle) -> EncryptedObject:
+    instance._client = client
+    instance._handle = handle.number
+    # Not at exit: the vault goes with the notebook.
+    weakref.finalize(instance, client.release, handle.number).atexit = False
+    return instance
+
+
+def _function_proxy(
+    client: VaultClient,
+    label: Label,
+    name: str,
+    text: str,
+    resolve: Callable[[Handle], EncryptedObject],
+) -> FunctionType:
+    _, signature = parse_signature(text)
+    names = _positional_names(signature)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return client.call(name, (args, kwargs), names, resolve)
+        except BaseException as error:
+            # The frames below are this project's: the user sees the package as one frame.
+            raise error.with_traceback(None) from None
+
+    return _dress(call, label, name, name, signature)
+
+
+def _class_proxy(
+    client: VaultClient,
+    label: Label,
+    name: str,
+    resolve: Callable[[Handle], EncryptedObject],
+) -> type[EncryptedObject]:
+    declared = label.exports.classes[name]
+    namespace: dict[str, Any] = {
+        "__slots__": (),
+        "__doc__": label.docs.get(name),
+        "__module__": label.package.module,
+        "__qualname__": name,
+    }
+    if declared.init:
+        _, signature = parse_signature(declared.init)
+        namespace["__signature__"] = _shown(signature)
+    else:
+        signature = inspect.Signature()
+    names = _positional_names(signature)
+
+    def new(cls: type[EncryptedObject], /, *args: Any, **kwargs: Any) -> EncryptedObject:
+        try:
+            handle = client.construct(name, (args, kwargs), names)
+        except BaseException as error:
+            raise error.with_traceback(None) from None
+        return _adopt(object.__new__(cls), client, handle)
+
+    # What was made is complete; nothing is left for __init__ but to take the arguments.
+    namespace["__new__"] = _with_code(new, label, name, f"{name}")
+    namespace["__init__"] = lambda _self, /, *_args, **_kwargs: None
+    for text in declared.methods:
+        method, signature = parse_signature(text)
+        _check_member(name, method)
+        namespace[method] = _method_proxy(client, label, name, method, signature, resolve)
+    for attribute in declared.attributes:
+        _check_member(name, attribute)
+        namespace[attribute] = _attribute_proxy(client, label, name, attribute)
+    return type(name, (EncryptedObject,), namespace)
+
+
+def _method_proxy(
+    client: VaultClient,
+    label: Label,
+    class_name: str,
+    method: str,
+    signature: inspect.Signature,
+    resolve: Callable[[Handle], EncryptedObject],
+) -> FunctionType:
+    names = _positional_names(signature)
+
+    def call(self: EncryptedObject, /, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return client.call_method(self._handle, method, (args, kwargs), names, resolve)
+        except BaseException as error:
+            raise error.with_traceback(None) from None
+
+    parameters = list(signature.parameters.values())
+    # Two of one name are refused; a first parameter of positional-only ones must be one, too.
+    own = "_self" if "self" in signature.parameters else "self"
+    only = any(parameter.kind is inspect.Parameter.POSITIONAL_ONLY for parameter in parameters)
+    first = inspect.Parameter(own, _POSITIONAL[0] if only else _POSITIONAL[1])
+    whole = inspect.Signature([first, *parameters])
+    return _dress(call, label, method, f"{class_name}.{method}", whole)
+
+
+def _attribute_proxy(client: VaultClient, label: Label, class_name: str, name: str) -> property:
+    def get(self: EncryptedObject) -> Any:
+        try:
+            return client.get_attribute(self._handle, name)
+        except BaseException as error:
+            raise error.with_traceback(None) from None
+
+    doc = label.docs.get(f"{class_name}.{name}")
+    return property(_with_code(get, label, name, f"{class_name}.{name}"), doc=doc)
+
+
+def _check_member(class_name: str, member: str) -> None:
+    """Refuse members that would change what Python itself does with a proxy."""
+    if member.startswith("_") and member not in _SPECIAL_METHODS:
+        raise PackageFormatError(
+            f"the label exports {class_name}.{member}: of the names that start with '_' only "
+            f"{', '.join(sorted(_SPECIAL_METHODS))} can be exported"
+        )
+
+
+def _positional_names(signature: inspect.Signature) -> Sequence[str]:
+    return [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.kind in _POSITIONAL
+    ]
+
+
+def _shown(signature: inspect.Signature) -> inspect.Signature:
+    """Return the signature with `...` for what is not disclosed, instead of `Ellipsis`."""
+    return signature.replace(
+        parameters=[
+            parameter.replace(default=_UNDISCLOSED) if parameter.default is ... else parameter
+            for parameter in signature.parameters.values()
+        ]
+    )
+
+
+def _dress(
+    function: Callable[..., Any],
+    label: Label,
+    name: str,
+    qualified: str,
+    signature: inspect.Signature,
+) -> FunctionType:
+    dressed = _with_code(function, label, name, qualified)
+    dressed.__doc__ = label.docs.get(qualified, label.docs.get(name))
+    dressed.__module__ = label.package.module
+    dressed.__signature__ = _shown(signature)  # type: ignore[attr-defined]
+    return dressed
+
+
+def _with_code(
+    function: Callable[..., Any], label: Label, name: str, qualified: str
+) -> FunctionType:
+    """Return `function` as tracebacks shall show it: `<encrypted NAME VERSION>` is its file."""
+    if not isinstance(function, FunctionType):
+        raise TypeError(f"{function!r} is no function")
+    code: CodeType = function.__code__.replace(
+        co_filename=shown_name(label), co_name=name, co_qualname=qualified, co_firstlineno=1
+    )
+    dressed = FunctionType(
+        code, function.__globals__, name, function.__defaults__, function.__closure__
+    )
+    dressed.__qualname__ = qualified
+    dressed.__kwdefaults__ = function.__kwdefaults__
+    return dressed

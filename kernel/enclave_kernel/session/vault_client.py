@@ -1,0 +1,336 @@
+"""The notebook's end of the socket to a vault: blocking, one call at a time, safe from threads.
+
+Nothing here protects the package: the vault makes every check. The strict decoder and the errors
+rebuilt from fixed tables protect the notebook.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+from enclave_kernel.call_channel import CallChannel, ChannelClosedError
+from enclave_kernel.session.call_interrupt import CallInterrupt
+from enclave_kernel.session.package_failures import (
+    VaultDiedError,
+    rebuild_raised,
+    rebuild_refused,
+)
+from enclave_protocol.errors import ProtocolError
+from enclave_protocol.value_codec import (
+    Handle,
+    ValueRefusedError,
+    decode_value,
+    encode_arguments,
+)
+from enclave_protocol.vault_messages import (
+    BodyChunk,
+    BodyEnd,
+    Call,
+    CallMethod,
+    Construct,
+    GetAttribute,
+    Loaded,
+    LoadFailed,
+    Raised,
+    Refused,
+    Release,
+    Result,
+    VaultMessageError,
+    decode_vault_message,
+)
+
+__all__ = ["LoadedVaultLike", "VaultClient", "VaultLink"]
+
+_MAX_RELEASED_AT_ONCE: Final = 1024
+
+_Arguments = tuple[Sequence[object], dict[str, object]]
+_Reply = tuple[Result | Raised | Refused, tuple[memoryview, ...]]
+
+
+class LoadedVaultLike(Protocol):
+    """A vault that has its data key and waits for the body."""
+
+    @property
+    def vault_id(self) -> str:
+        """What the supervisor calls it."""
+        ...
+
+    @property
+    def socket(self) -> socket.socket:
+        """The notebook's end of its socket for calls."""
+        ...
+
+
+class VaultLink(Protocol):
+    """What a session asks of the supervisor (`supervisor_link.SupervisorLink`)."""
+
+    def load(self, file_name: str, header_raw: bytes) -> LoadedVaultLike:
+        """Return a vault with the data key of the package with this header."""
+        ...
+
+    def interrupt(self, vault_id: str) -> None:
+        """Send SIGINT to a vault."""
+        ...
+
+    def unload(self, vault_id: str) -> None:
+        """End a vault; an unknown one is fine."""
+        ...
+
+    def death_reason(self, vault_id: str) -> str | None:
+        """Return why a vault died; None when nothing is known within 2 s."""
+        ...
+
+
+class VaultClient:
+    """Calls into one vault.
+
+    Args:
+        vault: The vault; its socket is owned by the client from now on.
+        package: How the package is shown, `<encrypted NAME VERSION>`.
+        link: The way to the supervisor.
+    """
+
+    def __init__(self, vault: LoadedVaultLike, package: str, link: VaultLink) -> None:
+        self.package = package
+        self._vault_id = vault.vault_id
+        self._link = link
+        self._channel = CallChannel(vault.socket)
+        self._lock = threading.Lock()
+        self._last_request = 0
+        self._mid_frame = False
+        self._released: deque[int] = deque()
+        self._end: str | None = None
+        # A process forked from the notebook must not write into its stream.
+        self._pid = os.getpid()
+
+    @property
+    def alive(self) -> bool:
+        """Whether calls can be made; False once the vault is known to have ended."""
+        return self._end is None
+
+    def send_body(self, data: memoryview) -> bool:
+        """Send the next part of the encrypted body.
+
+        Args:
+            data: At most `BODY_CHUNK_BYTES` bytes.
+
+        Returns:
+            False when the vault has refused the package: call `finish_body` then.
+
+        Raises:
+            VaultDiedError: The vault is gone.
+        """
+        if select.select([self._channel], [], [], 0)[0]:
+            return False
+        try:
+            self._channel.send(BodyChunk(), (data,))
+        except ChannelClosedError:
+            raise self._died() from None
+        return True
+
+    def finish_body(self, waiting: Callable[[], None]) -> LoadFailed | None:
+        """Say that the body is complete and return None once the package is ready.
+
+        Args:
+            waiting: Called about every second meanwhile.
+
+        Returns:
+            Why the vault refused the package.
+
+        Raises:
+            VaultDiedError: The vault is gone.
+        """
+        try:
+            with contextlib.suppress(ChannelClosedError):
+                self._channel.send(BodyEnd())
+            while not select.select([self._channel], [], [], 1.0)[0]:
+                waiting()
+            message = decode_vault_message(self._channel.receive()[0])
+        except (ChannelClosedError, VaultMessageError):
+            raise self._died() from None
+        if isinstance(message, LoadFailed):
+            return message
+        if not isinstance(message, Loaded):
+            raise self._died()
+        return None
+
+    def call(
+        self,
+        function: str,
+        arguments: _Arguments,
+        names: Sequence[str],
+        resolve: Callable[[Handle], object] | None = None,
+    ) -> Any:
+        """Call an exported function.
+
+        Args:
+            function: Its name.
+            arguments: Positional and keyword arguments.
+            names: Names of the positional parameters, for messages.
+            resolve: Makes an object of a handle that comes back; None refuses handles.
+
+        Raises:
+            ValueRefusedError: An argument cannot go into the package.
+            EncryptedPackageError: The package raised; or another exception that its owner shows.
+            VaultDiedError: The vault is gone.
+            KeyboardInterrupt: The call was interrupted.
+        """
+        encoded = encode_arguments(*arguments, names=names)
+        return self._request(
+            lambda number: Call(number, function, encoded.header), encoded.buffers, resolve
+        )
+
+    def construct(self, class_name: str, arguments: _Arguments, names: Sequence[str]) -> Handle:
+        """Make an object of an exported class. Arguments and errors as for `call`."""
+        encoded = encode_arguments(*arguments, names=names)
+        handle = self._request(
+            lambda number: Construct(number, class_name, encoded.header),
+            encoded.buffers,
+            lambda handle: handle,
+        )
+        if type(handle) is not Handle:
+            raise VaultDiedError(f"{self.package} broke the protocol: load it again")
+        return handle
+
+    def call_method(
+        self,
+        handle: int,
+        method: str,
+        arguments: _Arguments,
+        names: Sequence[str],
+        resolve: Callable[[Handle], object] | None = None,
+    ) -> Any:
+        """Call a declared method of an object. Arguments and errors as for `call`."""
+        encoded = encode_arguments(*arguments, names=names)
+        return self._request(
+            lambda number: CallMethod(number, handle, method, encoded.header),
+            encoded.buffers,
+            resolve,
+        )
+
+    def get_attribute(self, handle: int, attribute: str) -> Any:
+        """Return a declared attribute of an object. Errors as for `call`."""
+        return self._request(lambda number: GetAttribute(number, handle, attribute), (), None)
+
+    def release(self, handle: int) -> None:
+        """Forget an object in the vault. Never waits: safe in finalizers, whoever runs them."""
+        self._released.append(handle)
+        if self._end is None and os.getpid() == self._pid and self._lock.acquire(blocking=False):
+            # Held by a call, in this thread even: then the next call sends it.
+            try:
+                self._send_released()
+            finally:
+                self._lock.release()
+
+    def close(self, reason: str = "it was unloaded") -> None:
+        """End the vault; later calls raise VaultDiedError with `reason`."""
+        if os.getpid() != self._pid:
+            return
+        self._end = self._end or reason
+        self._link.unload(self._vault_id)
+        # A call in another thread now meets the end of the stream, and lets go of the lock.
+        with self._lock:
+            self._channel.close()
+
+    def _request(
+        self,
+        make: Callable[[int], Call | Construct | CallMethod | GetAttribute],
+        buffers: tuple[memoryview, ...],
+        resolve: Callable[[Handle], object] | None,
+    ) -> Any:
+        with self._lock:
+            reply, contents = self._exchange(make, buffers)
+        if isinstance(reply, Raised):
+            raise rebuild_raised(reply, self.package)
+        if isinstance(reply, Refused):
+            raise rebuild_refused(reply)
+        try:
+            return decode_value(reply.value, contents, resolve=resolve)
+        except ValueRefusedError as refusal:
+            raise VaultDiedError(
+                f"{self.package} returned what no package may return: {refusal}"
+            ) from None
+
+    def _exchange(
+        self,
+        make: Callable[[int], Call | Construct | CallMethod | GetAttribute],
+        buffers: tuple[memoryview, ...],
+    ) -> _Reply:
+        """Send one request and return its reply; the lock is held."""
+        if self._end is not None or os.getpid() != self._pid:
+            raise self._died()
+        watch = CallInterrupt(self._interrupt_vault, self._kill_unresponsive)
+        try:
+            with watch:
+                self._send_released()
+                reply = self._round_trip(make, buffers)
+                while _came_too_early(reply[0]) and not watch.happened:
+                    # An interrupt meant for an earlier call; this one did not begin.
+                    reply = self._round_trip(make, buffers)
+        except ProtocolError:
+            error = self._died()
+            if watch.happened:
+                raise KeyboardInterrupt from None
+            raise error from None
+        except BaseException:
+            if self._mid_frame:
+                # Another signal's handler raised inside a frame: the stream's place is lost.
+                self._end = "an exception broke into a call to it"
+                self._died()
+            raise
+        if watch.happened:
+            raise KeyboardInterrupt
+        return reply
+
+    def _round_trip(
+        self,
+        make: Callable[[int], Call | Construct | CallMethod | GetAttribute],
+        buffers: tuple[memoryview, ...],
+    ) -> _Reply:
+        self._last_request = number = self._last_request + 1
+        request = make(number)
+        self._mid_frame = True
+        self._channel.send(request, buffers)
+        payload, contents = self._channel.receive()
+        self._mid_frame = False
+        reply = decode_vault_message(payload)
+        if not isinstance(reply, Result | Raised | Refused) or reply.request_id != number:
+            raise VaultMessageError("the vault answered something that was not asked")
+        return reply, contents
+
+    def _send_released(self) -> None:
+        while self._released:
+            count = min(len(self._released), _MAX_RELEASED_AT_ONCE)
+            numbers = tuple(self._released.popleft() for _ in range(count))
+            if not self._channel.send_now(Release(numbers)):
+                self._released.extend(numbers)
+                return
+
+    def _interrupt_vault(self) -> None:
+        self._link.interrupt(self._vault_id)
+
+    def _kill_unresponsive(self) -> None:
+        self._end = "it did not react to an interrupt and was stopped"
+        self._link.unload(self._vault_id)
+
+    def _died(self) -> VaultDiedError:
+        """Return the error that says why no call can be made; ends what is left of the vault."""
+        if os.getpid() != self._pid:
+            return VaultDiedError(f"{self.package} cannot be used in a forked process")
+        if self._end is None:
+            reason = self._link.death_reason(self._vault_id)
+            self._end = reason or "the enclave did not say why"
+        self._link.unload(self._vault_id)
+        self._channel.close()
+        return VaultDiedError(
+            f"{self.package} has ended ({self._end}): load it again with %load_encrypted"
+        )
+
+
+def _came_too_early(reply: Result | Raised | Refused) -> bool:
+    return isinstance(reply, Refused) and reply.kind == "KeyboardInterrupt"

@@ -1,0 +1,234 @@
+"""Messages between the supervisor and one kernel process, over their socketpair.
+
+The supervisor treats what comes from a kernel as hostile: any code may run there. Frames as in
+`enclave_protocol.frame`. File descriptors travel with `ForkKernel` and `PackageLoaded` only, and
+only away from the supervisor.
+"""
+
+from typing import Annotated
+
+import msgspec
+
+from enclave_protocol.messages import KernelId, MessageError
+
+__all__ = [
+    "MAX_SESSION_BYTES",
+    "CancelLoad",
+    "ForkKernel",
+    "InterruptVault",
+    "KernelExited",
+    "KernelForked",
+    "KernelReady",
+    "LoadPackage",
+    "LoadRefused",
+    "PackageLoaded",
+    "SignalChild",
+    "StartKernel",
+    "UnloadVault",
+    "VaultDeath",
+    "VaultDeathRequest",
+    "decode_from_session",
+    "decode_from_supervisor",
+    "decode_from_zygote",
+    "decode_to_zygote",
+    "encode",
+]
+
+MAX_SESSION_BYTES = 1024 * 1024
+"""Limit of a frame in bytes: the largest is a package's header."""
+
+RequestId = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+VaultId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
+_FileName = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """What all messages share."""
+
+
+# Zygote
+
+
+class ForkKernel(_Message, frozen=True, tag="fork"):
+    """Supervisor to zygote, with six descriptors: five listeners and the session socket."""
+
+    kernel_id: KernelId
+
+
+class KernelForked(_Message, frozen=True, tag="forked"):
+    """Zygote to supervisor: the process exists and waits for `StartKernel`."""
+
+    kernel_id: KernelId
+    pid: int
+
+
+class SignalChild(_Message, frozen=True, tag="signal"):
+    """Supervisor to zygote: signal a kernel's process group.
+
+    The zygote does it because a child it has not reaped keeps its pid: no other process can be
+    hit by mistake.
+    """
+
+    kernel_id: KernelId
+    signum: int
+
+
+class KernelExited(_Message, frozen=True, tag="exited"):
+    """Zygote to supervisor: `returncode` as in `subprocess`."""
+
+    kernel_id: KernelId
+    returncode: int
+
+
+# Kernel process
+
+
+class StartKernel(_Message, frozen=True, tag="start"):
+    """Supervisor to a forked kernel process: become this kernel.
+
+    `endpoint_prefix` is the path before "-1" to "-5" of the five listeners.
+    """
+
+    kernel_id: KernelId
+    endpoint_prefix: str
+    key: bytes
+    signature_scheme: str
+    cwd: str
+    environ: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"StartKernel(kernel_id={self.kernel_id!r}, ...)"
+
+
+class KernelReady(_Message, frozen=True, tag="ready"):
+    """Kernel process to supervisor: all five sockets are bound."""
+
+
+class LoadPackage(_Message, frozen=True, tag="load"):
+    """Kernel process to supervisor: a vault for the package with this header, please.
+
+    `file_name` is used in messages to the user only.
+    """
+
+    request_id: RequestId
+    file_name: _FileName
+    header: bytes
+
+
+class CancelLoad(_Message, frozen=True, tag="cancel"):
+    """Kernel process to supervisor: nobody waits for this load any more."""
+
+    request_id: RequestId
+
+
+class InterruptVault(_Message, frozen=True, tag="interrupt"):
+    """Kernel process to supervisor: SIGINT for this vault."""
+
+    vault_id: VaultId
+
+
+class UnloadVault(_Message, frozen=True, tag="unload"):
+    """Kernel process to supervisor: end this vault."""
+
+    vault_id: VaultId
+
+
+class VaultDeathRequest(_Message, frozen=True, tag="why"):
+    """Kernel process to supervisor: why did this vault die?"""
+
+    request_id: RequestId
+    vault_id: VaultId
+
+
+class PackageLoaded(_Message, frozen=True, tag="loaded"):
+    """Supervisor to kernel process, with one descriptor: the socket to the vault.
+
+    The vault has the key; the body goes to it over that socket.
+    """
+
+    request_id: RequestId
+    vault_id: VaultId
+
+
+class LoadRefused(_Message, frozen=True, tag="refused"):
+    """Supervisor to kernel process: no vault. `kind` is the error's class name."""
+
+    request_id: RequestId
+    kind: str
+    message: str
+
+
+class VaultDeath(_Message, frozen=True, tag="death"):
+    """Reply to `VaultDeathRequest`; None: it lives, or was unloaded long ago."""
+
+    request_id: RequestId
+    reason: str | None
+
+
+_FromSession = (
+    KernelReady | LoadPackage | CancelLoad | InterruptVault | UnloadVault | VaultDeathRequest
+)
+_FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath
+_ToZygote = ForkKernel | SignalChild
+_FromZygote = KernelForked | KernelExited
+
+_encoder = msgspec.msgpack.Encoder()
+_from_session: msgspec.msgpack.Decoder[_FromSession] = msgspec.msgpack.Decoder(_FromSession)
+_from_supervisor: msgspec.msgpack.Decoder[_FromSupervisor] = msgspec.msgpack.Decoder(
+    _FromSupervisor
+)
+_to_zygote: msgspec.msgpack.Decoder[_ToZygote] = msgspec.msgpack.Decoder(_ToZygote)
+_from_zygote: msgspec.msgpack.Decoder[_FromZygote] = msgspec.msgpack.Decoder(_FromZygote)
+
+
+def encode(message: _FromSession | _FromSupervisor | _ToZygote | _FromZygote) -> bytes:
+    """Return the message as msgpack, without the frame's length."""
+    return _encoder.encode(message)
+
+
+def decode_from_session(payload: bytes) -> _FromSession:
+    """Return a kernel process's message.
+
+    Raises:
+        MessageError: It is none, or a field is out of its range.
+    """
+    try:
+        return _from_session.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MessageError("a kernel process sent a frame that holds no message") from error
+
+
+def decode_from_supervisor(payload: bytes) -> _FromSupervisor:
+    """Return the supervisor's message to a kernel process.
+
+    Raises:
+        MessageError: It is none.
+    """
+    try:
+        return _from_supervisor.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MessageError("the supervisor sent a frame that holds no message") from error
+
+
+def decode_to_zygote(payload: bytes) -> _ToZygote:
+    """Return the supervisor's message to the zygote.
+
+    Raises:
+        MessageError: It is none.
+    """
+    try:
+        return _to_zygote.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MessageError("the supervisor sent the zygote no message") from error
+
+
+def decode_from_zygote(payload: bytes) -> _FromZygote:
+    """Return the zygote's message.
+
+    Raises:
+        MessageError: It is none.
+    """
+    try:
+        return _from_zygote.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MessageError("the zygote sent a frame that holds no message") from error

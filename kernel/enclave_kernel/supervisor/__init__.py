@@ -1,0 +1,1 @@
+"""The enclave's root process: streams, kernels, vaults, key release. It runs nobody's code."""

@@ -1,0 +1,290 @@
+"""The supervisor put together: one listener, one zygote, the kernels and their vaults."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from enclave_kernel.isolation.memory_cgroup import MemoryCgroups
+from enclave_kernel.kms import release_data_key
+from enclave_kernel.nsm import NsmClient
+from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.supervisor import transport
+from enclave_kernel.supervisor.control_stream import ControlStream, NoGatewayError
+from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownKernelError
+from enclave_kernel.supervisor.package_loader import PackageLoader
+from enclave_kernel.supervisor.vault_pool import VaultPool
+from enclave_kernel.supervisor.zygote_process import ZygoteProcess
+from enclave_protocol.errors import EnclaveError, ProtocolError
+from enclave_protocol.frame import FrameDecoder
+from enclave_protocol.messages import (
+    MAX_OPEN_BYTES,
+    PROTOCOL_VERSION,
+    Attest,
+    Attested,
+    Body,
+    Credentials,
+    CredentialsRequest,
+    Done,
+    EnclaveStatus,
+    KernelEnded,
+    KernelLaunched,
+    LaunchKernel,
+    MessageError,
+    Open,
+    OpenChannel,
+    Shutdown,
+    SignalKernel,
+    StatusRequest,
+    decode_open,
+)
+from enclave_protocol.package_header import PackageHeader
+from enclave_protocol.relay import relay
+
+__all__ = ["Supervisor", "SupervisorOptions"]
+
+_log = logging.getLogger(__name__)
+_OPEN_TIMEOUT_S = 5.0
+_SPARE_DELAY_S = 1.0
+"""A first vault is made ready once a kernel runs, but not in the way of its first cell."""
+_MAX_UNOPENED = 64
+_PCR_INDICES = (0, 1, 2, 3, 4, 8)
+_INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "HOME", "TMPDIR")
+
+
+@dataclass(frozen=True)
+class SupervisorOptions:
+    """How the supervisor was started.
+
+    Attributes:
+        listen: `vsock:PORT` or `unix:PATH`.
+        nsm: `/dev/nsm`, or `unix:PATH` of a software NSM in development.
+        runtime_dir: A directory of its own, 0700; sockets and private directories live there.
+        kms_endpoint_url: Development only: where KMS is, instead of AWS.
+        kernel_memory_bytes: The most one kernel's processes may use; None: no limit.
+    """
+
+    listen: str
+    nsm: str
+    runtime_dir: Path
+    kms_endpoint_url: str | None = None
+    kernel_memory_bytes: int | None = None
+
+
+class Supervisor:
+    """The enclave's root process.
+
+    Raises:
+        EnclaveError: The NSM, the endpoint or the memory limit cannot be had.
+    """
+
+    def __init__(self, options: SupervisorOptions) -> None:
+        self._options = options
+        self._started = time.monotonic()
+        self._nsm = NsmClient.open(options.nsm)
+        self._pcrs = {i: self._nsm.describe_pcr(i)[1].hex() for i in _PCR_INDICES}
+        self._module_id = self._nsm.describe().module_id
+        self._keys = RsaPool()
+        limit = options.kernel_memory_bytes
+        self._cgroups = MemoryCgroups(limit) if limit is not None else None
+        self._isolation = self._describe_isolation()
+        sockets = options.runtime_dir / "k"
+        vaults = options.runtime_dir / "v"
+        for directory in (sockets, vaults):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        # A vault passes through here to its own directory, which nobody can list.
+        vaults.chmod(0o711)
+        self._pool = VaultPool(vaults, [entry for entry in sys.path if entry])
+        self._kernels = KernelTable(
+            sockets, cgroups=self._cgroups, on_ended=self._tell_ended, make_vaults=self._vaults_of
+        )
+        self._control: ControlStream | None = None
+        self._unopened = 0
+        self._stopping = asyncio.Event()
+        self._streams: set[asyncio.Task[None]] = set()
+        self._zygote = self._new_zygote()
+
+    def _describe_isolation(self) -> tuple[str, ...]:
+        applied = ["vault in a process of its own"]
+        if os.geteuid() == 0:
+            applied.append("vault under its own uid")
+            applied.append("vault's files in a tmpfs of its own mount namespace")
+        if self._cgroups is not None:
+            applied.append("memory limit per kernel")
+        return tuple(applied)
+
+    def _new_zygote(self) -> ZygoteProcess:
+        environ = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        return ZygoteProcess(environ, on_exit=self._kernels.ended, on_gone=self._zygote_gone)
+
+    def _zygote_gone(self) -> None:
+        self._kernels.all_ended()
+        if not self._stopping.is_set():
+            self._zygote = self._new_zygote()
+
+    def _vaults_of(self, kernel: Kernel) -> PackageLoader:
+        return PackageLoader(kernel, self._pool, self._release_key)
+
+    def _tell_ended(self, event: KernelEnded) -> None:
+        if self._control is not None:
+            self._control.notify(event)
+
+    async def _release_key(self, header: PackageHeader) -> bytearray:
+        if self._control is None:
+            raise NoGatewayError
+        credentials = await self._control.request(CredentialsRequest())
+        if not isinstance(credentials, Credentials):
+            raise MessageError("the gateway's answer to a request for credentials holds none")
+        return await asyncio.to_thread(
+            release_data_key,
+            header,
+            nsm=self._nsm,
+            keys=self._keys,
+            credentials=credentials,
+            endpoint_url=self._options.kms_endpoint_url,
+        )
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or a Shutdown request; leave nothing behind."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stopping.set)
+        listener = transport.listen(self._options.listen)
+        accepting = asyncio.create_task(self._accept(listener))
+        _log.info("listening on %s", self._options.listen)
+        try:
+            await self._stopping.wait()
+        finally:
+            accepting.cancel()
+            listener.close()
+            await self._close()
+
+    async def _close(self) -> None:
+        self._stopping.set()
+        self._kernels.close()
+        await asyncio.to_thread(self._zygote.stop)
+        await asyncio.to_thread(self._pool.close)
+        self._keys.close()
+        self._nsm.close()
+        if self._cgroups is not None:
+            self._cgroups.close()
+        if self._control is not None:
+            await self._control.close()
+        for stream in list(self._streams):
+            stream.cancel()
+        if self._options.listen.startswith("unix:"):
+            Path(self._options.listen.removeprefix("unix:")).unlink(missing_ok=True)
+        for name in ("k", "v"):
+            with contextlib.suppress(OSError):
+                (self._options.runtime_dir / name).rmdir()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, address = await loop.sock_accept(listener)
+            if not transport.is_parent(sock, address) or self._unopened >= _MAX_UNOPENED:
+                sock.close()
+                continue
+            self._unopened += 1
+            stream = asyncio.create_task(self._serve(sock))
+            self._streams.add(stream)
+            stream.add_done_callback(self._streams.discard)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        """Carry one stream from its Open message to its end."""
+        sock.setblocking(False)
+        opened: Open | None = None
+        rest = b""
+        try:
+            opened, rest = await asyncio.wait_for(_read_open(sock), _OPEN_TIMEOUT_S)
+        except (OSError, TimeoutError, ProtocolError) as error:
+            _log.warning("a stream was refused: %s", error)
+        finally:
+            self._unopened -= 1
+            if opened is None:
+                sock.close()
+        try:
+            if isinstance(opened, OpenChannel):
+                await self._carry_channel(sock, opened, rest)
+            elif opened is not None and opened.version == PROTOCOL_VERSION:
+                await self._serve_control(sock, rest)
+            else:
+                sock.close()
+        except (OSError, EnclaveError) as error:
+            _log.warning("a stream ended: %s", error)
+
+    async def _carry_channel(self, sock: socket.socket, opened: OpenChannel, rest: bytes) -> None:
+        try:
+            kernel = self._kernels.get(opened.kernel_id)
+            inner = await self._kernels.connect(kernel, opened.channel, rest)
+        except (OSError, UnknownKernelError):
+            # Usual while a kernel ends: ZeroMQ clients connect again until told to stop.
+            sock.close()
+            return
+        task = asyncio.create_task(relay(sock, inner))
+        kernel.streams.add(task)
+        task.add_done_callback(kernel.streams.discard)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+
+    async def _serve_control(self, sock: socket.socket, rest: bytes) -> None:
+        reader, writer = await asyncio.open_connection(sock=sock)
+        stream = ControlStream(reader, writer, self._handle)
+        # The newest gateway is the one that counts: an older one crashed or is being replaced.
+        self._control = stream
+        try:
+            await stream.run(rest)
+        finally:
+            if self._control is stream:
+                self._control = None
+
+    async def _handle(self, body: Body) -> Body:
+        if isinstance(body, LaunchKernel):
+            kernel = await self._kernels.launch(body, self._zygote)
+            asyncio.get_running_loop().call_later(_SPARE_DELAY_S, self._pool.prepare_spare)
+            return KernelLaunched(pid=kernel.pid)
+        if isinstance(body, SignalKernel):
+            self._zygote.signal(body.kernel_id, body.signum)
+            return Done()
+        if isinstance(body, StatusRequest):
+            return self._status()
+        if isinstance(body, Attest):
+            document = await asyncio.to_thread(self._nsm.attest, nonce=body.nonce)
+            return Attested(document=document)
+        if isinstance(body, Shutdown):
+            asyncio.get_running_loop().call_later(0.05, self._stopping.set)
+            return Done()
+        raise MessageError(f"{type(body).__name__} is no request of a gateway")
+
+    def _status(self) -> EnclaveStatus:
+        return EnclaveStatus(
+            version=version("enclave-kernel"),
+            module_id=self._module_id,
+            # Debug mode zeroes PCR0 (FACTS, attestation document).
+            debug=not any(bytes.fromhex(self._pcrs[0])),
+            uptime_s=round(time.monotonic() - self._started, 1),
+            pcrs={str(index): value for index, value in self._pcrs.items()},
+            isolation=self._isolation,
+            kernels=self._kernels.describe(),
+        )
+
+
+async def _read_open(sock: socket.socket) -> tuple[Open, bytes]:
+    """Return the first message of a stream and the bytes that came behind it."""
+    loop = asyncio.get_running_loop()
+    decoder = FrameDecoder(MAX_OPEN_BYTES)
+    while True:
+        data = await loop.sock_recv(sock, 4096)
+        if not data:
+            raise MessageError("the stream ended before its Open message")
+        frames = decoder.feed(data, most=1)
+        if frames:
+            break
+    return decode_open(frames[0]), decoder.take_rest()

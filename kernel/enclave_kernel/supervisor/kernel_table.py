@@ -1,0 +1,264 @@
+"""The kernels of this enclave: launched, found by id, signalled, and gone when they end."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from enclave_kernel.isolation.memory_cgroup import MemoryCgroup, MemoryCgroups
+from enclave_kernel.session_messages import KernelExited, KernelReady, StartKernel
+from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
+from enclave_kernel.supervisor.zygote_process import ZygoteProcess
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.messages import CHANNELS, KernelEnded, KernelInfo, LaunchKernel
+
+__all__ = ["Kernel", "KernelLaunchError", "KernelTable", "UnknownKernelError", "VaultOwner"]
+
+_log = logging.getLogger(__name__)
+_READY_TIMEOUT_S = 60.0
+_LISTEN_BACKLOG = 64
+_MAX_KERNELS = 256
+_SIGKILL = 9
+
+
+class KernelLaunchError(EnclaveError):
+    """A kernel process did not come up."""
+
+
+class UnknownKernelError(EnclaveError):
+    """No kernel of that id runs."""
+
+
+class VaultOwner(Protocol):
+    """What a kernel's requests for vaults go to."""
+
+    def handle(self, message: FromSession) -> None:
+        """Take one message of the kernel process."""
+
+    def names(self) -> tuple[str, ...]:
+        """Return name and version of every package that is loaded."""
+
+    def close(self) -> None:
+        """End every vault of this kernel."""
+
+
+@dataclass
+class Kernel:
+    """One kernel process and what belongs to it."""
+
+    kernel_id: str
+    prefix: str
+    pid: int = 0
+    started: float = field(default_factory=time.monotonic)
+    cgroup: MemoryCgroup | None = None
+    channel: SessionChannel | None = None
+    vaults: VaultOwner | None = None
+    ready: asyncio.Future[None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    streams: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class KernelTable:
+    """All kernels.
+
+    Args:
+        directory: Where the listeners' sockets are, only the supervisor's user enters it.
+        cgroups: Memory limits, or None where the system offers none.
+        on_ended: Told of every kernel that was launched and ended.
+        make_vaults: Makes the owner of a kernel's vaults.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        cgroups: MemoryCgroups | None,
+        on_ended: Callable[[KernelEnded], None],
+        make_vaults: Callable[[Kernel], VaultOwner],
+    ) -> None:
+        self._directory = directory
+        self._cgroups = cgroups
+        self._on_ended = on_ended
+        self._make_vaults = make_vaults
+        self._kernels: dict[str, Kernel] = {}
+
+    def __len__(self) -> int:
+        return len(self._kernels)
+
+    def get(self, kernel_id: str) -> Kernel:
+        """Return a kernel that runs.
+
+        Raises:
+            UnknownKernelError: None does by that id.
+        """
+        try:
+            return self._kernels[kernel_id]
+        except KeyError:
+            raise UnknownKernelError(f"no kernel {kernel_id} runs in this enclave") from None
+
+    def describe(self) -> tuple[KernelInfo, ...]:
+        """Return what `enclave status` shows of each kernel."""
+        now = time.monotonic()
+        return tuple(
+            KernelInfo(
+                kernel_id=kernel.kernel_id,
+                pid=kernel.pid,
+                uptime_s=round(now - kernel.started, 1),
+                vaults=kernel.vaults.names() if kernel.vaults is not None else (),
+            )
+            for kernel in self._kernels.values()
+        )
+
+    async def launch(self, request: LaunchKernel, zygote: ZygoteProcess) -> Kernel:
+        """Start a kernel process and return it when its five sockets are bound.
+
+        Raises:
+            KernelLaunchError: The id is taken, too many kernels run, or the process ended or
+                was not ready within 60 s.
+            ZygoteError: There is no zygote to fork from.
+        """
+        if request.kernel_id in self._kernels:
+            raise KernelLaunchError(f"kernel {request.kernel_id} runs already")
+        if len(self._kernels) >= _MAX_KERNELS:
+            raise KernelLaunchError(f"{_MAX_KERNELS} kernels run already; shut one down first")
+        kernel = Kernel(request.kernel_id, str(self._directory / request.kernel_id))
+        self._kernels[kernel.kernel_id] = kernel
+        try:
+            await self._start(kernel, request, zygote)
+            await asyncio.wait_for(kernel.ready, _READY_TIMEOUT_S)
+        except BaseException as error:
+            if kernel.pid:
+                zygote.signal(kernel.kernel_id, _SIGKILL)
+            self._remove(kernel)
+            if isinstance(error, TimeoutError):
+                raise KernelLaunchError("the kernel process was not ready within 60 s") from error
+            raise
+        return kernel
+
+    async def _start(self, kernel: Kernel, request: LaunchKernel, zygote: ZygoteProcess) -> None:
+        ours, theirs = socket.socketpair()
+        listeners: list[socket.socket] = []
+        try:
+            for number in range(1, len(CHANNELS) + 1):
+                listeners.append(_listen(Path(f"{kernel.prefix}-{number}")))
+            descriptors = [*(sock.fileno() for sock in listeners), theirs.fileno()]
+            kernel.pid = await zygote.fork(kernel.kernel_id, descriptors)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            for sock in listeners:
+                sock.close()
+        kernel.vaults = self._make_vaults(kernel)
+        kernel.channel = SessionChannel(
+            ours,
+            on_message=lambda message: self._take(kernel, message),
+            on_end=lambda: self._channel_ended(kernel),
+        )
+        if self._cgroups is not None:
+            # Before the process is told what to be: it allocates nothing until then.
+            kernel.cgroup = self._cgroups.create(kernel.kernel_id)
+            kernel.cgroup.add(kernel.pid)
+        kernel.channel.send(
+            StartKernel(
+                kernel_id=kernel.kernel_id,
+                endpoint_prefix=kernel.prefix,
+                key=request.key,
+                signature_scheme=request.signature_scheme,
+                cwd=request.cwd,
+                environ=request.environ,
+            )
+        )
+
+    def _take(self, kernel: Kernel, message: FromSession) -> None:
+        if isinstance(message, KernelReady):
+            if not kernel.ready.done():
+                kernel.ready.set_result(None)
+        elif kernel.vaults is not None:
+            kernel.vaults.handle(message)
+
+    def _channel_ended(self, kernel: Kernel) -> None:
+        # The process ended, or will get no more vaults: those it has end with the connection.
+        if kernel.vaults is not None:
+            kernel.vaults.close()
+
+    async def connect(self, kernel: Kernel, channel: str, first: bytes) -> socket.socket:
+        """Return a connection to one channel of a kernel, `first` already sent into it.
+
+        Raises:
+            OSError: The kernel ended meanwhile.
+        """
+        number = CHANNELS.index(channel) + 1
+        loop = asyncio.get_running_loop()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            await loop.sock_connect(sock, f"{kernel.prefix}-{number}")
+            await loop.sock_sendall(sock, first)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def ended(self, message: KernelExited) -> None:
+        """A process that the zygote made ended: tell of it and remove what it had."""
+        kernel = self._kernels.get(message.kernel_id)
+        if kernel is None:
+            return
+        reason = self._reason(kernel, message.returncode)
+        if not kernel.ready.done():
+            kernel.ready.set_exception(KernelLaunchError(f"the kernel process {reason}"))
+            return
+        self._remove(kernel)
+        _log.info("kernel %s %s", kernel.kernel_id, reason)
+        self._on_ended(
+            KernelEnded(kernel_id=kernel.kernel_id, returncode=message.returncode, reason=reason)
+        )
+
+    def all_ended(self) -> None:
+        """The zygote is gone and took every kernel with it."""
+        for kernel_id in list(self._kernels):
+            self.ended(KernelExited(kernel_id=kernel_id, returncode=-_SIGKILL))
+
+    def _reason(self, kernel: Kernel, returncode: int) -> str:
+        if kernel.cgroup is not None and kernel.cgroup.killed_for_memory():
+            limit = kernel.cgroup.limit_bytes // 2**20
+            return f"was ended because it needed more than its {limit} MiB of memory"
+        if returncode < 0:
+            return f"was ended by signal {-returncode}"
+        return f"ended with status {returncode}"
+
+    def _remove(self, kernel: Kernel) -> None:
+        self._kernels.pop(kernel.kernel_id, None)
+        if kernel.channel is not None:
+            kernel.channel.close()
+        for stream in kernel.streams:
+            stream.cancel()
+        for number in range(1, len(CHANNELS) + 1):
+            with contextlib.suppress(OSError):
+                Path(f"{kernel.prefix}-{number}").unlink()
+        if kernel.cgroup is not None:
+            kernel.cgroup.remove()
+
+    def close(self) -> None:
+        """Remove every kernel; their processes end with the zygote."""
+        for kernel in list(self._kernels.values()):
+            self._remove(kernel)
+
+
+def _listen(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+        sock.listen(_LISTEN_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,190 @@
+"""Loads packages for one kernel: header in, data key from KMS, vault out."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from enclave_kernel.session_messages import (
+    CancelLoad,
+    InterruptVault,
+    LoadPackage,
+    LoadRefused,
+    PackageLoaded,
+    UnloadVault,
+    VaultDeathRequest,
+)
+from enclave_kernel.session_messages import VaultDeath as VaultDeathMessage
+from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
+from enclave_kernel.supervisor.vault_pool import VaultPool
+from enclave_kernel.vault_process import VaultDeath, VaultProcess
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.package_errors import PackageError
+from enclave_protocol.package_header import PackageHeader, decode_header
+
+__all__ = ["KeyRelease", "PackageLoader", "TooManyVaultsError"]
+
+_log = logging.getLogger(__name__)
+_MAX_VAULTS = 32
+_DEATH_WAIT_S = 1.5
+_MAX_DEATHS_KEPT = 64
+
+KeyRelease = Callable[[PackageHeader], Awaitable[bytearray]]
+"""Fetches the data key of the package with this header, as `enclave_kernel.kms` does."""
+
+
+class TooManyVaultsError(EnclaveError):
+    """A kernel has as many vaults as it may have."""
+
+
+class _ChannelOwner(Protocol):
+    kernel_id: str
+    channel: SessionChannel | None
+
+
+@dataclass
+class _Vault:
+    process: VaultProcess
+    name: str
+
+
+class PackageLoader:
+    """The vaults of one kernel. Every id is looked up here: another kernel's is unknown.
+
+    Args:
+        owner: The kernel.
+        pool: Where vaults come from.
+        release_key: Key release.
+    """
+
+    def __init__(self, owner: _ChannelOwner, pool: VaultPool, release_key: KeyRelease) -> None:
+        self._owner = owner
+        self._pool = pool
+        self._release_key = release_key
+        self._vaults: dict[str, _Vault] = {}
+        self._deaths: dict[str, asyncio.Future[str]] = {}
+        self._loads: dict[int, asyncio.Task[None]] = {}
+        self._closed = False
+
+    def names(self) -> tuple[str, ...]:
+        """Return name and version of every loaded package."""
+        return tuple(vault.name for vault in self._vaults.values())
+
+    def handle(self, message: FromSession) -> None:
+        """Take one message of the kernel process; never waits."""
+        if self._closed:
+            return
+        if isinstance(message, LoadPackage):
+            self._begin_load(message)
+        elif isinstance(message, CancelLoad):
+            load = self._loads.get(message.request_id)
+            if load is not None:
+                load.cancel()
+        elif isinstance(message, InterruptVault):
+            if message.vault_id in self._vaults:
+                self._vaults[message.vault_id].process.interrupt()
+        elif isinstance(message, UnloadVault):
+            vault = self._vaults.pop(message.vault_id, None)
+            if vault is not None:
+                self._pool.end(vault.process)
+        elif isinstance(message, VaultDeathRequest):
+            load = asyncio.create_task(self._tell_death(message))
+            self._loads[-message.request_id] = load
+            load.add_done_callback(lambda _: self._loads.pop(-message.request_id, None))
+
+    def _send(
+        self,
+        message: PackageLoaded | LoadRefused | VaultDeathMessage,
+        descriptors: tuple[int, ...] = (),
+    ) -> None:
+        if self._owner.channel is not None:
+            self._owner.channel.send(message, descriptors)
+
+    def _begin_load(self, message: LoadPackage) -> None:
+        number = message.request_id
+        if number in self._loads or len(self._loads) + len(self._vaults) >= _MAX_VAULTS:
+            error = TooManyVaultsError(
+                f"{_MAX_VAULTS} packages are loaded or loading in this notebook, the most it may "
+                "have; unload one with: %unload_encrypted NAME"
+            )
+            self._refuse(number, error)
+            return
+        self._loads[number] = asyncio.create_task(self._load(message))
+        self._loads[number].add_done_callback(lambda _: self._loads.pop(number, None))
+
+    def _refuse(self, number: int, error: EnclaveError) -> None:
+        self._send(LoadRefused(request_id=number, kind=type(error).__name__, message=str(error)))
+
+    async def _load(self, message: LoadPackage) -> None:
+        try:
+            await self._load_or_raise(message)
+        except PackageError as error:
+            self._refuse(message.request_id, error.with_file(message.file_name))
+        except EnclaveError as error:
+            self._refuse(message.request_id, error)
+        except Exception:
+            _log.exception("loading a package failed unexpectedly")
+            failure = EnclaveError("the supervisor failed to load the package; see: enclave logs")
+            self._refuse(message.request_id, failure)
+
+    async def _load_or_raise(self, message: LoadPackage) -> None:
+        """1. Parse. 2. A vault that passed its self-check. 3. The key. 4. Both meet."""
+        header = decode_header(message.header)
+        if len(header.raw) != len(message.header):
+            raise EnclaveError("the header sent to the supervisor has bytes behind its end")
+        vault: VaultProcess | None = None
+        died = asyncio.Event()
+        vault_id = secrets.token_hex(8)
+
+        def on_death(death: VaultDeath) -> None:
+            died.set()
+            self._vault_died(vault_id, death)
+
+        try:
+            vault = await self._pool.take(on_death)
+            self._deaths[vault_id] = asyncio.get_running_loop().create_future()
+            data_key = await self._release_key(header)
+            await self._pool.start(vault, header.raw, data_key)
+            if died.is_set() or self._closed:
+                raise EnclaveError("the vault ended before the package was loaded; load it again")
+        except BaseException:
+            if vault is not None:
+                self._pool.end(vault)
+            raise
+        package = header.label.package
+        self._vaults[vault_id] = _Vault(vault, f"{package.name} {package.version}")
+        _log.info("kernel %s loaded a package into vault %s", self._owner.kernel_id, vault_id)
+        with vault.session_socket as sock:
+            loaded = PackageLoaded(request_id=message.request_id, vault_id=vault_id)
+            self._send(loaded, (sock.fileno(),))
+
+    def _vault_died(self, vault_id: str, death: VaultDeath) -> None:
+        vault = self._vaults.pop(vault_id, None)
+        if vault is not None:
+            self._pool.end(vault.process)
+        reason = self._deaths.get(vault_id)
+        if reason is not None and not reason.done():
+            reason.set_result(death.reason)
+        while len(self._deaths) > _MAX_DEATHS_KEPT:
+            self._deaths.pop(next(iter(self._deaths)))
+
+    async def _tell_death(self, message: VaultDeathRequest) -> None:
+        reason: str | None = None
+        future = self._deaths.get(message.vault_id)
+        if future is not None:
+            try:
+                reason = await asyncio.wait_for(asyncio.shield(future), _DEATH_WAIT_S)
+            except TimeoutError:
+                reason = None
+        self._send(VaultDeathMessage(request_id=message.request_id, reason=reason))
+
+    def close(self) -> None:
+        """End every vault and every load of this kernel."""
+        self._closed = True
+        for load in list(self._loads.values()):
+            load.cancel()
+        for vault in self._vaults.values():
+            self._pool.end(vault.process)
+        self._vaults.clear()

@@ -1,0 +1,98 @@
+"""The supervisor's end of one kernel process's socket. What comes out of it is hostile."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+
+from enclave_kernel import session_messages
+from enclave_kernel.session_messages import (
+    MAX_SESSION_BYTES,
+    CancelLoad,
+    InterruptVault,
+    KernelReady,
+    LoadPackage,
+    LoadRefused,
+    PackageLoaded,
+    StartKernel,
+    UnloadVault,
+    VaultDeath,
+    VaultDeathRequest,
+)
+from enclave_protocol.errors import ProtocolError
+from enclave_protocol.frame import FrameDecoder, encode_frame
+
+__all__ = ["FromSession", "SessionChannel"]
+
+FromSession = (
+    KernelReady | LoadPackage | CancelLoad | InterruptVault | UnloadVault | VaultDeathRequest
+)
+
+
+class SessionChannel:
+    """Reads a kernel process's messages without ever waiting for it.
+
+    Args:
+        sock: The supervisor's end; owned by the channel.
+        on_message: Called with each message.
+        on_end: Called once, when the process closed its end or broke the protocol.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        on_message: Callable[[FromSession], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._on_message = on_message
+        self._on_end = on_end
+        self._decoder = FrameDecoder(MAX_SESSION_BYTES)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock.fileno(), self._read)
+
+    def send(
+        self,
+        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath,
+        descriptors: tuple[int, ...] = (),
+    ) -> None:
+        """Send one message, small enough for the socket's buffer.
+
+        A process that lets its buffer run full is not waited for: its channel ends (THREATS X-07).
+        """
+        frame = encode_frame(session_messages.encode(message))
+        try:
+            sent = socket.send_fds(self._sock, [frame], descriptors)
+        except OSError:
+            self.close()
+            return
+        if sent != len(frame):
+            self.close()
+
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        try:
+            for payload in self._decoder.feed(data):
+                self._on_message(session_messages.decode_from_session(payload))
+        except ProtocolError:
+            self.close()
+
+    def close(self) -> None:
+        """End the channel; `on_end` is called the first time."""
+        if self._sock.fileno() < 0:
+            return
+        self._loop.remove_reader(self._sock.fileno())
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+        self._on_end()

@@ -1,0 +1,1 @@
+"""The owner's process: decrypts and runs one package for one notebook."""

@@ -1,0 +1,74 @@
+"""The owner's limits on use, counted before each call. They end with the vault: nothing is kept."""
+
+import time
+from collections import deque
+from datetime import UTC, datetime
+
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.manifest import Policy
+
+__all__ = ["BudgetExceededError", "CallBudget"]
+
+_MINUTE_S = 60.0
+
+
+class BudgetExceededError(EnclaveError):
+    """The owner's policy allows no further call now."""
+
+
+class CallBudget:
+    """Counts the calls of one notebook to one package.
+
+    Args:
+        policy: The package's policy; 0 and "" mean no limit.
+
+    Raises:
+        BudgetExceededError: `expires` is no RFC 3339 time with an offset.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._calls = 0
+        self._recent: deque[float] = deque()
+        self._expires: datetime | None = None
+        if policy.expires:
+            try:
+                self._expires = datetime.fromisoformat(policy.expires)
+            except ValueError:
+                self._expires = None
+            if self._expires is None or self._expires.tzinfo is None:
+                raise BudgetExceededError(
+                    f"its policy expires at {policy.expires[:80]!r}, expected an RFC 3339 time"
+                )
+        self._limited = bool(policy.max_calls or policy.calls_per_minute or policy.expires)
+
+    def take(self) -> None:
+        """Count one call.
+
+        Raises:
+            BudgetExceededError: The policy allows it no more, or not yet.
+        """
+        if not self._limited:
+            return
+        policy = self._policy
+        if self._expires is not None and datetime.now(UTC) >= self._expires:
+            raise BudgetExceededError(
+                f"the package expired at {policy.expires}: ask its owner for a newer one"
+            )
+        if policy.max_calls and self._calls >= policy.max_calls:
+            raise BudgetExceededError(
+                f"the owner allows {policy.max_calls} calls each time the package is loaded, "
+                "and they are used up"
+            )
+        now = time.monotonic()
+        while self._recent and self._recent[0] <= now - _MINUTE_S:
+            self._recent.popleft()
+        if policy.calls_per_minute and len(self._recent) >= policy.calls_per_minute:
+            wait = self._recent[0] + _MINUTE_S - now
+            raise BudgetExceededError(
+                f"the owner allows {policy.calls_per_minute} calls a minute: try again in "
+                f"{wait:.0f} s"
+            )
+        self._calls += 1
+        if policy.calls_per_minute:
+            self._recent.append(now)

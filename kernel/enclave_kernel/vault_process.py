@@ -1,0 +1,285 @@
+"""A vault as the supervisor holds it: spawn, start, interrupt, kill, wait.
+
+Blocking. Imports nothing of `vault/`: that code runs in the vault only.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.frame import FrameDecoder, FrameError, encode_frame
+from enclave_protocol.package_errors import (
+    PackageError,
+    PackageFormatError,
+    PackageTamperedError,
+    PackageTruncatedError,
+)
+from enclave_protocol.vault_messages import (
+    KEY_BYTES,
+    ControlMessage,
+    StartVault,
+    VaultFailed,
+    VaultMessageError,
+    VaultReady,
+    VaultStarted,
+    decode_control,
+    encode_control,
+)
+
+__all__ = ["VaultDeath", "VaultProcess", "VaultStartError"]
+
+_BOOTSTRAP: Final = Path(__file__).parent / "vault" / "bootstrap.py"
+_READY_TIMEOUT_S: Final = 30.0
+_MAX_CONTROL_BYTES: Final = 64 * 1024
+"""Of what a vault says: before it started it is as trusted as a package may become."""
+_PACKAGE_ERRORS: Final = {
+    kind.__name__: kind
+    for kind in (PackageError, PackageFormatError, PackageTamperedError, PackageTruncatedError)
+}
+
+
+class VaultStartError(EnclaveError):
+    """A vault could not be made, or did not take its package."""
+
+
+@dataclass(frozen=True)
+class VaultDeath:
+    """How a vault ended.
+
+    Attributes:
+        reason: One line for the notebook's user; holds nothing of the package.
+        returncode: As in `subprocess`; negative for a signal.
+    """
+
+    reason: str
+    returncode: int
+
+
+class VaultProcess:
+    """One vault process. Make it with `spawn`.
+
+    Attributes:
+        pid: Its process id; valid until `wait` returned.
+        session_socket: The notebook's end of the socket for calls: give it away once, then close.
+    """
+
+    def __init__(
+        self,
+        process: "subprocess.Popen[bytes]",
+        control: socket.socket,
+        session_socket: socket.socket,
+        private_dir: Path,
+    ) -> None:
+        self.pid = process.pid
+        self.session_socket = session_socket
+        self._process = process
+        self._control = control
+        self._private_dir = private_dir
+        self._lock = threading.Lock()
+        self._killed = False
+        self._reaped = False
+
+    @classmethod
+    def spawn(
+        cls,
+        *,
+        uid: int | None,
+        gid: int | None,
+        runtime_dir: Path,
+        sys_path: list[str],
+        memory_limit: int | None,
+        timeout_s: float = _READY_TIMEOUT_S,
+    ) -> "VaultProcess":
+        """Start an empty vault and wait until its walls stand.
+
+        Call it from a thread that lives as long as the supervisor: the kernel kills the vault
+        when the thread that spawned it ends.
+
+        Args:
+            uid: User that nothing else has, or will have in this boot; needs root. None: the
+                supervisor's own, which is no boundary.
+            gid: Its group; None for the same number.
+            runtime_dir: Where the vault's private directory is made; with `uid`, that user must
+                be able to pass through it and the folders above.
+            sys_path: Folders with the enclave's own packages, readable for `uid`; nothing a
+                notebook's user can write to.
+            memory_limit: Bytes of private memory; None for no limit.
+            timeout_s: Seconds until it must be ready.
+
+        Raises:
+            VaultStartError: It did not become ready; it is gone again.
+        """
+        private_dir = runtime_dir.resolve() / f"vault-{secrets.token_hex(16)}"
+        _make_private_dir(private_dir, runtime_dir, uid)
+        control, vault_control = socket.socketpair()
+        session_socket, vault_calls = socket.socketpair()
+        descriptors = (vault_control.fileno(), vault_calls.fileno())
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_BOOTSTRAP), *map(str, descriptors)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                # From nothing: no variable of ours or of a user's changes what runs in there.
+                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
+        except OSError as error:
+            control.close()
+            session_socket.close()
+            private_dir.rmdir()
+            raise VaultStartError(f"a vault cannot be started: {error}") from error
+        finally:
+            vault_control.close()
+            vault_calls.close()
+        vault = cls(process, control, session_socket, private_dir)
+        spec = {
+            "sys_path": sys_path,
+            "supervisor_pid": os.getpid(),
+            "private_dir": str(private_dir),
+            "uid": uid,
+            "gid": gid,
+            "memory_limit": memory_limit,
+        }
+        try:
+            control.settimeout(timeout_s)
+            control.sendall(encode_frame(json.dumps(spec).encode()))
+            vault._expect(VaultReady)
+        except (OSError, EnclaveError) as error:
+            vault.kill()
+            vault.wait()
+            if isinstance(error, VaultStartError):
+                raise
+            raise VaultStartError(f"a vault did not start: {error}") from error
+        return vault
+
+    def start(self, header_raw: bytes, data_key: bytearray) -> None:
+        """Give the vault its package's header and key; it then takes the body from the notebook.
+
+        Args:
+            header_raw: Everything before the body, as it is in the file.
+            data_key: 32 bytes, wiped here in any case.
+
+        Raises:
+            PackageError: The vault refused the header.
+            VaultStartError: The vault is gone or silent; kill it.
+        """
+        try:
+            if len(data_key) != KEY_BYTES:
+                raise VaultStartError(f"the data key has {len(data_key)} bytes, not {KEY_BYTES}")
+            self._control.sendall(encode_frame(encode_control(StartVault(header_raw))))
+            # By itself: inside a message it would leave a copy that nobody can wipe.
+            self._control.sendall(data_key)
+            self._expect(VaultStarted)
+        except OSError as error:
+            raise VaultStartError(f"the vault does not answer: {error}") from error
+        finally:
+            data_key[:] = bytes(len(data_key))
+        self._control.close()
+
+    def interrupt(self) -> None:
+        """Interrupt the call that runs in the vault, as Ctrl-C would; a dead vault is fine."""
+        with self._lock:
+            if not self._reaped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """Kill the vault and whatever it forked; harmless when it is dead. Call `wait` after."""
+        with self._lock:
+            self._killed = True
+            self._kill_group()
+
+    def wait(self) -> VaultDeath:
+        """Wait until the vault is dead, clean up after it, and return how it died.
+
+        Nothing of it is left afterwards: no process, no file, no open socket but the notebook's.
+        """
+        # Not reaped yet: until its children are killed the group must not get another owner.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with self._lock:
+            killed = self._killed
+            self._kill_group()
+            self._reaped = True
+            returncode = self._process.wait()
+        self._control.close()
+        # As another user the files were on the vault's own tmpfs, and only the folder is left.
+        shutil.rmtree(self._private_dir, ignore_errors=True)
+        return VaultDeath(_reason(returncode, killed=killed), returncode)
+
+    def _kill_group(self) -> None:
+        if not self._reaped:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def _expect(self, kind: type[ControlMessage]) -> None:
+        message = self._receive()
+        if isinstance(message, VaultFailed):
+            package_error = _PACKAGE_ERRORS.get(message.kind)
+            if package_error is not None:
+                raise package_error(message.message)
+            raise VaultStartError(message.message)
+        if not isinstance(message, kind):
+            raise VaultStartError("the vault sent another message than expected")
+
+    def _receive(self) -> ControlMessage:
+        decoder = FrameDecoder(_MAX_CONTROL_BYTES)
+        while True:
+            try:
+                data = self._control.recv(_MAX_CONTROL_BYTES)
+                frames = decoder.feed(data)
+                if frames:
+                    return decode_control(frames[0])
+            except TimeoutError:
+                raise VaultStartError("the vault did not answer in time") from None
+            except (FrameError, VaultMessageError) as error:
+                raise VaultStartError(f"the vault broke the protocol: {error}") from None
+            if not data:
+                raise VaultStartError("the vault ended before it was ready")
+
+
+def _make_private_dir(path: Path, runtime_dir: Path, uid: int | None) -> None:
+    try:
+        path.mkdir(mode=0o700)
+        if uid is None:
+            return
+        # The mount point itself belongs to nobody else; the tmpfs on it will be the vault's.
+        for folder in path.parents:
+            if not folder.stat().st_mode & 0o001:
+                path.rmdir()
+                raise VaultStartError(
+                    f"{folder} is closed to other users, so a vault of its own user cannot reach "
+                    f"{runtime_dir}: choose another runtime directory"
+                )
+    except OSError as error:
+        raise VaultStartError(
+            f"no private directory can be made in {runtime_dir}: {error}"
+        ) from error
+
+
+def _reason(returncode: int, *, killed: bool) -> str:
+    if killed:
+        return "it was unloaded or stopped"
+    if returncode == -signal.SIGKILL:
+        return "it was killed, most likely because the enclave ran out of memory"
+    if returncode < 0:
+        try:
+            name = signal.Signals(-returncode).name
+        except ValueError:
+            name = f"signal {-returncode}"
+        return f"its code crashed ({name})"
+    return f"it ended by itself (exit code {returncode})"

@@ -1,0 +1,162 @@
+"""A warm interpreter that forks kernel processes. It never sees a key or a package.
+
+It imports what every kernel needs once, so that a kernel starts in a fraction of an interpreter's
+start-up and shares its pages. It has one thread, no ZeroMQ context and no IPython application
+before a fork (FACTS, ipykernel 7.4), and no NumPy: a forked BLAS would be stuck with the threads
+it was made with.
+
+Started by the supervisor as `python -m enclave_kernel.zygote FD`.
+"""
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+
+from enclave_kernel import process_control, session_messages
+from enclave_kernel.session_messages import (
+    MAX_SESSION_BYTES,
+    ForkKernel,
+    KernelExited,
+    KernelForked,
+    SignalChild,
+)
+from enclave_protocol.frame import FrameDecoder, encode_frame
+from enclave_protocol.messages import CHANNELS
+
+__all__ = ["main"]
+
+_DESCRIPTORS_PER_FORK = len(CHANNELS) + 1
+_MAX_PENDING_DESCRIPTORS = 16 * _DESCRIPTORS_PER_FORK
+
+
+def _warm_up() -> None:
+    """Import what every kernel uses and freeze it out of the collector's sight."""
+    import IPython.core.completer
+    import ipykernel.ipkernel
+    import ipykernel.kernelapp
+    import ipykernel.zmqshell
+
+    import enclave_kernel.session.kernel_app
+
+    del IPython, ipykernel, enclave_kernel
+    gc.collect()
+    gc.freeze()
+
+
+class _Zygote:
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._decoder = FrameDecoder(MAX_SESSION_BYTES)
+        self._descriptors: list[int] = []
+        self._kernels: dict[int, str] = {}
+        self._wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wakeup_write)
+        self._wakeup_write = wakeup_write
+        # A handler, not SIG_DFL: only then does the wake-up descriptor hear of it.
+        signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
+
+    def run(self) -> None:
+        """Serve until the supervisor closes its end."""
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        poller.register(self._wakeup_read, select.POLLIN)
+        while True:
+            for descriptor, _event in poller.poll():
+                if descriptor == self._wakeup_read:
+                    os.read(self._wakeup_read, 4096)
+                    self._reap()
+                elif not self._read_control():
+                    return
+
+    def _read_control(self) -> bool:
+        data, descriptors, flags, _address = socket.recv_fds(
+            self._control, 65536, _MAX_PENDING_DESCRIPTORS
+        )
+        self._descriptors += descriptors
+        if not data:
+            return False
+        if flags & socket.MSG_CTRUNC:
+            raise RuntimeError("descriptors from the supervisor were cut off")
+        for payload in self._decoder.feed(data):
+            message = session_messages.decode_to_zygote(payload)
+            if isinstance(message, SignalChild):
+                self._signal(message)
+            else:
+                self._fork(message)
+        return True
+
+    def _signal(self, message: SignalChild) -> None:
+        for pid, kernel_id in self._kernels.items():
+            if kernel_id == message.kernel_id:
+                try:
+                    os.killpg(pid, message.signum)
+                except ProcessLookupError:
+                    # Between fork and setsid the group does not exist yet.
+                    os.kill(pid, message.signum)
+
+    def _fork(self, message: ForkKernel) -> None:
+        mine = self._descriptors[:_DESCRIPTORS_PER_FORK]
+        del self._descriptors[:_DESCRIPTORS_PER_FORK]
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_kernel(mine, parent)
+        self._kernels[pid] = message.kernel_id
+        for descriptor in mine:
+            os.close(descriptor)
+        self._send(KernelForked(kernel_id=message.kernel_id, pid=pid))
+
+    def _become_kernel(self, descriptors: list[int], parent: int) -> None:
+        """The forked child: leave everything of the zygote behind, never return."""
+        status = 1
+        try:
+            process_control.die_with_parent(parent)
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            process_control.reset_signals()
+            self._control.close()
+            for descriptor in (self._wakeup_read, self._wakeup_write, *self._descriptors):
+                os.close(descriptor)
+            from enclave_kernel.session.kernel_app import run_kernel
+
+            *listeners, session = descriptors
+            status = run_kernel(dict(zip(CHANNELS, listeners, strict=True)), session)
+        finally:
+            os._exit(status)
+
+    def _reap(self) -> None:
+        while self._kernels:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is None:
+                return
+            # Not reaped yet, so the pid and its group cannot be anybody else's: what the kernel
+            # left in its group goes with it.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(found.si_pid, signal.SIGKILL)
+            _pid, status = os.waitpid(found.si_pid, 0)
+            kernel_id = self._kernels.pop(found.si_pid, None)
+            if kernel_id is not None:
+                code = os.waitstatus_to_exitcode(status)
+                self._send(KernelExited(kernel_id=kernel_id, returncode=code))
+
+    def _send(self, message: KernelForked | KernelExited) -> None:
+        self._control.sendall(encode_frame(session_messages.encode(message)))
+
+
+def main() -> None:
+    """Run the zygote on the inherited socket whose descriptor is the first argument."""
+    # Ctrl-C in a terminal is for the supervisor to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process_control.die_with_parent(os.getppid())
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    _warm_up()
+    _Zygote(control).run()
+
+
+if __name__ == "__main__":
+    main()

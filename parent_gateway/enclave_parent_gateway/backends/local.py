@@ -1,0 +1,283 @@
+"""The local backend: supervisor, software NSM and local cloud as processes of this machine.
+
+For development, demo and tests: NOT CONFIDENTIAL, root on this machine reads everything.
+"""
+
+import importlib.util
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from enclave_parent_gateway.api import GatewayStatus
+from enclave_parent_gateway.backends.base import Progress
+from enclave_parent_gateway.backends.daemon import Daemon
+from enclave_parent_gateway.credentials import default_credentials
+from enclave_parent_gateway.enclave_state import EnclaveState, read_state, write_state
+from enclave_parent_gateway.errors import EnclaveStartError
+from enclave_parent_gateway.gateway_client import ask_blocking
+from enclave_parent_gateway.interrupts import DeferredInterrupts
+from enclave_parent_gateway.process_identity import ProcessIdentity, stop_process
+from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.messages import Credentials, StatusRequest
+
+__all__ = ["LocalBackend"]
+
+_START_TIMEOUT_S = 60.0
+"""A start takes 1 to 2 s on an idle machine."""
+_GRACE_S = 5.0
+_CLOUD_TIMEOUT_S = 10.0
+"""The local cloud starts in 1 to 2 s, in parallel with the first kernel."""
+_POLL_S = 0.005
+_PASSED_ON = ("PATH", "LANG", "TZ", "HOME")
+"""All of this user's environment that enters the enclave's processes."""
+_MEASURED = ("enclave_kernel", "enclave_protocol")
+_NOBODY = ProcessIdentity(0, -1)
+_PARTS = ("supervisor", "nsm", "cloud")
+
+
+class LocalBackend:
+    """See the module; what the methods promise is in `base.Backend`."""
+
+    name = "local"
+    confidential = False
+
+    def up(
+        self,
+        paths: EnclavePaths,
+        *,
+        memory_mib: int | None,
+        idle_timeout_s: float,
+        progress: Progress,
+        interrupts: DeferredInterrupts,
+        wait_for_all: bool,
+    ) -> EnclaveState:
+        """Start NSM, local cloud, supervisor and gateway; or the gateway alone if only it died."""
+        state = read_state(paths.state_file)
+        if state is not None and state.processes.get("supervisor", _NOBODY).is_running():
+            return self._resume(paths, state, idle_timeout_s, progress, interrupts)
+        self._stop_all(paths)
+        start = _Start(paths, progress, interrupts)
+        try:
+            start.run(memory_mib, idle_timeout_s, wait_for_all=wait_for_all)
+            interrupts.check()
+        except BaseException:
+            # Ctrl-C included: nothing stays behind.
+            self._stop_all(paths)
+            raise
+        return start.state
+
+    def _resume(
+        self,
+        paths: EnclavePaths,
+        state: EnclaveState,
+        idle_timeout_s: float,
+        progress: Progress,
+        interrupts: DeferredInterrupts,
+    ) -> EnclaveState:
+        """Give a supervisor that runs a gateway again; its kernels live on."""
+        if state.processes.get("gateway", _NOBODY).is_running():
+            raise EnclaveStartError(
+                "the enclave runs and does not answer; type: enclave down && enclave up"
+            )
+        start = _Start(paths, progress, interrupts, state)
+        start.wait_answer([start.spawn_gateway(idle_timeout_s)])
+        return start.state
+
+    def _stop_all(self, paths: EnclavePaths) -> None:
+        state = read_state(paths.state_file)
+        if state is not None and "gateway" in state.processes:
+            stop_process(state.processes["gateway"], grace_s=_GRACE_S)
+        self.stop_processes(paths)
+
+    def stop_processes(self, paths: EnclavePaths) -> int:
+        """End supervisor, local cloud and NSM."""
+        killed = 0
+        state = read_state(paths.state_file)
+        for name in _PARTS:
+            if state is not None and name in state.processes:
+                killed += not stop_process(state.processes[name], grace_s=_GRACE_S)
+        for name in (*_PARTS, "gateway"):
+            (paths.runtime / f"{name}.ready").unlink(missing_ok=True)
+        for file in (paths.enclave_socket, paths.nsm_socket, paths.state_file):
+            file.unlink(missing_ok=True)
+        if state is not None and state.directory is not None:
+            shutil.rmtree(state.directory, ignore_errors=True)
+        return killed
+
+    def credentials(self, paths: EnclavePaths) -> Credentials:
+        """Return the local cloud's identity for the parent; the default chain's without a cloud.
+
+        In this order, unlike on AWS: the local cloud takes no identities but its own two, and a
+        developer's real ones have no business there.
+        """
+        state = read_state(paths.state_file)
+        cloud = state.processes.get("cloud", _NOBODY) if state is not None else _NOBODY
+        deadline = time.monotonic() + _CLOUD_TIMEOUT_S
+        while cloud.is_running() and time.monotonic() < deadline:
+            line, newline, _ = (paths.runtime / "cloud.ready").read_bytes().partition(b"\n")
+            if newline:
+                identity = msgspec.json.decode(line, type=_CloudReady)
+                return Credentials(identity.host.access_key_id, identity.host.secret_access_key)
+            time.sleep(0.05)
+        return default_credentials()
+
+
+class _Identity(msgspec.Struct, frozen=True):
+    access_key_id: str
+    secret_access_key: str
+
+
+class _CloudReady(msgspec.Struct, frozen=True):
+    """What of the local cloud's ready line is needed here: its identity for the parent."""
+
+    host: _Identity
+
+
+class _Start:
+    """One start, step by step; every process is in the state file before the next step."""
+
+    def __init__(
+        self,
+        paths: EnclavePaths,
+        progress: Progress,
+        interrupts: DeferredInterrupts,
+        state: EnclaveState | None = None,
+    ) -> None:
+        self._paths = paths
+        self._progress = progress
+        self._interrupts = interrupts
+        self._deadline = time.monotonic() + _START_TIMEOUT_S
+        self._port = _free_port()
+        self.state = state or EnclaveState(
+            "local",
+            time.time(),
+            f"unix:{paths.enclave_socket}",
+            kms_endpoint_url=f"http://127.0.0.1:{self._port}",
+            directory=str(_enclave_directory(paths)),
+        )
+        write_state(paths.state_file, self.state)
+
+    def run(self, memory_mib: int | None, idle_timeout_s: float, *, wait_for_all: bool) -> None:
+        """Start everything; return when kernels can be launched, or when all of it is ready."""
+        paths = self._paths
+        root_dir = paths.make_durable() / "root"
+        self._progress("starting the software NSM")
+        nsm = self._spawn(
+            "nsm",
+            "enclave_infra.software_nsm",
+            *("--socket", str(paths.nsm_socket), "--root-dir", str(root_dir)),
+            *("--measure", *(str(_folder(name)) for name in _MEASURED)),
+        )
+        gateway = self.spawn_gateway(idle_timeout_s)
+        ready = nsm.wait_ready(self._deadline, self._interrupts.check)
+        self._progress("starting supervisor and local cloud")
+        memory = ("--kernel-memory-mib", str(memory_mib)) if memory_mib else ()
+        supervisor = self._spawn(
+            "supervisor",
+            "enclave_kernel",
+            *("--listen", self.state.endpoint, "--nsm", f"unix:{paths.nsm_socket}"),
+            *("--runtime-dir", str(self.state.directory), "--development"),
+            *("--kms-endpoint-url", str(self.state.kms_endpoint_url), *memory),
+        )
+        cloud = self._spawn(
+            "cloud",
+            "enclave_infra.local_cloud",
+            *("--root-cert", ready.get("root_certificate", "")),
+            *("--state-dir", str(_own(paths.durable / "cloud")), "--port", str(self._port)),
+        )
+        self.wait_answer([nsm, supervisor, gateway])
+        if wait_for_all:
+            self._progress("waiting for the local cloud")
+            cloud.wait_ready(self._deadline, self._interrupts.check)
+
+    def wait_answer(self, daemons: Sequence[Daemon]) -> None:
+        """Return when the supervisor answers through the gateway.
+
+        Raises:
+            EnclaveStartError: One of the daemons ended, or it takes too long.
+        """
+        self._progress("waiting for the enclave")
+        while not self._answers():
+            self._interrupts.check()
+            for daemon in daemons:
+                daemon.check()
+            if time.monotonic() > self._deadline:
+                raise EnclaveStartError("the enclave does not answer in time; see: enclave logs")
+            time.sleep(_POLL_S)
+
+    def _spawn(self, name: str, module: str, *arguments: str) -> Daemon:
+        environ = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+        return self._note(
+            Daemon(name, [sys.executable, "-I", "-m", module, *arguments], environ, self._paths)
+        )
+
+    def spawn_gateway(self, idle_timeout_s: float) -> Daemon:
+        """Start the gateway; it looks for the supervisor by itself."""
+        paths = self._paths
+        command = [sys.executable, "-I", "-m", "enclave_parent_gateway.gateway"]
+        command += ["--runtime-dir", str(paths.runtime), "--state-dir", str(paths.durable)]
+        command += ["--endpoint", self.state.endpoint, "--backend", "local"]
+        command += ["--idle-timeout", str(idle_timeout_s)]
+        # The whole environment: the default credential chain reads its variables.
+        return self._note(Daemon("gateway", command, os.environ, paths))
+
+    def _note(self, daemon: Daemon) -> Daemon:
+        self.state = self.state.with_process(daemon.name, daemon.identity)
+        write_state(self._paths.state_file, self.state)
+        return daemon
+
+    def _answers(self) -> bool:
+        with suppress(EnclaveError, OSError):
+            # Short: Ctrl-C is looked at between two of these.
+            status = ask_blocking(
+                self._paths.gateway_socket, StatusRequest(), GatewayStatus, timeout_s=1.0
+            )
+            return status.enclave is not None
+        return False
+
+
+def _folder(package: str) -> Path:
+    """Return the directory of a package without importing it."""
+    spec = importlib.util.find_spec(package)
+    locations = spec.submodule_search_locations if spec else None
+    if not locations:
+        raise EnclaveStartError(
+            f"the package {package} is not installed; type: pip install 'enclave-kernel[enclave]'"
+        )
+    return Path(next(iter(locations)))
+
+
+def _free_port() -> int:
+    """Return a TCP port that is free now, so that the supervisor need not wait for its user."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _enclave_directory(paths: EnclavePaths) -> Path:
+    """Make the supervisor's directory.
+
+    For root it is outside of ours: the vaults' users must be able to pass through it, and nobody
+    but us through ours.
+    """
+    if os.geteuid() != 0:
+        return _own(paths.enclave_runtime)
+    parent = "/run" if os.access("/run", os.W_OK) else None
+    directory = Path(tempfile.mkdtemp(prefix="enclave-", dir=parent))
+    directory.chmod(0o711)
+    return directory
+
+
+def _own(path: Path) -> Path:
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path

@@ -1,0 +1,286 @@
+"""The command `enclave`: what an enclave administrator and a data scientist type.
+
+Exit codes: 0 done, 1 failed with one line on standard error, 2 misused, 3 no enclave (`status`).
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from enclave_parent_gateway.api import GatewayStatus, KeepRunning
+from enclave_parent_gateway.backends.base import BACKENDS, load_backend
+from enclave_parent_gateway.enclave_state import EnclaveState, read_state
+from enclave_parent_gateway.gateway_client import ask_blocking
+from enclave_parent_gateway.interrupts import DeferredInterrupts
+from enclave_parent_gateway.lifecycle import bring_down, bring_up, running_status
+from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.messages import Done
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["main"]
+
+_DOWN = 3
+_LOGS = ("supervisor", "gateway")
+_FOLLOW_POLL_S = 0.2
+_NOT_CONFIDENTIAL = "NOT CONFIDENTIAL ({} backend)"
+
+
+class _Commands(click.Group):
+    """A group whose commands show our errors as one line, exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EnclaveError as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:
+            raise click.ClickException(f"{error.strerror or error}: {error.filename}") from error
+
+
+def _examples(*lines: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console  # late: 0.1 s that `status --json` can do without
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _steps(console: "Console") -> Iterator[Any]:
+    """Show one step after another: a spinner on a terminal, lines elsewhere."""
+    if not console.is_terminal:
+        yield lambda step: console.print(f"  {step} ...")
+        return
+    with console.status("looking for an enclave") as status:
+        yield status.update
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_examples("enclave up", "jupyter lab        # choose the kernel: Python 3 (enclave)"),
+)
+def main() -> None:
+    """Run Jupyter kernels in an enclave."""
+
+
+@main.command(epilog=_examples("enclave up", "enclave up --memory 2048 --idle-timeout 600"))
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default=BACKENDS[0],
+    envvar="ENCLAVE_BACKEND",
+    show_default=True,
+    help="Where the enclave runs; local: processes of this machine.",
+)
+@click.option(
+    "--memory",
+    type=click.IntRange(min=64),
+    metavar="MIB",
+    help="Most memory one kernel may use, in MiB.  [default: no limit]",
+)
+@click.option(
+    "--idle-timeout",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="S",
+    help="Go down after so many seconds without a kernel.  [default: never]",
+)
+def up(backend: str, memory: int | None, idle_timeout: float) -> None:
+    """Start the enclave; harmless if it is up."""
+    paths = EnclavePaths.from_environment()
+    console = _console()
+    began = time.monotonic()
+    # To the last line: an interrupted `up` leaves nothing, and one that leaves it says so.
+    with DeferredInterrupts() as interrupts:
+        with _steps(console) as progress:
+            state, started = bring_up(
+                paths,
+                backend=backend,
+                memory_mib=memory,
+                idle_timeout_s=idle_timeout,
+                progress=progress,
+                interrupts=interrupts,
+                wait_for_all=True,
+            )
+        try:
+            interrupts.check()
+        except KeyboardInterrupt:
+            if started:
+                bring_down(paths, progress=progress)
+            raise
+        if not started:
+            # Whoever types this wants it to stay, also if a notebook had started it.
+            ask_blocking(paths.gateway_socket, KeepRunning(idle_timeout), Done)
+        status = running_status(paths.gateway_socket)
+        if status is None or status.enclave is None:
+            raise click.ClickException("the enclave ended right after its start; see: enclave logs")
+        if started:
+            console.print(f"The enclave is up ({time.monotonic() - began:.1f} s).")
+        else:
+            later = " --memory takes effect at the next start." if memory else ""
+            console.print(f"The enclave was up already.{later}")
+        console.print(f"PCR0 {status.enclave.pcrs.get('0', 'unknown')}")
+        _print_confidential(console, state)
+
+
+def _print_confidential(console: "Console", state: EnclaveState) -> None:
+    if not load_backend(state.backend).confidential:
+        console.print(_NOT_CONFIDENTIAL.format(state.backend), style="bold red")
+
+
+@main.command(epilog=_examples("enclave status", "enclave status --json | jq .pcrs"))
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def status(as_json: bool) -> None:
+    """Say what runs. Exit code 0: the enclave is up; 3: it is not."""
+    paths = EnclavePaths.from_environment()
+    state = read_state(paths.state_file)
+    found = running_status(paths.gateway_socket)
+    report = _report(paths, state, found)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report)))
+    else:
+        _print_report(report, found)
+    if report["state"] != "up":
+        sys.exit(_DOWN)
+
+
+def _report(
+    paths: EnclavePaths, state: EnclaveState | None, found: GatewayStatus | None
+) -> dict[str, Any]:
+    """Return what `status --json` prints; its keys are an interface."""
+    report: dict[str, Any] = {"state": "down", "runtime_dir": str(paths.runtime)}
+    if state is None:
+        return report
+    enclave = found.enclave if found else None
+    report |= {
+        "state": "up" if enclave else "broken",
+        "backend": state.backend,
+        "confidential": load_backend(state.backend).confidential,
+        "kms_endpoint_url": state.kms_endpoint_url,
+        "pids": {
+            name: process.pid for name, process in state.processes.items() if process.is_running()
+        },
+        "idle_timeout_s": found.idle_timeout_s if found else None,
+    }
+    if enclave:
+        report |= {
+            "version": enclave.version,
+            "debug": enclave.debug,
+            "pcrs": enclave.pcrs,
+            "uptime_s": round(enclave.uptime_s, 1),
+            "isolation": enclave.isolation,
+            "kernels": enclave.kernels,
+        }
+    return report
+
+
+def _print_report(report: dict[str, Any], found: GatewayStatus | None) -> None:
+    console = _console()
+    if report["state"] == "down":
+        console.print("No enclave is up. Type: enclave up")
+        return
+    if report["state"] == "broken":
+        alive = ", ".join(report["pids"]) or "nothing"
+        console.print(
+            f"The enclave does not answer ({alive} of it runs). See: enclave logs; then type: "
+            "enclave up",
+            style="bold red",
+        )
+        return
+    console.print(f"The enclave is up: backend {report['backend']}, {report['uptime_s']:.0f} s.")
+    if not report["confidential"]:
+        console.print(_NOT_CONFIDENTIAL.format(report["backend"]), style="bold red")
+    console.print(f"PCR0        {report['pcrs'].get('0', 'unknown')}")
+    console.print(f"isolation   {', '.join(report['isolation']) or 'none'}")
+    console.print(f"KMS         {report['kms_endpoint_url'] or 'AWS'}")
+    connections = {slot.kernel_id: slot.connections for slot in found.slots} if found else {}
+    for kernel in report["kernels"]:
+        packages = f", packages: {', '.join(kernel.vaults)}" if kernel.vaults else ""
+        console.print(
+            f"kernel      {kernel.kernel_id}  pid {kernel.pid}, {kernel.uptime_s:.0f} s, "
+            f"{connections.get(kernel.kernel_id, 0)} connections{packages}"
+        )
+    if not report["kernels"]:
+        console.print("kernels     none")
+
+
+@main.command(epilog=_examples("enclave down"))
+def down() -> None:
+    """End the enclave and all its kernels; harmless if none is up.
+
+    A notebook that is still open starts its kernel again, and with it a local enclave: close
+    notebooks first.
+    """
+    console = _console()
+    with _steps(console) as progress:
+        ended = bring_down(EnclavePaths.from_environment(), progress=progress)
+    console.print("The enclave is down." if ended else "No enclave was up; nothing to do.")
+
+
+@main.command(epilog=_examples("enclave logs", "enclave logs -f"))
+@click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
+def logs(follow: bool) -> None:
+    """Show what supervisor and gateway wrote; no secrets are in there."""
+    paths = EnclavePaths.from_environment()
+    files: dict[str, IO[bytes]] = {}
+    try:
+        while True:
+            for name in _LOGS:
+                if name not in files and paths.log(name).exists():
+                    files[name] = paths.log(name).open("rb")
+            for name, file in files.items():
+                for line in file.read().decode(errors="replace").splitlines():
+                    click.echo(f"{name:<10} {line}")
+            if not follow:
+                break
+            time.sleep(_FOLLOW_POLL_S)
+    except KeyboardInterrupt:
+        return
+    finally:
+        for file in files.values():
+            file.close()
+    if not files:
+        click.echo(f"No logs in {paths.logs}: no enclave ran since boot.")
+
+
+@main.command(
+    "install-kernelspec",
+    epilog=_examples(
+        "enclave install-kernelspec --user",
+        "enclave install-kernelspec --prefix /opt/conda",
+    ),
+)
+@click.option("--user", is_flag=True, help="For you: Jupyter's data directory in your home.")
+@click.option("--sys-prefix", is_flag=True, help="Into this Python environment.  [default]")
+@click.option(
+    "--prefix", type=click.Path(path_type=Path, file_okay=False), help="Into PREFIX/share/jupyter."
+)
+def install(user: bool, sys_prefix: bool, prefix: Path | None) -> None:
+    """Make the kernel known to Jupyter."""
+    from enclave_parent_gateway.kernelspec_install import install_kernelspec
+
+    if user + sys_prefix + (prefix is not None) > 1:
+        raise click.UsageError("choose one of --user, --sys-prefix and --prefix")
+    if user:
+        from jupyter_core.paths import jupyter_data_dir
+
+        data_dir = Path(jupyter_data_dir())
+    else:
+        data_dir = (prefix or Path(sys.prefix)) / "share" / "jupyter"
+    click.echo(f"Installed the kernel in {install_kernelspec(data_dir)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The gateway's end of the control stream: requests and replies both ways, events, reconnecting.
+
+What the messages mean is decided by whoever owns the stream (`gateway`), not here.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from enclave_parent_gateway.errors import EnclaveGoneError, GatewayError, RefusedError
+from enclave_parent_gateway.transport import connect
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.frame import FrameDecoder, encode_frame
+from enclave_protocol.messages import (
+    MAX_CONTROL_BYTES,
+    PROTOCOL_VERSION,
+    Body,
+    Envelope,
+    Failed,
+    OpenControl,
+    decode_envelope,
+    encode,
+)
+
+__all__ = ["ControlStream"]
+
+log = logging.getLogger(__name__)
+
+_PORTION_BYTES = 64 * 1024
+_FIRST_RETRY_S = 0.005
+"""The supervisor of a local enclave listens within a second of being started; look often."""
+_LAST_RETRY_S = 0.5
+_GIVE_UP_S = 1.0
+"""A broken stream whose endpoint does not answer for so long means that the enclave is gone."""
+_MAX_INCOMING = 64
+"""Requests of the supervisor answered at a time; it is not trusted to stop at a few."""
+
+
+class ControlStream:
+    """A control stream that is set up again whenever it breaks.
+
+    Args:
+        endpoint: The supervisor's, as in `transport.connect`.
+        on_connected: Awaited after every connect, while requests already work.
+        on_event: Called with every event, in order.
+        on_gone: Called once per loss, when the endpoint did not answer again soon.
+        answer: Answers a request of the supervisor; an `EnclaveError` becomes a `Failed`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        on_connected: Callable[[], Awaitable[None]],
+        on_event: Callable[[Body], None],
+        on_gone: Callable[[], None],
+        answer: Callable[[Body], Awaitable[Body]],
+    ) -> None:
+        self._endpoint = endpoint
+        self._on_connected = on_connected
+        self._on_event = on_event
+        self._on_gone = on_gone
+        self._answer = answer
+        self._writer: asyncio.StreamWriter | None = None
+        self._open: dict[int, asyncio.Future[Body]] = {}
+        self._last_id = 0
+        self._incoming: set[asyncio.Task[None]] = set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the stream is up right now."""
+        return self._writer is not None
+
+    async def request(self, body: Body, *, timeout_s: float) -> Body:
+        """Send a request to the supervisor and return its reply.
+
+        Raises:
+            EnclaveGoneError: The stream is down, broke meanwhile, or no reply came in time.
+            RefusedError: The supervisor answered with `Failed`.
+        """
+        if self._writer is None:
+            raise EnclaveGoneError("the enclave does not answer; see: enclave logs")
+        self._last_id += 1
+        request_id = self._last_id
+        future: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+        self._open[request_id] = future
+        try:
+            self._send(Envelope(body, request_id=request_id))
+            async with asyncio.timeout(timeout_s):
+                reply = await future
+        except TimeoutError as error:
+            raise EnclaveGoneError(
+                f"the enclave did not answer within {timeout_s:g} s; see: enclave logs"
+            ) from error
+        finally:
+            self._open.pop(request_id, None)
+        if isinstance(reply, Failed):
+            raise RefusedError(reply.kind, reply.message)
+        return reply
+
+    def _send(self, envelope: Envelope) -> None:
+        if self._writer is not None:
+            # Not drained: what is sent here is bounded by the clients that wait for a reply.
+            self._writer.write(encode_frame(encode(envelope)))
+
+    async def run(self) -> None:
+        """Keep the stream up until cancelled."""
+        delay, silent_since, told = _FIRST_RETRY_S, asyncio.get_running_loop().time(), False
+        while True:
+            try:
+                sock = await asyncio.to_thread(connect, self._endpoint)
+            except EnclaveError as error:
+                now = asyncio.get_running_loop().time()
+                if not told and now - silent_since > _GIVE_UP_S:
+                    log.warning("the enclave does not answer: %s", error)
+                    self._on_gone()
+                    told = True
+                await asyncio.sleep(delay)
+                delay = min(delay * 1.5, _LAST_RETRY_S)
+                continue
+            reader, writer = await asyncio.open_connection(sock=sock)
+            try:
+                await self._serve(reader, writer)
+            except (EnclaveError, OSError) as error:
+                log.warning("the control stream broke: %s", error)
+            finally:
+                self._lose()
+                writer.close()
+            delay, silent_since, told = _FIRST_RETRY_S, asyncio.get_running_loop().time(), False
+            # A supervisor that accepts and hangs up at once must not make this a busy loop.
+            await asyncio.sleep(delay)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Read one connection to its end."""
+        writer.write(encode_frame(encode(OpenControl(PROTOCOL_VERSION))))
+        self._writer = writer
+        connected = asyncio.create_task(self._greet())
+        decoder = FrameDecoder(MAX_CONTROL_BYTES)
+        try:
+            while data := await reader.read(_PORTION_BYTES):
+                for payload in decoder.feed(data):
+                    self._receive(decode_envelope(payload))
+            decoder.close()
+        finally:
+            connected.cancel()
+
+    async def _greet(self) -> None:
+        try:
+            await self._on_connected()
+        except EnclaveError as error:
+            log.warning("the enclave did not say how it is: %s", error)
+
+    def _receive(self, envelope: Envelope) -> None:
+        if envelope.reply_to:
+            future = self._open.get(envelope.reply_to)
+            if future is not None and not future.done():
+                future.set_result(envelope.body)
+        elif envelope.request_id:
+            if len(self._incoming) >= _MAX_INCOMING:
+                raise GatewayError(f"the enclave has over {_MAX_INCOMING} requests open")
+            task = asyncio.create_task(self._reply(envelope))
+            self._incoming.add(task)
+            task.add_done_callback(self._incoming.discard)
+        else:
+            self._on_event(envelope.body)
+
+    async def _reply(self, envelope: Envelope) -> None:
+        try:
+            body = await self._answer(envelope.body)
+        except EnclaveError as error:
+            body = Failed(type(error).__name__, str(error))
+        self._send(Envelope(body, reply_to=envelope.request_id))
+
+    def _lose(self) -> None:
+        """Fail what waits for a reply; it will not come."""
+        self._writer = None
+        for future in self._open.values():
+            if not future.done():
+                future.set_exception(
+                    EnclaveGoneError("the enclave ended meanwhile; see: enclave logs")
+                )
+        for task in self._incoming:
+            task.cancel()

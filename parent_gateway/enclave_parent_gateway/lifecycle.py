@@ -1,0 +1,105 @@
+"""Brings the enclave up and down, for the CLI and for notebooks; exactly one at a time."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from enclave_parent_gateway.api import GatewayStatus
+from enclave_parent_gateway.backends.base import Progress, load_backend
+from enclave_parent_gateway.enclave_state import EnclaveState, read_state
+from enclave_parent_gateway.gateway_client import ask_blocking
+from enclave_parent_gateway.interrupts import DeferredInterrupts
+from enclave_parent_gateway.process_identity import stop_process
+from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.messages import Done, Shutdown, StatusRequest
+
+__all__ = ["bring_down", "bring_up", "running_status"]
+
+_SHUTDOWN_TIMEOUT_S = 15.0
+_GATEWAY_GRACE_S = 3.0
+
+
+def running_status(gateway_socket: Path) -> GatewayStatus | None:
+    """Return the gateway's word, None if it does not answer; its `enclave` may still be None."""
+    with suppress(EnclaveError, OSError):
+        return ask_blocking(gateway_socket, StatusRequest(), GatewayStatus)
+    return None
+
+
+def bring_up(
+    paths: EnclavePaths,
+    *,
+    backend: str,
+    memory_mib: int | None = None,
+    idle_timeout_s: float = 0.0,
+    progress: Progress,
+    interrupts: DeferredInterrupts,
+    wait_for_all: bool,
+) -> tuple[EnclaveState, bool]:
+    """Start the enclave unless one is up.
+
+    Args:
+        paths: Of this enclave.
+        backend: Name of the backend for a new one.
+        memory_mib: See `Backend.up`.
+        idle_timeout_s: See `Backend.up`.
+        progress: Told each step.
+        interrupts: Entered; checked between steps.
+        wait_for_all: See `Backend.up`.
+
+    Returns:
+        What runs now, and whether this call started it.
+
+    Raises:
+        EnclaveStartError: It does not come up.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; nothing is left of the attempt.
+    """
+    lock = paths.lock()
+    lock.acquire(interrupts.check)
+    try:
+        status = running_status(paths.gateway_socket)
+        state = read_state(paths.state_file)
+        if status is not None and status.enclave is not None and state is not None:
+            return state, False
+        started = load_backend(backend).up(
+            paths,
+            memory_mib=memory_mib,
+            idle_timeout_s=idle_timeout_s,
+            progress=progress,
+            interrupts=interrupts,
+            wait_for_all=wait_for_all,
+        )
+        return started, True
+    finally:
+        lock.release()
+
+
+def bring_down(paths: EnclavePaths, *, progress: Progress) -> bool:
+    """End the enclave, its kernels and everything that was started for it.
+
+    Returns:
+        Whether there was anything to end.
+
+    Raises:
+        EnclaveStartError: The state file names a backend that this version does not have.
+    """
+    lock = paths.lock()
+    lock.acquire(lambda: progress("waiting for another command"))
+    try:
+        state = read_state(paths.state_file)
+        if state is None:
+            return False
+        backend = load_backend(state.backend)
+        progress("ending kernels and enclave")
+        with suppress(EnclaveError, OSError):
+            ask_blocking(paths.gateway_socket, Shutdown(), Done, timeout_s=_SHUTDOWN_TIMEOUT_S)
+        if "gateway" in state.processes:
+            stop_process(state.processes["gateway"], grace_s=_GATEWAY_GRACE_S)
+        progress("ending the other processes")
+        backend.stop_processes(paths)
+        paths.gateway_socket.unlink(missing_ok=True)
+        for leftover in paths.channels.iterdir():
+            leftover.unlink(missing_ok=True)
+        return True
+    finally:
+        lock.release()

@@ -1,0 +1,276 @@
+"""The kernel provisioner: what jupyter_client calls to start, watch and end a kernel.
+
+It talks to the gateway, one short connection per call: jupyter_client calls from several event
+loops and threads. When an enclave is up, a launch starts no process and imports nothing slow.
+Source: FACTS, "Jupyter".
+"""
+
+import hashlib
+import os
+import re
+import secrets
+import signal
+from typing import Any, cast
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+from traitlets import Float, List, Unicode
+
+from enclave_parent_gateway.api import (
+    ForgetKernel,
+    KernelState,
+    Launch,
+    Launched,
+    PollKernel,
+    SignalSlot,
+    WaitKernel,
+)
+from enclave_parent_gateway.auto_up import IDLE_TIMEOUT_S, ensure_up
+from enclave_parent_gateway.errors import (
+    EnclaveGoneError,
+    EnclaveNotRunningError,
+    GatewayStoppingError,
+    KernelLaunchError,
+    RefusedError,
+)
+from enclave_parent_gateway.gateway_client import ask
+from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.messages import CHANNELS, Done
+
+__all__ = ["EnclaveProvisioner"]
+
+_GONE = -int(signal.SIGKILL)
+"""Return code of a kernel that died with its enclave."""
+_LAUNCH_TIMEOUT_S = 90.0
+_MAX_TEXT = 4096
+_MIN_KEY_BYTES = 32
+_PASSED_ON = re.compile(r"LANG|LC_[A-Z]+|TZ|TERM|COLUMNS|JPY_SESSION_NAME")
+"""Of the server's environment. Not JPY_ as a whole: JupyterHub keeps a token in JPY_API_TOKEN."""
+_SCHEME = re.compile(r"hmac-sha(256|384|512)")
+
+
+class EnclaveProvisioner(KernelProvisionerBase):
+    """Runs one Jupyter kernel in the enclave."""
+
+    pass_environment = List(
+        Unicode(),
+        config=True,
+        help="Names of environment variables of the Jupyter server that the kernel gets as well.",
+    )
+    idle_timeout = Float(
+        IDLE_TIMEOUT_S,
+        min=0,
+        config=True,
+        help="An enclave that this server starts goes down after so many seconds without a "
+        "kernel; 0: never.",
+    )
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pid: int | None = None
+        self._enclave_kernel_id: str | None = None
+        self._paths_found: EnclavePaths | None = None
+
+    @property
+    def _paths(self) -> EnclavePaths:
+        if self._paths_found is None:
+            self._paths_found = EnclavePaths.from_environment()
+        return self._paths_found
+
+    @property
+    def _slot(self) -> str:
+        """Start of Jupyter's kernel id, for people, and of its digest, to be unique."""
+        name = str(self.kernel_id)
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        start = name[:8] if re.fullmatch(r"[0-9a-f]{8}", name[:8]) else digest[-8:]
+        return f"{start}-{digest[:8]}"
+
+    @property
+    def has_process(self) -> bool:
+        """Whether a kernel was launched and its end not yet collected by `wait`."""
+        return self._enclave_kernel_id is not None
+
+    async def poll(self) -> int | None:
+        """Return None while the kernel runs, else its return code. Never raises."""
+        if self._enclave_kernel_id is None:
+            return 0
+        try:
+            state = await ask(
+                self._paths.gateway_socket, PollKernel(self._enclave_kernel_id), KernelState
+            )
+        except TimeoutError:
+            # A gateway that is slow is not one that is dead: do not restart anybody's kernel.
+            self.log.warning("the gateway did not answer in time; see: enclave logs")
+            return None
+        except EnclaveError as error:
+            self.log.warning("kernel %s is lost: %s", self.kernel_id, error)
+            return _GONE
+        return state.returncode
+
+    async def wait(self) -> int | None:
+        """Return the kernel's return code when it has ended. Never raises."""
+        if self._enclave_kernel_id is None:
+            return 0
+        try:
+            state = await ask(
+                self._paths.gateway_socket,
+                WaitKernel(self._enclave_kernel_id),
+                KernelState,
+                timeout_s=None,
+            )
+            code = state.returncode
+        except EnclaveError:
+            code = _GONE
+        self._enclave_kernel_id = None
+        return code
+
+    async def send_signal(self, signum: int) -> None:
+        """Send a signal to the kernel's process group; nothing happens if it is dead."""
+        if self._enclave_kernel_id is None:
+            return
+        try:
+            await ask(
+                self._paths.gateway_socket, SignalSlot(self._enclave_kernel_id, int(signum)), Done
+            )
+        except (EnclaveError, TimeoutError) as error:
+            # jupyter_client signals before every shutdown and expects no exception.
+            self.log.debug("signal %d was not delivered: %s", signum, error)
+
+    async def kill(self, restart: bool = False) -> None:  # noqa: ARG002 (the base's signature)
+        """Kill the kernel; a dead one is fine."""
+        await self.send_signal(signal.SIGKILL)
+
+    async def terminate(self, restart: bool = False) -> None:  # noqa: ARG002 (as above)
+        """Ask the kernel to end; a dead one is fine."""
+        await self.send_signal(signal.SIGTERM)
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Remove the kernel's sockets, unless it starts again in a moment. Never raises."""
+        if restart:
+            return
+        try:
+            await ask(self._paths.gateway_socket, ForgetKernel(self._slot), Done)
+        except (EnclaveError, TimeoutError) as error:
+            self.log.debug("kernel %s is not cleaned up: %s", self.kernel_id, error)
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Return the arguments of `launch_kernel`.
+
+        Raises:
+            KernelLaunchError: Curve encryption is required, which this version does not have.
+        """
+        if getattr(self.parent, "transport_encryption", "disabled") == "required":
+            # Refused, not ignored: whoever requires it relies on it.
+            raise KernelLaunchError(
+                "transport_encryption='required' does not work with this kernel yet; its channels "
+                "are Unix sockets that only you can open. Set it to 'auto' or 'disabled'"
+            )
+        # The kernelspec's argv is not run: the enclave knows how to start a kernel.
+        kwargs["cmd"] = []
+        return dict(await super().pre_launch(**kwargs))
+
+    async def launch_kernel(
+        self,
+        cmd: list[str],  # noqa: ARG002 (the base's signature)
+        **kwargs: Any,
+    ) -> KernelConnectionInfo:
+        """Start a kernel in the enclave and return where its channels listen.
+
+        With no enclave up, the local one is brought up first.
+
+        Args:
+            cmd: Not used.
+            **kwargs: `env` and `cwd` as for a process.
+
+        Raises:
+            KernelLaunchError: The enclave could not start it; one line says why.
+            EnclaveStartError: There was no enclave, and none came up.
+            EnclaveNotRunningError: The same, on a backend that no notebook starts.
+        """
+        key, scheme = self._session_key()
+        request = Launch(
+            slot=self._slot,
+            key=key,
+            signature_scheme=scheme,
+            cwd=os.path.abspath(kwargs.get("cwd") or "."),  # noqa: PTH100 (Path follows no ..)
+            environ=self._environ(kwargs.get("env") or {}),
+        )
+        launched = await self._launch(request)
+        self._enclave_kernel_id = launched.kernel_id
+        self.pid = launched.pid
+        info: dict[str, Any] = {
+            "transport": "ipc",
+            "ip": launched.prefix,
+            "key": key,
+            "signature_scheme": scheme,
+        }
+        for number, name in enumerate(CHANNELS, 1):
+            info[f"{name}_port"] = number
+        self.connection_info = cast(KernelConnectionInfo, info)
+        return self.connection_info
+
+    async def _launch(self, request: Launch) -> Launched:
+        for _ in range(2):
+            try:
+                return await ask(
+                    self._paths.gateway_socket, request, Launched, timeout_s=_LAUNCH_TIMEOUT_S
+                )
+            except (EnclaveNotRunningError, EnclaveGoneError, GatewayStoppingError) as error:
+                self.log.info("%s", error)
+                await ensure_up(self._paths, idle_timeout_s=self.idle_timeout)
+            except RefusedError as error:
+                raise KernelLaunchError(f"the kernel did not start: {error}") from error
+            except TimeoutError as error:
+                raise KernelLaunchError(
+                    f"the kernel did not start within {_LAUNCH_TIMEOUT_S:g} s; see: enclave logs"
+                ) from error
+        raise KernelLaunchError("the enclave went away while the kernel started; try again")
+
+    def _session_key(self) -> tuple[bytes, str]:
+        """Return the manager's key and signature scheme, or better ones if they are too weak."""
+        session = getattr(self.parent, "session", None)
+        key = bytes(getattr(session, "key", b""))
+        scheme = str(getattr(session, "signature_scheme", ""))
+        if len(key) < _MIN_KEY_BYTES:
+            key = secrets.token_hex(_MIN_KEY_BYTES).encode()
+        return key, scheme if _SCHEME.fullmatch(scheme) else "hmac-sha256"
+
+    def _environ(self, environ: dict[str, str]) -> dict[str, str]:
+        """Return what of the server's environment may enter the enclave."""
+        named = {*self.pass_environment, *(self.kernel_spec.env if self.kernel_spec else ())}
+        chosen = {
+            name: value
+            for name, value in environ.items()
+            if name in named or _PASSED_ON.fullmatch(name)
+        }
+        for name, value in chosen.items():
+            if len(value) > _MAX_TEXT:
+                raise KernelLaunchError(
+                    f"the variable {name} has {len(value)} characters, at most {_MAX_TEXT} can be "
+                    "passed to the kernel; shorten it or take it off pass_environment"
+                )
+        return chosen
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """Return what `load_provisioner_info` needs in another process, ready for JSON."""
+        info: dict[str, Any] = await super().get_provisioner_info()
+        connection = dict(info["connection_info"])
+        if isinstance(connection.get("key"), bytes):
+            connection["key"] = connection["key"].decode()
+        info |= {
+            "connection_info": connection,
+            "enclave_kernel_id": self._enclave_kernel_id,
+            "pid": self.pid,
+        }
+        return info
+
+    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
+        """Take over a kernel that another Jupyter process started."""
+        await super().load_provisioner_info(provisioner_info)
+        connection: dict[str, Any] = dict(self.connection_info)
+        if isinstance(connection.get("key"), str):
+            connection["key"] = connection["key"].encode()
+        self.connection_info = cast(KernelConnectionInfo, connection)
+        self._enclave_kernel_id = provisioner_info["enclave_kernel_id"]
+        self.pid = provisioner_info["pid"]

@@ -1,0 +1,200 @@
+"""Where the parent side keeps its files, and the checks that nobody else can put theirs there.
+
+The runtime directory holds what ends with the boot (sockets, state, logs), the durable one what
+has to outlive it (the local root's key, the local cloud's keys). Nothing here starts or stops.
+"""
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from enclave_parent_gateway.errors import RuntimeDirError
+
+__all__ = ["MAX_SOCKET_PATH_BYTES", "SLOT_CHARACTERS", "EnclavePaths", "FileLock"]
+
+MAX_SOCKET_PATH_BYTES = 107
+"""`sun_path` of unix(7) has 108 bytes, one of them the end."""
+SLOT_CHARACTERS = 17
+"""Length of a slot's name. Jupyter's kernel ids, 36 characters, would leave too little room."""
+_LOCK_POLL_S = 0.02
+_LONGEST_NAME = f"k/{'f' * SLOT_CHARACTERS}-ffffff-5"
+"""Of a socket below the runtime directory: the supervisor's, for one launch in a slot."""
+
+
+def _own_directory(path: Path, variable: str) -> Path:
+    """Create `path` for this user alone, or check that it is just that."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Not stat: in /tmp somebody else may have put a link of that name first.
+        found = path.lstat()
+    except OSError as error:
+        raise RuntimeDirError(
+            f"{path} cannot be made: {error.strerror}; set {variable} to a directory of your own"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise RuntimeDirError(f"{path} is not a directory; remove it or set {variable}")
+    if found.st_uid != os.geteuid():
+        raise RuntimeDirError(
+            f"{path} belongs to uid {found.st_uid}, not to you (uid {os.geteuid()}); "
+            f"set {variable} to a directory of your own"
+        )
+    if found.st_mode & 0o077:
+        # Not repaired silently: it may be a directory that others are meant to reach.
+        raise RuntimeDirError(
+            f"{path} is open to other users (mode {found.st_mode & 0o777:04o}); "
+            f"set {variable} to a directory that only you can enter (mode 0700)"
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class EnclavePaths:
+    """The files of one enclave on the parent instance.
+
+    Args:
+        runtime: Directory of this boot's state, mode 0700, owned by this user.
+        durable: Directory of what outlives a boot; made when first needed.
+    """
+
+    runtime: Path
+    durable: Path
+
+    @classmethod
+    def from_environment(cls) -> "EnclavePaths":
+        """Return the paths that the environment names; makes and checks the runtime directory.
+
+        `ENCLAVE_RUNTIME_DIR`, else `XDG_RUNTIME_DIR/enclave`, else `/tmp/enclave-UID`; and
+        `ENCLAVE_STATE_DIR`, else below a given `ENCLAVE_RUNTIME_DIR`, else
+        `XDG_STATE_HOME/enclave`, else `~/.local/state/enclave`.
+
+        Raises:
+            RuntimeDirError: The directory is another user's, open to others, or its path is too
+                long for a Unix socket.
+        """
+        environ = os.environ
+        given = environ.get("ENCLAVE_RUNTIME_DIR")
+        session = environ.get("XDG_RUNTIME_DIR")
+        if given:
+            runtime = Path(given).absolute()
+        elif session and Path(session).is_dir():
+            runtime = Path(session) / "enclave"
+        else:
+            runtime = Path(f"/tmp/enclave-{os.geteuid()}")  # noqa: S108 (owner and mode are checked)
+        durable = environ.get("ENCLAVE_STATE_DIR")
+        if durable:
+            state = Path(durable).absolute()
+        elif given:
+            state = runtime / "state"
+        else:
+            state_home = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+            state = Path(state_home) / "enclave"
+        paths = cls(runtime, state)
+        longest = os.fsencode(paths.enclave_runtime / _LONGEST_NAME)
+        if len(longest) > MAX_SOCKET_PATH_BYTES:
+            raise RuntimeDirError(
+                f"the path {runtime} is {len(longest) - MAX_SOCKET_PATH_BYTES} bytes too long for "
+                "the sockets in it; set ENCLAVE_RUNTIME_DIR to a shorter one"
+            )
+        _own_directory(runtime, "ENCLAVE_RUNTIME_DIR")
+        for folder in (paths.logs, paths.channels):
+            _own_directory(folder, "ENCLAVE_RUNTIME_DIR")
+        return paths
+
+    def make_durable(self) -> Path:
+        """Return the durable directory, made or checked.
+
+        Raises:
+            RuntimeDirError: As in `from_environment`.
+        """
+        return _own_directory(self.durable, "ENCLAVE_STATE_DIR")
+
+    @property
+    def gateway_socket(self) -> Path:
+        """The gateway's API."""
+        return self.runtime / "gateway.sock"
+
+    @property
+    def enclave_socket(self) -> Path:
+        """The supervisor's one listening endpoint (local backend)."""
+        return self.runtime / "enclave.sock"
+
+    @property
+    def nsm_socket(self) -> Path:
+        """The software NSM (local backend)."""
+        return self.runtime / "nsm.sock"
+
+    @property
+    def state_file(self) -> Path:
+        """What runs: see `enclave_state`."""
+        return self.runtime / "enclave.json"
+
+    @property
+    def enclave_runtime(self) -> Path:
+        """The supervisor's own folder (local backend)."""
+        return self.runtime / "enclave"
+
+    @property
+    def channels(self) -> Path:
+        """Folder of the sockets that Jupyter clients connect to."""
+        return self.runtime / "k"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the log files; they hold no secrets."""
+        return self.runtime / "log"
+
+    def log(self, name: str) -> Path:
+        """Return the log file of the process called `name`."""
+        return self.logs / f"{name}.log"
+
+    def channel_prefix(self, slot: str) -> Path:
+        """Return what `-1` to `-5` is appended to for the five channels of a kernel."""
+        return self.channels / slot
+
+    def lock(self) -> "FileLock":
+        """Return the lock that whoever brings the enclave up or down holds."""
+        return FileLock(self.runtime / "lock")
+
+    def starter_lock(self) -> "FileLock":
+        """Return the lock of the one Jupyter process that starts `auto_up`."""
+        return FileLock(self.runtime / "starter.lock")
+
+
+class FileLock:
+    """An flock(2): ends with the process, excludes threads of one process as well.
+
+    Args:
+        path: The lock file; made, never removed (removing it would let two holders in).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free; return whether it was."""
+        if self._descriptor < 0:
+            # Close-on-exec (Python's default): daemons started meanwhile must not keep the lock.
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            return False
+        return True
+
+    def acquire(self, while_waiting: Callable[[], None]) -> None:
+        """Take the lock; call `while_waiting` again and again until then, it may raise."""
+        while not self.try_acquire():
+            while_waiting()
+            time.sleep(_LOCK_POLL_S)
+
+    def release(self) -> None:
+        """Let go; harmless when not held."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,49 @@
+"""The seam between the gateway and an enclave: an endpoint's text in, a connected socket out."""
+
+import os
+import re
+import socket
+from typing import cast
+
+from enclave_parent_gateway.errors import TransportError
+from enclave_parent_gateway.runtime_dir import MAX_SOCKET_PATH_BYTES
+
+__all__ = ["CONNECT_TIMEOUT_S", "connect"]
+
+CONNECT_TIMEOUT_S = 5.0
+"""Connecting never leaves the machine: longer means that nobody accepts."""
+
+_VSOCK = re.compile(r"vsock:([0-9]{1,10}):([0-9]{1,10})")
+
+
+def connect(endpoint: str) -> socket.socket:
+    """Return a connected, blocking stream socket.
+
+    Args:
+        endpoint: `unix:PATH` or `vsock:CID:PORT`.
+
+    Raises:
+        TransportError: The endpoint is neither, or nothing listens there.
+    """
+    if endpoint.startswith("unix:"):
+        address: str | tuple[int, int] = endpoint.removeprefix("unix:")
+        if len(os.fsencode(cast(str, address))) > MAX_SOCKET_PATH_BYTES:
+            raise TransportError(
+                f"a Unix socket's path has at most {MAX_SOCKET_PATH_BYTES} bytes: {address}"
+            )
+        family = socket.AF_UNIX
+    elif match := _VSOCK.fullmatch(endpoint):
+        family = socket.AF_VSOCK
+        address = (int(match[1]), int(match[2]))
+    else:
+        raise TransportError(f"{endpoint!r} is not an endpoint; write unix:PATH or vsock:CID:PORT")
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(CONNECT_TIMEOUT_S)
+        sock.connect(address)
+        sock.settimeout(None)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TransportError(f"nothing answers at {endpoint}: {reason}") from error
+    return sock

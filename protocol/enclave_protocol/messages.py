@@ -1,0 +1,253 @@
+"""Messages on the streams between the gateway and the supervisor. Values only, no I/O.
+
+A stream starts with one `Open` message from the gateway. On a channel stream the raw bytes of
+one ZeroMQ connection follow. On the control stream both sides send `Envelope`s: requests and
+replies in either direction, and events.
+
+Source: docs/spec/control.md.
+"""
+
+from typing import Annotated
+
+import msgspec
+
+from enclave_protocol.errors import ProtocolError
+
+__all__ = [
+    "CHANNELS",
+    "MAX_CONTROL_BYTES",
+    "MAX_OPEN_BYTES",
+    "PROTOCOL_VERSION",
+    "Attest",
+    "Attested",
+    "Body",
+    "Credentials",
+    "CredentialsRequest",
+    "Done",
+    "EnclaveStatus",
+    "Envelope",
+    "Failed",
+    "KernelEnded",
+    "KernelId",
+    "KernelInfo",
+    "KernelLaunched",
+    "LaunchKernel",
+    "MessageError",
+    "Open",
+    "OpenChannel",
+    "OpenControl",
+    "Shutdown",
+    "SignalKernel",
+    "StatusRequest",
+    "decode_envelope",
+    "decode_open",
+    "encode",
+]
+
+PROTOCOL_VERSION = 1
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+"""The five Jupyter channels in the order of the ports 1 to 5 of an ipc connection file."""
+
+MAX_OPEN_BYTES = 512
+"""Limit of the first frame of a stream, read before anything is known about the peer."""
+MAX_CONTROL_BYTES = 1024 * 1024
+"""Limit of a frame on the control stream: the largest is a launch with its environment."""
+
+
+class MessageError(ProtocolError):
+    """A frame does not hold a message of this protocol."""
+
+
+KernelId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f][0-9a-f-]{0,62}[0-9a-f]$")]
+"""What the gateway calls a kernel: lower-case hex and hyphens, so that it is safe in a path."""
+_ChannelName = Annotated[str, msgspec.Meta(pattern=r"^(shell|iopub|stdin|control|hb)$")]
+_Text = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """What all messages share: immutable, no unknown fields, tagged with their type."""
+
+
+class OpenControl(_Message, frozen=True, tag="open_control"):
+    """First frame of a control stream."""
+
+    version: int
+
+
+class OpenChannel(_Message, frozen=True, tag="open_channel"):
+    """First frame of a stream that carries one ZeroMQ connection to one channel of one kernel."""
+
+    kernel_id: KernelId
+    channel: _ChannelName
+
+
+Open = OpenControl | OpenChannel
+
+
+class StatusRequest(_Message, frozen=True, tag="status"):
+    """Gateway to supervisor: what runs there?"""
+
+
+class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One kernel as the supervisor sees it; sizes in bytes, times in seconds."""
+
+    kernel_id: KernelId
+    pid: int
+    uptime_s: float
+    vaults: tuple[str, ...]
+
+
+class EnclaveStatus(_Message, frozen=True, tag="enclave_status"):
+    """Reply to `StatusRequest`. `pcrs` maps the index in decimal to lower-case hex."""
+
+    version: str
+    module_id: str
+    debug: bool
+    uptime_s: float
+    pcrs: dict[str, str]
+    isolation: tuple[str, ...]
+    kernels: tuple[KernelInfo, ...]
+
+
+class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
+    """Gateway to supervisor: start a kernel process. Answered when its five sockets are bound.
+
+    `key` is the Jupyter session's HMAC key (32 bytes and more); `environ` holds only what the
+    gateway chose to pass on.
+    """
+
+    kernel_id: KernelId
+    key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=256)]
+    signature_scheme: Annotated[str, msgspec.Meta(pattern=r"^hmac-sha(256|384|512)$")]
+    cwd: _Text
+    environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
+
+
+class KernelLaunched(_Message, frozen=True, tag="kernel_launched"):
+    """Reply to `LaunchKernel`."""
+
+    pid: int
+
+
+class SignalKernel(_Message, frozen=True, tag="signal_kernel"):
+    """Gateway to supervisor: send a signal to the kernel's process group. A dead kernel is fine."""
+
+    kernel_id: KernelId
+    signum: Annotated[int, msgspec.Meta(ge=1, le=64)]
+
+
+class KernelEnded(_Message, frozen=True, tag="kernel_ended"):
+    """Event from the supervisor: a kernel process ended.
+
+    `returncode` is as in `subprocess` (negative: the signal); `reason` is for people.
+    """
+
+    kernel_id: KernelId
+    returncode: int
+    reason: str
+
+
+class CredentialsRequest(_Message, frozen=True, tag="credentials_request"):
+    """Supervisor to gateway: AWS credentials for one call to KMS."""
+
+
+class Credentials(_Message, frozen=True, tag="credentials"):
+    """Reply to `CredentialsRequest`. Never stored, never logged; `repr` shows no secret."""
+
+    access_key_id: _Text
+    secret_access_key: _Text
+    session_token: _Text | None = None
+
+    def __repr__(self) -> str:
+        return f"Credentials(access_key_id={self.access_key_id!r}, ...)"
+
+
+class Attest(_Message, frozen=True, tag="attest"):
+    """Gateway to supervisor: an attestation document that carries this nonce, and no key."""
+
+    nonce: Annotated[bytes, msgspec.Meta(min_length=16, max_length=512)]
+
+
+class Attested(_Message, frozen=True, tag="attested"):
+    """Reply to `Attest`: the document's bytes, as the NSM gave them."""
+
+    document: bytes
+
+
+class Shutdown(_Message, frozen=True, tag="shutdown"):
+    """Gateway to supervisor: end every kernel and vault, then yourself."""
+
+
+class Done(_Message, frozen=True, tag="done"):
+    """Reply to a request that asks for nothing back."""
+
+
+class Failed(_Message, frozen=True, tag="failed"):
+    """Reply to a request that failed. `kind` is the error's class name, `message` one line."""
+
+    kind: _Text
+    message: _Text
+
+
+Body = (
+    StatusRequest
+    | EnclaveStatus
+    | LaunchKernel
+    | KernelLaunched
+    | SignalKernel
+    | KernelEnded
+    | CredentialsRequest
+    | Credentials
+    | Attest
+    | Attested
+    | Shutdown
+    | Done
+    | Failed
+)
+
+
+class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What travels on the control stream.
+
+    A request has `request_id` > 0, chosen by its sender and unique among its open requests. A
+    reply repeats it in `reply_to`. An event has neither.
+    """
+
+    body: Body
+    request_id: Annotated[int, msgspec.Meta(ge=0)] = 0
+    reply_to: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+_encoder = msgspec.msgpack.Encoder()
+_open_decoder: msgspec.msgpack.Decoder[Open] = msgspec.msgpack.Decoder(OpenControl | OpenChannel)
+_envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+
+
+def encode(message: Open | Envelope) -> bytes:
+    """Return the message as msgpack, without the frame's length."""
+    return _encoder.encode(message)
+
+
+def decode_open(payload: bytes) -> Open:
+    """Return the first message of a stream.
+
+    Raises:
+        MessageError: It is not one.
+    """
+    try:
+        return _open_decoder.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MessageError("the stream does not start with an Open message") from error
+
+
+def decode_envelope(payload: bytes) -> Envelope:
+    """Return one message of the control stream.
+
+    Raises:
+        MessageError: It is not one, or a field is out of its range.
+    """
+    try:
+        return _envelope_decoder.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        # The payload may hold credentials or a key: say nothing of what was in it.
+        raise MessageError("a frame on the control stream does not hold a message") from error

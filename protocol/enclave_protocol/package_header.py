@@ -1,0 +1,162 @@
+"""The header: everything of an encrypted package before its body.
+
+Layout, integers big-endian: 8 bytes magic, u16 version, u16 length of the wrapped key, u32 length
+of the label, the label, the wrapped key. The body's key depends on the SHA-512 of all of it.
+
+Source: docs/spec/encrypted_package.md, "Header".
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from enclave_protocol.package_errors import PackageFormatError, PackageTruncatedError
+from enclave_protocol.package_label import MAX_LABEL_BYTES, Label, decode_label, encode_label
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MAGIC",
+    "MAX_HEADER_BYTES",
+    "MAX_WRAPPED_KEY_BYTES",
+    "PREAMBLE_BYTES",
+    "PackageHeader",
+    "decode_header",
+    "encode_header",
+    "encryption_context",
+    "header_size",
+]
+
+MAGIC: Final = b"\x89ENCPKG\n"
+"""High bit and line feed: a transfer that mangles bytes mangles this, too (as in PNG)."""
+FORMAT_VERSION: Final = 1
+MAX_WRAPPED_KEY_BYTES: Final = 6144
+"""KMS accepts no longer CiphertextBlob."""
+
+_PREAMBLE: Final = struct.Struct(">8sHHI")
+PREAMBLE_BYTES: Final = _PREAMBLE.size
+MAX_HEADER_BYTES: Final = PREAMBLE_BYTES + MAX_LABEL_BYTES + MAX_WRAPPED_KEY_BYTES
+
+
+@dataclass(frozen=True)
+class PackageHeader:
+    """A decoded header.
+
+    Attributes:
+        label: A claim, until the body's key commitment verified.
+        label_bytes: Its encoding.
+        wrapped_key: The data key as KMS wrapped it, 1 to 6144 bytes.
+        raw: The whole header as it is in the file.
+    """
+
+    label: Label
+    label_bytes: bytes
+    wrapped_key: bytes
+    raw: bytes
+
+    @cached_property
+    def context(self) -> bytes:
+        """What the body is bound to: SHA-512 of the whole header."""
+        return hashlib.sha512(self.raw).digest()
+
+    @property
+    def encryption_context(self) -> dict[str, str]:
+        """The encryption context KMS is called with for this package."""
+        return encryption_context(self.label, self.label_bytes)
+
+
+def encryption_context(label: Label, label_bytes: bytes) -> dict[str, str]:
+    """Return the KMS encryption context of a package with `label`, encoded as `label_bytes`.
+
+    It puts the package's name and version into the owner's CloudTrail and key policy, and makes
+    KMS itself refuse a wrapped key that was moved under another label.
+    """
+    return {
+        "package": label.package.name,
+        "version": label.package.version,
+        "label-sha256": hashlib.sha256(label_bytes).hexdigest(),
+    }
+
+
+def encode_header(label: Label, wrapped_key: bytes) -> bytes:
+    """Return the header of a package.
+
+    Raises:
+        PackageFormatError: `label` or `wrapped_key` break a rule or limit.
+    """
+    label_bytes = encode_label(label)
+    if not 1 <= len(wrapped_key) <= MAX_WRAPPED_KEY_BYTES:
+        raise PackageFormatError(
+            f"the wrapped key has {len(wrapped_key)} bytes, expected 1 to {MAX_WRAPPED_KEY_BYTES}"
+        )
+    preamble = _PREAMBLE.pack(MAGIC, FORMAT_VERSION, len(wrapped_key), len(label_bytes))
+    return preamble + label_bytes + wrapped_key
+
+
+def header_size(preamble: bytes) -> int:
+    """Return the size in bytes of the header that starts with `preamble`, at most 268 304.
+
+    Args:
+        preamble: At least the file's first 16 bytes.
+
+    Raises:
+        PackageTruncatedError: Fewer than 16 bytes, all of them right so far.
+        PackageFormatError: Not an encrypted package, another version, a length over its limit.
+    """
+    wrapped_key_bytes, label_bytes = _lengths(preamble)
+    return PREAMBLE_BYTES + label_bytes + wrapped_key_bytes
+
+
+def decode_header(data: bytes) -> PackageHeader:
+    """Return the header at the start of `data`; what follows it is ignored.
+
+    Args:
+        data: At least `header_size(data)` bytes.
+
+    Raises:
+        PackageTruncatedError: `data` ends within the header.
+        PackageFormatError: Not an encrypted package, or a rule or limit is broken.
+    """
+    wrapped_key_bytes, label_length = _lengths(data)
+    label_end = PREAMBLE_BYTES + label_length
+    size = label_end + wrapped_key_bytes
+    if len(data) < size:
+        raise PackageTruncatedError(
+            f"the file ends within its header, after {len(data)} of {size} bytes: "
+            "copy it again, whole"
+        )
+    label_bytes = bytes(data[PREAMBLE_BYTES:label_end])
+    return PackageHeader(
+        label=decode_label(label_bytes),
+        label_bytes=label_bytes,
+        wrapped_key=bytes(data[label_end:size]),
+        raw=bytes(data[:size]),
+    )
+
+
+def _lengths(data: bytes) -> tuple[int, int]:
+    """Return the wrapped key's and the label's length, both within their limits."""
+    if len(data) < PREAMBLE_BYTES and data[: len(MAGIC)] == MAGIC[: len(data)]:
+        raise PackageTruncatedError(
+            f"the file has only {len(data)} bytes of a header: copy it again, whole"
+        )
+    if data[: len(MAGIC)] != MAGIC:
+        raise PackageFormatError(
+            "not an encrypted package: make one with `enclave-owner encrypt -d DIR -k KEY_ID`"
+        )
+    _, version, wrapped_key_bytes, label_bytes = _PREAMBLE.unpack_from(data)
+    if version != FORMAT_VERSION:
+        raise PackageFormatError(
+            f"format version {version}, expected {FORMAT_VERSION}: update enclave-kernel"
+        )
+    if not 1 <= wrapped_key_bytes <= MAX_WRAPPED_KEY_BYTES:
+        raise PackageFormatError(
+            f"the header announces a wrapped key of {wrapped_key_bytes} bytes, "
+            f"expected 1 to {MAX_WRAPPED_KEY_BYTES}"
+        )
+    if not 2 <= label_bytes <= MAX_LABEL_BYTES:
+        raise PackageFormatError(
+            f"the header announces a label of {label_bytes} bytes, expected 2 to {MAX_LABEL_BYTES}"
+        )
+    return wrapped_key_bytes, label_bytes

@@ -1,0 +1,282 @@
+"""Messages between a notebook's process and a vault, and between supervisor and vault.
+
+Values only, no I/O. A call frame is a prefix, the sizes of its buffers, one message, and the
+buffers as raw bytes; values inside messages are the value codec's. A control frame is an ordinary
+frame (`frame.py`) that holds one message.
+
+Source: docs/spec/vault_calls.md.
+"""
+
+import struct
+from typing import Annotated, Final
+
+import msgspec
+
+from enclave_protocol.errors import ProtocolError
+from enclave_protocol.value_limits import DEFAULT_LIMITS
+
+__all__ = [
+    "BODY_CHUNK_BYTES",
+    "CALL_PREFIX_BYTES",
+    "KEY_BYTES",
+    "MAX_CALL_MESSAGE_BYTES",
+    "BodyChunk",
+    "BodyEnd",
+    "Call",
+    "CallMethod",
+    "Construct",
+    "GetAttribute",
+    "LoadFailed",
+    "Loaded",
+    "Raised",
+    "Refused",
+    "Release",
+    "Result",
+    "SessionMessage",
+    "StartVault",
+    "VaultFailed",
+    "VaultMessage",
+    "VaultMessageError",
+    "VaultReady",
+    "VaultStarted",
+    "decode_call_prefix",
+    "decode_call_sizes",
+    "decode_control",
+    "decode_session_message",
+    "decode_vault_message",
+    "encode_call_head",
+    "encode_control",
+]
+
+BODY_CHUNK_BYTES: Final = 2 * 1024 * 1024
+"""Size of one `BodyChunk`'s buffer: large enough that its message costs nothing."""
+KEY_BYTES: Final = 32
+"""The data key follows `StartVault` as raw bytes: a message would leave a copy nobody can wipe."""
+MAX_CALL_MESSAGE_BYTES: Final = DEFAULT_LIMITS.header_bytes + 64 * 1024
+"""The longest value header, and what a message has around it."""
+_MAX_RELEASED: Final = 4096
+
+_PREFIX: Final = struct.Struct(">II")
+CALL_PREFIX_BYTES: Final = _PREFIX.size
+
+
+class VaultMessageError(ProtocolError):
+    """Bytes on a vault's socket are no message, or exceed a limit."""
+
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+_Text = Annotated[str, msgspec.Meta(max_length=4096)]
+_RequestId = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+_Value = Annotated[bytes, msgspec.Meta(max_length=DEFAULT_LIMITS.header_bytes)]
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What all messages share. As arrays: a call is to cost microseconds."""
+
+
+class BodyChunk(_Message, frozen=True, tag=1):
+    """The next bytes of the encrypted file's body; they are the frame's one buffer."""
+
+
+class BodyEnd(_Message, frozen=True, tag=2):
+    """The file is at its end. Answered with `Loaded` or `LoadFailed`."""
+
+
+class Call(_Message, frozen=True, tag=3):
+    """Call an exported function."""
+
+    request_id: _RequestId
+    function: _Name
+    arguments: _Value
+
+
+class Construct(_Message, frozen=True, tag=4):
+    """Make an object of an exported class; the result is its handle."""
+
+    request_id: _RequestId
+    class_name: _Name
+    arguments: _Value
+
+
+class CallMethod(_Message, frozen=True, tag=5):
+    """Call a declared method of an object."""
+
+    request_id: _RequestId
+    handle: _Number
+    method: _Name
+    arguments: _Value
+
+
+class GetAttribute(_Message, frozen=True, tag=6):
+    """Read a declared attribute of an object."""
+
+    request_id: _RequestId
+    handle: _Number
+    attribute: _Name
+
+
+class Release(_Message, frozen=True, tag=7):
+    """The notebook forgot these objects. Not answered; unknown numbers are ignored."""
+
+    handles: Annotated[tuple[_Number, ...], msgspec.Meta(max_length=_MAX_RELEASED)]
+
+
+SessionMessage = BodyChunk | BodyEnd | Call | Construct | CallMethod | GetAttribute | Release
+
+
+class Loaded(_Message, frozen=True, tag=21):
+    """The whole body verified and the package's module is imported."""
+
+
+class LoadFailed(_Message, frozen=True, tag=22):
+    """Nothing of the package can be used. `kind` is an error class of this project."""
+
+    kind: _Name
+    message: _Text
+
+
+class Result(_Message, frozen=True, tag=23):
+    """A call returned this value."""
+
+    request_id: _RequestId
+    value: _Value
+
+
+class Raised(_Message, frozen=True, tag=24):
+    """A call raised.
+
+    `type_name` is a built-in exception's, never the package's own class. `message` is there only
+    where the owner's policy allows it; `incident` stands for everything that is not said.
+    """
+
+    request_id: _RequestId
+    type_name: _Name
+    message: Annotated[str, msgspec.Meta(max_length=500)] | None
+    incident: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
+
+
+class Refused(_Message, frozen=True, tag=25):
+    """The vault did not make the call; the message is about the notebook's own data."""
+
+    request_id: _RequestId
+    kind: _Name
+    message: _Text
+
+
+VaultMessage = Loaded | LoadFailed | Result | Raised | Refused
+
+
+class VaultReady(_Message, frozen=True, tag=41):
+    """Vault to supervisor: locked down, empty, waiting."""
+
+
+class StartVault(_Message, frozen=True, tag=42):
+    """Supervisor to vault: serve the package with this header. `KEY_BYTES` raw bytes follow."""
+
+    header: bytes
+
+
+class VaultStarted(_Message, frozen=True, tag=43):
+    """Vault to supervisor: the header is sound and the key is taken; the body may come."""
+
+
+class VaultFailed(_Message, frozen=True, tag=44):
+    """Vault to supervisor: it will end. `kind` is an error class of this project."""
+
+    kind: _Name
+    message: _Text
+
+
+ControlMessage = VaultReady | StartVault | VaultStarted | VaultFailed
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_session_decoder: msgspec.msgpack.Decoder[SessionMessage] = msgspec.msgpack.Decoder(SessionMessage)
+_vault_decoder: msgspec.msgpack.Decoder[VaultMessage] = msgspec.msgpack.Decoder(VaultMessage)
+_control_decoder: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Decoder(ControlMessage)
+
+
+def encode_call_head(
+    message: SessionMessage | VaultMessage, buffers: tuple[memoryview, ...] = ()
+) -> bytes:
+    """Return what goes in front of `buffers`: prefix, their sizes in bytes, and the message."""
+    payload = _encoder.encode(message)
+    sizes = b"".join(len(buffer).to_bytes(8, "big") for buffer in buffers)
+    return _PREFIX.pack(len(payload), len(buffers)) + sizes + payload
+
+
+def decode_call_prefix(prefix: bytes | bytearray | memoryview) -> tuple[int, int]:
+    """Return the message's length in bytes and the number of buffers that follow it.
+
+    Args:
+        prefix: At least `CALL_PREFIX_BYTES` bytes; more are ignored.
+
+    Raises:
+        VaultMessageError: One of them is over its limit: nothing is to be read for it.
+    """
+    length, buffers = _PREFIX.unpack_from(prefix)
+    if length > MAX_CALL_MESSAGE_BYTES or buffers > DEFAULT_LIMITS.buffers:
+        raise VaultMessageError(
+            f"a message of {length} bytes with {buffers} buffers was announced, at most "
+            f"{MAX_CALL_MESSAGE_BYTES} and {DEFAULT_LIMITS.buffers} fit"
+        )
+    return length, buffers
+
+
+def decode_call_sizes(data: bytes | bytearray | memoryview, max_bulk_bytes: int) -> tuple[int, ...]:
+    """Return the sizes of a frame's buffers.
+
+    Args:
+        data: The sizes, 8 bytes each, big-endian.
+        max_bulk_bytes: What the buffers may have together.
+
+    Raises:
+        VaultMessageError: They have more: nothing is to be allocated for them.
+    """
+    sizes = struct.unpack(f">{len(data) // 8}Q", data)
+    if sum(sizes) > max_bulk_bytes:
+        raise VaultMessageError(
+            f"buffers of {sum(sizes)} bytes were announced, at most {max_bulk_bytes} fit"
+        )
+    return sizes
+
+
+def decode_session_message(payload: bytes | memoryview) -> SessionMessage:
+    """Return a message that a notebook's process sent.
+
+    Raises:
+        VaultMessageError: It is none.
+    """
+    try:
+        return _session_decoder.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise VaultMessageError("a frame from the notebook holds no message") from None
+
+
+def decode_vault_message(payload: bytes | memoryview) -> VaultMessage:
+    """Return a message that a vault sent to a notebook's process.
+
+    Raises:
+        VaultMessageError: It is none.
+    """
+    try:
+        return _vault_decoder.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise VaultMessageError("a frame from the vault holds no message") from None
+
+
+def encode_control(message: ControlMessage) -> bytes:
+    """Return a message of the control socket, without the frame's length."""
+    return _encoder.encode(message)
+
+
+def decode_control(payload: bytes) -> ControlMessage:
+    """Return a message of the control socket.
+
+    Raises:
+        VaultMessageError: It is none.
+    """
+    try:
+        return _control_decoder.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise VaultMessageError("a frame on a vault's control socket holds no message") from None

@@ -1,0 +1,441 @@
+"""Key release end to end: real software NSM, real local cloud, real boto3, real CMS."""
+
+import base64
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from enclave_infra.local_cloud.cms_encoding import CmsShape, encrypt_cms
+from enclave_kernel.kms import (
+    KeyReleaseDeniedError,
+    KeyReleaseError,
+    KeyUnavailableError,
+    KmsCredentialsError,
+    KmsThrottledError,
+    KmsUnreachableError,
+    release_data_key,
+)
+from enclave_kernel.nsm import NsmClient
+from enclave_kernel.rsa_pool import RsaPool
+from enclave_protocol.attestation_document import decode_signed_document
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.kms_cms import CmsFormatError, CmsOpenError
+from enclave_protocol.messages import Credentials
+from enclave_protocol.package_errors import PackageFormatError, PackageTamperedError
+from enclave_protocol.package_header import (
+    PackageHeader,
+    decode_header,
+    encode_header,
+)
+from tests.support.attestation_documents import make_documents
+from tests.support.example_package import FILES, make_label
+from tests.support.local_services import (
+    HOST_CREDENTIALS,
+    OWNER_CREDENTIALS,
+    TEST_PCR0,
+    LocalCloudProcess,
+    SoftwareNsmProcess,
+    local_cloud,
+    release_policy,
+    software_nsm,
+)
+
+
+@dataclass(frozen=True)
+class Services:
+    nsm: SoftwareNsmProcess
+    cloud: LocalCloudProcess
+    pool: RsaPool
+    directory: Path
+
+    def package(self, policy: str, **label: Any) -> tuple[PackageHeader, bytes]:
+        """What `enclave-owner encrypt` does up to the body."""
+        arn = self.cloud.owner.create_key(Policy=policy)["KeyMetadata"]["Arn"]
+        return self.package_under(arn, **label)
+
+    def package_under(self, arn: str, **label: Any) -> tuple[PackageHeader, bytes]:
+        full = msgspec.structs.replace(make_label(FILES, **label), kms_key_arn=arn)
+        context = decode_header(encode_header(full, b"placeholder")).encryption_context
+        answer = self.cloud.owner.generate_data_key(
+            KeyId=arn, KeySpec="AES_256", EncryptionContext=context
+        )
+        return decode_header(encode_header(full, answer["CiphertextBlob"])), answer["Plaintext"]
+
+    def release(
+        self,
+        header: PackageHeader,
+        *,
+        nsm: SoftwareNsmProcess | None = None,
+        credentials: Credentials = HOST_CREDENTIALS,
+        endpoint_url: str | None = None,
+    ) -> bytearray:
+        with NsmClient.open((nsm or self.nsm).endpoint) as client:
+            return release_data_key(
+                header,
+                nsm=client,
+                keys=self.pool,
+                credentials=credentials,
+                endpoint_url=endpoint_url or self.cloud.endpoint_url,
+            )
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    directory = tmp_path_factory.mktemp("services")
+    with (
+        software_nsm(directory) as nsm,
+        local_cloud(directory, root_cert=nsm.root_cert) as cloud,
+        RsaPool(2) as pool,
+    ):
+        yield Services(nsm, cloud, pool, directory)
+
+
+def _one_line(error: EnclaveError, *needles: str) -> None:
+    text = str(error)
+    assert "\n" not in text
+    for needle in needles:
+        assert needle in text
+
+
+def test_released_to_the_approved_enclave(services: Services) -> None:
+    header, data_key = services.package(release_policy(TEST_PCR0))
+    released = services.release(header)
+    assert isinstance(released, bytearray)
+    assert released == data_key
+
+
+def test_primitive_cms_is_opened_too(services: Services, tmp_path: Path) -> None:
+    with local_cloud(tmp_path, root_cert=services.nsm.root_cert, cms_shape="primitive") as cloud:
+        other = replace(services, cloud=cloud)
+        header, data_key = other.package(release_policy(TEST_PCR0))
+        assert other.release(header) == data_key
+
+
+def test_wrong_pcr0_in_the_policy(services: Services) -> None:
+    header, _ = services.package(release_policy("0b" * 48))
+    with pytest.raises(KeyReleaseDeniedError) as caught:
+        services.release(header)
+    _one_line(caught.value, TEST_PCR0, header.label.kms_key_arn, "key policy")
+
+
+def test_another_image_is_denied_and_named(services: Services, tmp_path: Path) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    root_dir = services.directory / "root"
+    with software_nsm(tmp_path, pcr0="0c" * 48, root_dir=root_dir) as other:
+        with pytest.raises(KeyReleaseDeniedError) as caught:
+            services.release(header, nsm=other)
+        _one_line(caught.value, "0c" * 48)
+
+
+def test_debug_enclave_is_denied(services: Services, tmp_path: Path) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    with (
+        software_nsm(tmp_path, debug=True, root_dir=services.directory / "root") as debug,
+        pytest.raises(KeyReleaseDeniedError, match="0" * 96),
+    ):
+        services.release(header, nsm=debug)
+
+
+def test_without_recipient_the_policy_refuses(services: Services) -> None:
+    """What root on the parent instance tries: the same credentials, no attestation."""
+    header, _ = services.package(release_policy(TEST_PCR0))
+    host = services.cloud.host
+    with pytest.raises(host.exceptions.ClientError, match="AccessDeniedException"):
+        host.decrypt(
+            CiphertextBlob=header.wrapped_key,
+            KeyId=header.label.kms_key_arn,
+            EncryptionContext=header.encryption_context,
+        )
+
+
+def test_the_owner_may_not_decrypt_either(services: Services) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    with pytest.raises(KeyReleaseDeniedError):
+        services.release(header, credentials=OWNER_CREDENTIALS)
+
+
+def test_altered_label(services: Services) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    label = msgspec.structs.replace(header.label, file_count=header.label.file_count + 1)
+    altered = decode_header(encode_header(label, header.wrapped_key))
+    with pytest.raises(PackageTamperedError) as caught:
+        services.release(altered)
+    _one_line(caught.value, "altered")
+
+
+@pytest.mark.parametrize("position", [0, 2, 10, -1])
+def test_altered_wrapped_key(services: Services, position: int) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    wrapped = bytearray(header.wrapped_key)
+    wrapped[position] ^= 1
+    with pytest.raises(PackageTamperedError):
+        services.release(decode_header(encode_header(header.label, bytes(wrapped))))
+
+
+def test_wrapped_key_of_another_package_under_the_same_key(services: Services) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    other, _ = services.package_under(header.label.kms_key_arn, name="other")
+    with pytest.raises(PackageTamperedError):
+        services.release(decode_header(encode_header(header.label, other.wrapped_key)))
+
+
+def test_wrapped_key_of_another_kms_key(services: Services) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    other, _ = services.package(release_policy(TEST_PCR0))
+    with pytest.raises(PackageTamperedError):
+        services.release(decode_header(encode_header(header.label, other.wrapped_key)))
+
+
+def test_no_such_key(services: Services) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    arn = header.label.kms_key_arn[:-12] + "0" * 12
+    label = msgspec.structs.replace(header.label, kms_key_arn=arn)
+    with pytest.raises(KeyUnavailableError, match=arn):
+        services.release(decode_header(encode_header(label, header.wrapped_key)))
+
+
+def test_label_without_a_key_arn(services: Services) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    label = msgspec.structs.replace(header.label, kms_key_arn="arn:aws:s3:::bucket")
+    with pytest.raises(PackageFormatError):
+        services.release(replace(header, label=label))
+
+
+def test_disabled_and_deleted_keys(services: Services) -> None:
+    header, data_key = services.package(release_policy(TEST_PCR0))
+    arn = header.label.kms_key_arn
+    services.cloud.owner.disable_key(KeyId=arn)
+    with pytest.raises(KeyUnavailableError, match="DisabledException"):
+        services.release(header)
+    services.cloud.owner.enable_key(KeyId=arn)
+    assert services.release(header) == data_key
+    services.cloud.owner.schedule_key_deletion(KeyId=arn, PendingWindowInDays=7)
+    with pytest.raises(KeyUnavailableError, match="KMSInvalidStateException"):
+        services.release(header)
+
+
+def test_unknown_and_temporary_credentials(services: Services) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    for wrong in (
+        Credentials("AKIAUNKNOWN000000000", "x" * 40),
+        Credentials(HOST_CREDENTIALS.access_key_id, "x" * 40),
+        msgspec.structs.replace(HOST_CREDENTIALS, session_token="expired"),
+    ):
+        with pytest.raises(KmsCredentialsError) as caught:
+            services.release(header, credentials=wrong)
+        _one_line(caught.value, "renew them")
+        assert wrong.secret_access_key not in str(caught.value)
+
+
+def test_document_under_another_root(services: Services, tmp_path: Path) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    with software_nsm(tmp_path) as stranger, pytest.raises(KeyReleaseError) as caught:
+        services.release(header, nsm=stranger)
+    _one_line(caught.value, "ValidationException", "root")
+
+
+@pytest.mark.parametrize("minutes", [6, 60])
+def test_stale_document(services: Services, minutes: int) -> None:
+    """A captured document, replayed by the parent instance to KMS itself."""
+    header, _ = services.package(release_policy(TEST_PCR0))
+    key = rsa.generate_private_key(65537, 2048)
+    spki = key.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    # Made by the same root, at another time; only the age differs.
+    for age, accepted in ((timedelta(), True), (timedelta(minutes=minutes), False)):
+        maker = make_documents(services.directory / "root", datetime.now(UTC) - age)
+        document = maker.document(public_key=spki)
+        assert decode_signed_document(document).document.pcrs[0].hex() == TEST_PCR0
+        request: Any = {
+            "CiphertextBlob": header.wrapped_key,
+            "KeyId": header.label.kms_key_arn,
+            "EncryptionContext": header.encryption_context,
+            "Recipient": {
+                "KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256",
+                "AttestationDocument": document,
+            },
+        }
+        if accepted:
+            answer = services.cloud.host.decrypt(**request)
+            assert "Plaintext" not in answer
+            assert answer["CiphertextForRecipient"]
+        else:
+            with pytest.raises(services.cloud.host.exceptions.ClientError, match="written at"):
+                services.cloud.host.decrypt(**request)
+
+
+def test_kms_down(services: Services) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    with pytest.raises(KmsUnreachableError) as caught:
+        services.release(header, endpoint_url="http://127.0.0.1:1")
+    _one_line(caught.value, "http://127.0.0.1:1", "check the endpoint")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://"])
+def test_impossible_endpoint(services: Services, url: str) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    with pytest.raises(KmsUnreachableError):
+        services.release(header, endpoint_url=url)
+
+
+@contextmanager
+def _endpoint(status: int, body: bytes) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An HTTP endpoint that gives one answer to everything, and keeps what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append({"headers": dict(self.headers), "body": json.loads(content)})
+            self.send_response(status)
+            self.send_header("Content-Type", "application/x-amz-json-1.1")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            return
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_what_is_sent(services: Services) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    refusal = json.dumps({"__type": "AccessDeniedException", "message": "no"}).encode()
+    with _endpoint(400, refusal) as (url, asked):
+        for _ in range(2):
+            with pytest.raises(KeyReleaseDeniedError):
+                services.release(header, endpoint_url=url)
+    keys = set()
+    for request in asked:
+        body = request["body"]
+        assert body["KeyId"] == header.label.kms_key_arn
+        assert body["EncryptionContext"] == header.encryption_context
+        recipient = body["Recipient"]
+        assert recipient["KeyEncryptionAlgorithm"] == "RSAES_OAEP_SHA_256"
+        document = base64.b64decode(recipient["AttestationDocument"])
+        keys.add(decode_signed_document(document).document.public_key)
+        assert "/us-east-1/kms/aws4_request" in request["headers"]["Authorization"]
+    assert len(asked) == len(keys) == 2  # a fresh key for every release
+
+
+_STRANGER = rsa.generate_private_key(65537, 2048).public_key()
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "error"),
+    [
+        (400, {"__type": "ExpiredTokenException", "message": "expired"}, KmsCredentialsError),
+        (400, {"__type": "ThrottlingException", "message": "Rate exceeded"}, KmsThrottledError),
+        (400, {"__type": "SomethingNew", "message": "two\nlines"}, KeyReleaseError),
+        (500, {"__type": "KMSInternalException"}, KeyReleaseError),
+        (200, {"KeyId": "arn:aws:kms:us-east-1:1:key/other"}, KmsUnreachableError),
+        (200, {"KeyId": None, "Plaintext": "AAAA"}, KmsUnreachableError),
+        (200, {"KeyId": None}, CmsFormatError),
+        (200, {"KeyId": None, "CiphertextForRecipient": "AAAA"}, CmsFormatError),
+        (200, {"KeyId": None, "CiphertextForRecipient": "A"}, KmsUnreachableError),
+        (
+            200,
+            {
+                "KeyId": None,
+                "CiphertextForRecipient": base64.b64encode(
+                    encrypt_cms(_STRANGER, bytes(32), CmsShape.CONSTRUCTED)
+                ).decode(),
+            },
+            CmsOpenError,
+        ),
+        (200, b"<html>", KmsUnreachableError),
+    ],
+)
+def test_answers_of_a_false_or_failing_endpoint(
+    services: Services, status: int, answer: Any, error: type[EnclaveError]
+) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    if isinstance(answer, dict):
+        known = {"KeyId": header.label.kms_key_arn} if answer.get("KeyId", 0) is None else {}
+        answer = json.dumps(answer | known).encode()
+    with _endpoint(status, answer) as (url, asked), pytest.raises(error) as caught:
+        services.release(header, endpoint_url=url)
+    _one_line(caught.value)
+    assert len(asked) == (3 if error is KmsThrottledError or status == 500 else 1)
+
+
+def test_a_wrapped_value_that_is_no_data_key(services: Services) -> None:
+    header, _ = services.package(release_policy(TEST_PCR0))
+    answer = services.cloud.owner.encrypt(
+        KeyId=header.label.kms_key_arn,
+        Plaintext=bytes(31),
+        EncryptionContext=header.encryption_context,
+    )
+    with pytest.raises(PackageTamperedError, match="31 bytes, expected 32"):
+        services.release(decode_header(encode_header(header.label, answer["CiphertextBlob"])))
+
+
+def test_the_environment_is_not_read(services: Services, tmp_path: Path) -> None:
+    """Variables and files that redirect, impersonate or break an ordinary AWS client."""
+    header, data_key = services.package(release_policy(TEST_PCR0))
+    config = tmp_path / "config"
+    config.write_text("[default]\nendpoint_url = http://127.0.0.1:1\nregion = mars-1\n")
+    script = """
+import sys
+from enclave_kernel.kms import release_data_key
+from enclave_kernel.nsm import NsmClient
+from enclave_kernel.rsa_pool import RsaPool
+assert "boto3" not in sys.modules, "boto3 is to be imported at the first release"
+from enclave_protocol.messages import Credentials
+from enclave_protocol.package_header import decode_header
+endpoint, url, key, secret, header = sys.argv[1:]
+with NsmClient.open(endpoint) as nsm, RsaPool(1) as pool:
+    print(release_data_key(decode_header(bytes.fromhex(header)), nsm=nsm, keys=pool,
+        credentials=Credentials(key, secret), endpoint_url=url).hex())
+"""
+    hostile = {
+        "AWS_PROFILE": "no-such-profile",
+        "AWS_CONFIG_FILE": str(config),
+        "AWS_SHARED_CREDENTIALS_FILE": str(config),
+        "AWS_ACCESS_KEY_ID": "AKIASTRANGER",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_SESSION_TOKEN": "x",
+        "AWS_DEFAULT_REGION": "mars-1",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ENDPOINT_URL_KMS": "http://127.0.0.1:1",
+        "AWS_CA_BUNDLE": "/nonexistent",
+        "REQUESTS_CA_BUNDLE": "/nonexistent",
+        "AWS_USE_FIPS_ENDPOINT": "true",
+        "AWS_DATA_PATH": str(tmp_path),
+        "HTTP_PROXY": "http://127.0.0.1:1",
+        "HTTPS_PROXY": "http://127.0.0.1:1",
+        "http_proxy": "http://127.0.0.1:1",
+    }
+    credentials = HOST_CREDENTIALS.access_key_id, HOST_CREDENTIALS.secret_access_key
+    arguments = [services.nsm.endpoint, services.cloud.endpoint_url, *credentials, header.raw.hex()]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, **hostile},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == data_key.hex(), done.stderr

@@ -1,0 +1,163 @@
+import hashlib
+import io
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclave_protocol.package_errors import (
+    PackageError,
+    PackageFormatError,
+    PackageTruncatedError,
+)
+from enclave_protocol.package_header import (
+    MAX_HEADER_BYTES,
+    MAX_WRAPPED_KEY_BYTES,
+    PREAMBLE_BYTES,
+    decode_header,
+    encode_header,
+    header_size,
+)
+from enclave_protocol.package_label import (
+    MAX_LABEL_BYTES,
+    Label,
+    check_label,
+    decode_label,
+    encode_label,
+)
+from enclave_protocol.package_reader import read_header
+from tests.support.example_package import FILES, KEY_ARN, make_label
+
+LABEL = make_label(FILES)
+HEADER = encode_header(LABEL, b"wrapped")
+
+
+def changed(**fields: object) -> Label:
+    return msgspec.structs.replace(LABEL, **fields)
+
+
+def test_round_trip() -> None:
+    header = decode_header(HEADER + b"body")
+    assert header.label == LABEL
+    assert header.wrapped_key == b"wrapped"
+    assert header.raw == HEADER
+    assert header_size(HEADER[:PREAMBLE_BYTES]) == len(HEADER)
+    assert header.context == hashlib.sha512(HEADER).digest()
+    assert header.encryption_context == {
+        "package": "credit-scorer",
+        "version": "1.2.0",
+        "label-sha256": hashlib.sha256(encode_label(LABEL)).hexdigest(),
+    }
+    assert header.label.region == "eu-central-1"
+
+
+def test_reader_takes_nothing_behind_the_header() -> None:
+    stream = io.BytesIO(HEADER + b"body")
+    assert read_header(stream).raw == HEADER
+    assert stream.read() == b"body"
+
+
+class Trickle(io.BytesIO):
+    """A raw stream that gives one byte a read, as a pipe may."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(min(size or 0, 1))
+
+
+def test_reader_copes_with_short_reads() -> None:
+    assert read_header(Trickle(HEADER)).raw == HEADER
+
+
+@given(st.integers(0, len(HEADER) - 1))
+def test_any_truncation_is_typed_and_named(size: int) -> None:
+    with pytest.raises(PackageTruncatedError, match=r"^name: "):
+        read_header(io.BytesIO(HEADER[:size]), file="name")
+
+
+@given(st.binary(max_size=200))
+def test_strangers_bytes_raise_only_typed_errors(data: bytes) -> None:
+    for candidate in (data, HEADER[:PREAMBLE_BYTES] + data):
+        with pytest.raises(PackageError):
+            decode_header(candidate)
+
+
+@given(st.integers(0, len(HEADER) - 1), st.integers(1, 255))
+def test_altered_header_never_decodes_to_the_same(offset: int, flip: int) -> None:
+    data = bytearray(HEADER)
+    data[offset] ^= flip
+    try:
+        header = decode_header(bytes(data))
+    except PackageError:
+        return
+    assert (header.label, header.wrapped_key) != (LABEL, b"wrapped")
+
+
+def test_largest_header() -> None:
+    label = changed(docs={"score": ""})
+    filler = MAX_LABEL_BYTES - len(encode_label(label))
+    label = changed(docs={"score": "x" * filler})
+    header = encode_header(label, bytes(MAX_WRAPPED_KEY_BYTES))
+    assert len(header) == MAX_HEADER_BYTES == header_size(header)
+    assert decode_header(header).label == label
+    with pytest.raises(PackageFormatError, match="shorten"):
+        encode_label(changed(docs={"score": "x" * (filler + 1)}))
+    with pytest.raises(PackageFormatError, match="at most"):
+        decode_label(b" " * (MAX_LABEL_BYTES + 1))
+    for wrapped in (b"", bytes(MAX_WRAPPED_KEY_BYTES + 1)):
+        with pytest.raises(PackageFormatError, match="wrapped key"):
+            encode_header(LABEL, wrapped)
+
+
+GOOD = encode_label(LABEL)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"{}", b"null", b"[" * 100_000, GOOD + b" ", b" " + GOOD, GOOD[:-1], GOOD + GOOD,
+        GOOD.replace(b'"file_count":', b'"file_count":4,"file_count":'),
+        GOOD.replace(b'"file_count":4', b'"file_count":4.0'),
+        GOOD.replace(b'"docs"', b'"docz"'), GOOD.replace(b'"publisher":"",', b""),
+        GOOD.replace(b"credit-scorer", b"credit\\u002dscorer"), GOOD.replace(b"Score a", b"\xff"),
+    ],
+)  # fmt: skip
+def test_only_canonical_labels_decode(data: bytes) -> None:
+    assert data != GOOD
+    with pytest.raises(PackageFormatError):
+        decode_label(data)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"file_count": 0}, {"file_count": 65_537}, {"archive_bytes": 0}, {"archive_bytes": 513},
+        {"archive_bytes": 2**40 + 512}, {"kms_key_arn": ""}, {"kms_key_arn": "alias/x"},
+        {"kms_key_arn": KEY_ARN + "\n"},
+        {"package": msgspec.structs.replace(LABEL.package, name="")},
+        {"package": msgspec.structs.replace(LABEL.package, version="../1")},
+    ],
+)  # fmt: skip
+def test_rules_hold_both_ways(fields: dict[str, object]) -> None:
+    label = changed(**fields)
+    with pytest.raises(PackageFormatError):
+        encode_label(label)
+    with pytest.raises(PackageFormatError):
+        decode_label(msgspec.json.encode(label, order="sorted"))
+
+
+def test_exports_are_checked_by_who_uses_them() -> None:
+    exports = msgspec.structs.replace(LABEL.exports, functions={"score": "other(a)"})
+    for label in (
+        changed(exports=exports),
+        changed(package=msgspec.structs.replace(LABEL.package, module="")),
+    ):
+        decoded = decode_label(msgspec.json.encode(label, order="sorted"))
+        with pytest.raises(PackageFormatError):
+            check_label(decoded)
+    check_label(LABEL)
+
+
+def test_file_names_do_not_break_the_line() -> None:
+    error = PackageFormatError("reason").with_file("a\nb\x1b[31m").with_file("other")
+    assert str(error) == r"'a\nb\x1b[31m': reason"

@@ -1,0 +1,90 @@
+"""A small encrypted package made with the shipped code, for tests that take it apart."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from enclave_protocol.chunked_encryption import Encryptor
+from enclave_protocol.manifest import parse_manifest
+from enclave_protocol.package_archive import Entry, archive_size, encode_archive
+from enclave_protocol.package_header import (
+    decode_header,
+    encode_header,
+    encryption_context,
+)
+from enclave_protocol.package_label import Label, encode_label
+from tests.support.held_key import HeldKey
+
+KEY_ARN = "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+
+MANIFEST = """
+[package]
+name = "{name}"
+version = "1.2.0"
+module = "credit_scorer"
+[exports]
+functions = {{ score = "score(applicants, *, threshold=0.5)" }}
+[docs]
+score = "Score a table of applicants."
+"""
+
+FILES: Mapping[str, bytes] = {
+    "credit_scorer.py": b"def score(applicants, *, threshold=0.5):\n    return applicants\n",
+    "data/empty": b"",
+    "data/weights.bin": bytes(range(256)) * 200,  # 51 200 bytes: over three chunks
+    "zz.py": b"last = 1\n",
+}
+
+
+@dataclass(frozen=True)
+class ExamplePackage:
+    """An encrypted package, the key that unwraps its data key, and what is in it."""
+
+    data: bytes
+    header_bytes: int
+    label_bytes: int
+    held: HeldKey
+    data_key: bytes
+    files: Mapping[str, bytes]
+
+
+def make_label(files: Mapping[str, bytes], name: str = "credit-scorer") -> Label:
+    manifest = parse_manifest(MANIFEST.format(name=name))
+    entries = [Entry(path, len(data)) for path, data in files.items()]
+    return Label(
+        package=manifest.package,
+        exports=manifest.exports,
+        docs=manifest.docs,
+        scripts=manifest.scripts,
+        policy=manifest.policy,
+        kms_key_arn=KEY_ARN,
+        archive_bytes=archive_size(entries),
+        file_count=len(entries),
+    )
+
+
+def make_example(
+    files: Mapping[str, bytes] = FILES,
+    *,
+    name: str = "credit-scorer",
+    held: HeldKey | None = None,
+    archive: bytes | None = None,
+) -> ExamplePackage:
+    """Encrypt `files`; `archive` replaces their tar, to encrypt what no owner's tool would."""
+    held = held or HeldKey()
+    files = {path: files[path] for path in sorted(files, key=str.encode)}
+    label = make_label(files, name)
+    label_bytes = encode_label(label)
+    data_key = secrets.token_bytes(32)
+    wrapped = held.wrap(data_key, encryption_context(label, label_bytes))
+    header = encode_header(label, wrapped)
+    encryptor = Encryptor(data_key, decode_header(header).context)
+    body = bytearray()
+    if archive is None:
+        entries = [Entry(path, len(data)) for path, data in files.items()]
+        for piece in encode_archive(entries, lambda entry: [files[entry.path]]):
+            body += encryptor.update(piece)
+    else:
+        body += encryptor.update(archive)
+    data = header + bytes(body) + encryptor.finalize()
+    return ExamplePackage(data, len(header), len(label_bytes), held, data_key, files)

@@ -1,0 +1,106 @@
+"""A KMS on loopback: moto's own server, which checks encryption contexts but no key policies.
+
+It runs in its own process: moto's state and its switch for IAM checks are global.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import botocore.session
+
+REGION = "eu-central-1"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+
+_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()  # until the test closes it or dies
+server.stop()
+"""
+
+
+@dataclass(frozen=True)
+class MotoKms:
+    """A running server with one symmetric key, also known as alias/packages."""
+
+    endpoint_url: str
+    key_id: str
+    key_arn: str
+
+    def unwrap(self, wrapped: bytes, context: dict[str, str]) -> bytearray:
+        answer = _client("kms", self.endpoint_url).decrypt(
+            CiphertextBlob=wrapped, KeyId=self.key_arn, EncryptionContext=context
+        )
+        return bytearray(answer["Plaintext"])
+
+
+@contextmanager
+def refusing_kms(code: str, message: str) -> Iterator[str]:
+    """Yield the address of a KMS that answers every request with one error, in KMS's format.
+
+    moto checks no policies for KMS in the way AWS answers: its refusals are XML.
+    """
+    body = json.dumps({"__type": code, "message": message}).encode()
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(400)
+            self.send_header("Content-Type", "application/x-amz-json-1.1")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Keep the test's output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusal)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def running_moto_kms() -> Iterator[MotoKms]:
+    with subprocess.Popen(
+        [sys.executable, "-c", _SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+            client = _client("kms", url)
+            key = client.create_key()["KeyMetadata"]
+            client.create_alias(AliasName="alias/packages", TargetKeyId=key["KeyId"])
+            yield MotoKms(url, key["KeyId"], key["Arn"])
+        finally:
+            process.kill()
+
+
+def _client(service: str, url: str) -> Any:
+    session = botocore.session.get_session()
+    return session.create_client(
+        service,
+        region_name=REGION,
+        endpoint_url=url,
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+    )

@@ -1,0 +1,55 @@
+"""Encrypted packages for tests, made with the real format and a data key at hand."""
+
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from enclave_protocol.chunked_encryption import Encryptor
+from enclave_protocol.manifest import parse_manifest
+from enclave_protocol.package_archive import Entry, archive_size, encode_archive
+from enclave_protocol.package_header import decode_header, encode_header
+from enclave_protocol.package_label import Label
+
+KEY_ARN = "arn:aws:kms:eu-west-1:111122223333:key/12345678-1234-1234-1234-123456789012"
+
+
+@dataclass(frozen=True)
+class SealedPackage:
+    """An encrypted file's bytes and what opens it."""
+
+    data: bytes
+    header_raw: bytes
+    key: bytes
+
+    def write(self, path: Path) -> Path:
+        path.write_bytes(self.data)
+        return path
+
+
+def seal_package(files: Mapping[str, str | bytes], manifest: str) -> SealedPackage:
+    """Return an encrypted package with these files and this `enclave.toml`."""
+    contents = {
+        path: data.encode() if isinstance(data, str) else data for path, data in files.items()
+    }
+    entries = [Entry(path, len(contents[path])) for path in sorted(contents, key=str.encode)]
+    parsed = parse_manifest(manifest)
+    label = Label(
+        package=parsed.package,
+        exports=parsed.exports,
+        docs=parsed.docs,
+        scripts=parsed.scripts,
+        policy=parsed.policy,
+        kms_key_arn=KEY_ARN,
+        archive_bytes=archive_size(entries),
+        file_count=len(entries),
+    )
+    header_raw = encode_header(label, secrets.token_bytes(184))
+    key = secrets.token_bytes(32)
+
+    def read(entry: Entry) -> Iterator[bytes]:
+        yield contents[entry.path]
+
+    encryptor = Encryptor(key, decode_header(header_raw).context)
+    body = b"".join(bytes(encryptor.update(piece)) for piece in encode_archive(entries, read))
+    return SealedPackage(header_raw + body + encryptor.finalize(), header_raw, key)

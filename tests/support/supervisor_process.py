@@ -1,0 +1,173 @@
+"""A real supervisor process under a software NSM, and the gateway's side of its streams."""
+
+import os
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jupyter_client.blocking.client import BlockingKernelClient
+
+from enclave_protocol.frame import FrameDecoder, encode_frame
+from enclave_protocol.messages import (
+    PROTOCOL_VERSION,
+    Body,
+    Envelope,
+    Failed,
+    KernelEnded,
+    LaunchKernel,
+    Open,
+    OpenControl,
+    decode_envelope,
+    encode,
+)
+from tests.support.local_services import software_nsm
+
+__all__ = ["Control", "Refused", "SupervisorProcess", "supervisor_process"]
+
+_TIMEOUT_S = 30.0
+
+
+class Refused(Exception):  # noqa: N818 (it is the reply, not an error of the test)
+    """The supervisor answered a request with Failed."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.kind = failed.kind
+
+
+@dataclass
+class Control:
+    """A control stream; requests are answered in order, events are kept."""
+
+    sock: socket.socket
+    events: list[KernelEnded] = field(default_factory=list)
+    _decoder: FrameDecoder = field(default_factory=FrameDecoder)
+    _last: int = 0
+
+    def request(self, body: Body) -> Body:
+        self._last += 1
+        self.sock.sendall(encode_frame(encode(Envelope(body=body, request_id=self._last))))
+        while True:
+            envelope = self._next()
+            if envelope.reply_to == self._last:
+                if isinstance(envelope.body, Failed):
+                    raise Refused(envelope.body)
+                return envelope.body
+
+    def _next(self) -> Envelope:
+        while True:
+            data = self.sock.recv(65536)
+            if not data:
+                raise ConnectionError("the supervisor closed the control stream")
+            for payload in self._decoder.feed(data):
+                envelope = decode_envelope(payload)
+                if isinstance(envelope.body, KernelEnded):
+                    self.events.append(envelope.body)
+                else:
+                    return envelope
+            if self.events:
+                return Envelope(body=self.events[-1])
+
+    def next_event(self) -> KernelEnded:
+        while not self.events:
+            self._next()
+        return self.events.pop(0)
+
+
+@dataclass
+class SupervisorProcess:
+    """A running supervisor."""
+
+    pid: int
+    path: Path
+    runtime_dir: Path
+    log: Path
+
+    def open(self, first: Open | bytes) -> socket.socket:
+        """Return a stream that was opened with this message."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(_TIMEOUT_S)
+        sock.connect(str(self.path))
+        sock.sendall(encode_frame(first if isinstance(first, bytes) else encode(first)))
+        return sock
+
+    @contextmanager
+    def control(self) -> Iterator[Control]:
+        with self.open(OpenControl(version=PROTOCOL_VERSION)) as sock:
+            yield Control(sock)
+
+    def launch_request(self) -> LaunchKernel:
+        return LaunchKernel(
+            kernel_id=uuid.uuid4().hex,
+            key=os.urandom(32),
+            signature_scheme="hmac-sha256",
+            cwd="/",
+            environ={"PATH": os.environ["PATH"], "HOME": str(self.runtime_dir.parent)},
+        )
+
+    @contextmanager
+    def client(self, launched: LaunchKernel) -> Iterator[BlockingKernelClient]:
+        """Talk to the kernel's own listeners, past gateway and relays."""
+        client = BlockingKernelClient()
+        client.load_connection_info(
+            {
+                "transport": "ipc",
+                "ip": str(self.runtime_dir / "k" / launched.kernel_id),
+                **{
+                    f"{channel}_port": number
+                    for number, channel in enumerate(
+                        ("shell", "iopub", "stdin", "control", "hb"), start=1
+                    )
+                },
+                "key": launched.key,
+                "signature_scheme": launched.signature_scheme,
+            }
+        )
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=_TIMEOUT_S)
+            yield client
+        finally:
+            client.stop_channels()
+
+
+@contextmanager
+def supervisor_process(directory: Path, *options: str) -> Iterator[SupervisorProcess]:
+    """Run a supervisor below `directory`, whose path must be short; stop it with SIGTERM."""
+    runtime_dir = directory / "r"
+    runtime_dir.mkdir(mode=0o711)
+    path = directory / "supervisor.sock"
+    log = directory / "supervisor.log"
+    with software_nsm(directory) as nsm, log.open("wb") as output:
+        command = [sys.executable, "-I", "-m", "enclave_kernel", "--listen", f"unix:{path}"]
+        command += ["--nsm", nsm.endpoint, "--runtime-dir", str(runtime_dir), "--development"]
+        process = subprocess.Popen([*command, *options], stdout=output, stderr=output)
+        try:
+            _wait_for(path, process)
+            yield SupervisorProcess(process.pid, path, runtime_dir, log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            finally:
+                process.kill()
+                process.wait()
+
+
+def _wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
+    while process.poll() is None:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.connect(str(path))
+                return
+        except OSError:
+            try:
+                process.wait(0.02)
+            except subprocess.TimeoutExpired:
+                continue
+    raise RuntimeError(f"the supervisor ended with status {process.returncode}")
