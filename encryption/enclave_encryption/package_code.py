@@ -12,9 +12,6 @@ __all__ = ["Definition", "Module", "PackageCode"]
 
 _MAX_SOURCE_BYTES: Final = 16 * 1024 * 1024
 """No module a person wrote is longer; the parser needs some hundred times as much memory."""
-_MAX_HOPS: Final = 32
-"""Re-exports followed before a cycle is assumed."""
-
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -48,6 +45,7 @@ class PackageCode:
         self._tree = tree
         self._paths = {file.entry.path for file in tree.files}
         self._modules: dict[str, Module | None] = {}
+        self._names: dict[str, set[str]] = {}
 
     def top_level(self) -> list[str]:
         """Return the names of the importable top-level modules and packages."""
@@ -70,9 +68,12 @@ class PackageCode:
             self._modules[name] = self._parse(name)
         return self._modules[name]
 
-    def names(self, module: Module, hops: int = 0) -> set[str]:
+    def names(self, module: Module) -> set[str]:
         """Return every name `module` has after import, as far as its syntax tells."""
-        found: set[str] = set()
+        if module.name in self._names:
+            return self._names[module.name]
+        # Known before it is complete: imports may go in circles.
+        found = self._names[module.name] = set()
         for statement in module.statements():
             if isinstance(statement, Definition):
                 found.add(statement.name)
@@ -89,11 +90,11 @@ class PackageCode:
                     found |= {alias.asname or alias.name for alias in statement.names}
                     continue
                 source = self._imported(module, statement)
-                if source is not None and hops < _MAX_HOPS:
-                    found |= self.public_names(source, hops + 1)
+                if source is not None:
+                    found |= self.public_names(source)
         return found
 
-    def public_names(self, module: Module, hops: int = 0) -> set[str]:
+    def public_names(self, module: Module) -> set[str]:
         """Return `__all__` if it is a literal, else the names without an underscore."""
         for statement in module.statements():
             if isinstance(statement, ast.Assign) and any(
@@ -104,26 +105,32 @@ class PackageCode:
                     return set(ast.literal_eval(statement.value))
                 except (ValueError, TypeError):
                     break
-        return {name for name in self.names(module, hops) if not name.startswith("_")}
+        return {name for name in self.names(module) if not name.startswith("_")}
 
-    def definition(
-        self, module: Module, name: str, hops: int = 0
-    ) -> tuple[Module, Definition] | None:
+    def definition(self, module: Module, name: str) -> tuple[Module, Definition] | None:
         """Return where `name` is defined, following `from x import y` inside the directory.
 
         None means: an assignment, or something imported from elsewhere.
         """
+        return self._find(module, name, set())
+
+    def _find(
+        self, module: Module, name: str, seen: set[tuple[str, str]]
+    ) -> tuple[Module, Definition] | None:
+        if (module.name, name) in seen:  # imports may go in circles
+            return None
+        seen.add((module.name, name))
         result: tuple[Module, Definition] | None = None
         for statement in module.statements():
             if isinstance(statement, Definition) and statement.name == name:
                 result = (module, statement)  # the last one wins, as at run time
-            elif isinstance(statement, ast.ImportFrom) and hops < _MAX_HOPS:
+            elif isinstance(statement, ast.ImportFrom):
                 source = self._imported(module, statement)
                 for alias in statement.names:
                     if source is not None and (alias.asname or alias.name) == name:
-                        result = self.definition(source, alias.name, hops + 1)
+                        result = self._find(source, alias.name, seen) or result
                     elif source is not None and alias.name == "*":
-                        result = self.definition(source, name, hops + 1) or result
+                        result = self._find(source, name, seen) or result
         return result
 
     def _imported(self, module: Module, statement: ast.ImportFrom) -> Module | None:

@@ -62,9 +62,7 @@ class Demo:
 
     def announce_environment(self) -> None:
         """Say what `make` has prepared."""
-        self._console.print(
-            f"[green]✓[/] [bold]1/5[/] virtual environment: {os.path.relpath(BIN.parent)}"
-        )
+        self._console.print(f"[green]✓[/] [bold]1/5[/] virtual environment: {shown(BIN.parent)}")
 
     def bring_up(self) -> dict[str, Any]:
         """Start the local enclave and return its status."""
@@ -115,7 +113,7 @@ class Demo:
             self._run("jupyter", *convert, "html", executed)
         self._done("user: notebook executed by jupyter nbconvert, kernel enclave")
         for path in (executed, executed.with_suffix(".html")):
-            self._console.print(f"      {os.path.relpath(path)}", style="bold")
+            self._console.print(f"      {shown(path)}", style="bold")
 
     def serve_lab(self) -> None:
         """As the user: JupyterLab on the notebook, until a signal arrives."""
@@ -191,6 +189,12 @@ class Demo:
         """Run a command of the virtual environment; what it prints goes to the log."""
         argv = [str(BIN / command), *map(str, arguments)]
         return self._children.run(argv, env=self._env, timeout_s=timeout_s)
+
+
+def shown(path: Path) -> Path:
+    """Return `path` as people would type it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def create_key(policy: Mapping[str, Any], endpoint_url: str) -> str:
@@ -280,7 +284,7 @@ def main() -> int:
 
 def fail(console: Console, demo: Demo, error: Exception, log: Path) -> int:
     """Say in one line which step failed and why; returns the exit code."""
-    line = f"✗ {demo.step}/5 {error}; the log is {os.path.relpath(log)}"
+    line = f"✗ {demo.step}/5 {error}; the log is {shown(log)}"
     console.print(" ".join(line.split()), style="red", markup=False, soft_wrap=True)
     return 1
 

@@ -1,4 +1,4 @@
-"""The enclave's supervisor: `python -m enclave_kernel`, started by a backend or the image's init."""
+"""The enclave's supervisor: `python -m enclave_kernel`, run by a backend or the image's init."""
 
 import argparse
 import asyncio

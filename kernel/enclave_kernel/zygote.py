@@ -10,6 +10,7 @@ Started by the supervisor as `python -m enclave_kernel.zygote FD`.
 
 import contextlib
 import gc
+import importlib
 import os
 import select
 import signal
@@ -33,16 +34,30 @@ _DESCRIPTORS_PER_FORK = len(CHANNELS) + 1
 _MAX_PENDING_DESCRIPTORS = 16 * _DESCRIPTORS_PER_FORK
 
 
+# What ipykernel and IPython import while a kernel starts, beyond what their modules import. None
+# starts a thread; a name that a version lacks costs the kernels a little time, nothing else.
+_WARM_MODULES = (
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
+    "IPython.core.oinspect",
+    "IPython.extensions.storemagic",
+    "ipykernel.debugger",
+    "ipykernel.ipkernel",
+    "ipykernel.kernelapp",
+    "ipykernel.zmqshell",
+    "sqlite3",
+    "tornado.platform.asyncio",
+    "tornado.queues",
+    "enclave_kernel.session.kernel_app",
+    "enclave_kernel.session.magics",
+)
+
+
 def _warm_up() -> None:
     """Import what every kernel uses and freeze it out of the collector's sight."""
-    import IPython.core.completer
-    import ipykernel.ipkernel
-    import ipykernel.kernelapp
-    import ipykernel.zmqshell
-
-    import enclave_kernel.session.kernel_app
-
-    del IPython, ipykernel, enclave_kernel
+    for name in _WARM_MODULES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()
 

@@ -262,6 +262,7 @@ class Gateway:
             kernel = RunningKernel(f"{request.slot}-{secrets.token_hex(3)}")
             # Known before it exists: its end may be reported right behind its launch.
             self._kernels[kernel.kernel_id] = slot.kernel = kernel
+            asked_at = asyncio.get_running_loop().time()
             try:
                 reply = await self._control.request(
                     LaunchKernel(
@@ -283,7 +284,8 @@ class Gateway:
             kernel.launched = True
             if kernel.state.returncode is None:
                 slot.accept()
-            log.info("kernel %s started, pid %d", kernel.kernel_id, reply.pid)
+            took_ms = (asyncio.get_running_loop().time() - asked_at) * 1000
+            log.info("kernel %s started, pid %d, %.0f ms", kernel.kernel_id, reply.pid, took_ms)
             return Launched(kernel.kernel_id, reply.pid, str(slot.prefix))
 
     async def _signal(self, kernel_id: str, signum: int) -> None:
@@ -338,6 +340,7 @@ class Gateway:
         self._stopping = True
         with suppress(EnclaveGoneError):
             await self._control.request(Shutdown(), timeout_s=_REPLY_TIMEOUT_S)
+        self._gone()
         # ApiServer.close lets the reply out.
         self._done.set()
         return Done()

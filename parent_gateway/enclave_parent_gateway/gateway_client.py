@@ -51,6 +51,13 @@ def _not_running(path: Path) -> EnclaveNotRunningError:
     return EnclaveNotRunningError(f"no enclave is up (nothing answers at {path}); type: enclave up")
 
 
+def _unreachable(path: Path, error: OSError) -> GatewayError:
+    """Return what a failed connection means: no gateway, or trouble on this side."""
+    if isinstance(error, FileNotFoundError | ConnectionError):
+        return _not_running(path)
+    return GatewayError(f"the gateway at {path} cannot be asked: {error.strerror or error}")
+
+
 async def ask(
     path: Path,
     request: Request,
@@ -71,13 +78,14 @@ async def ask(
         EnclaveGoneError: The gateway runs, the enclave does not.
         GatewayStoppingError: The enclave goes down right now.
         RefusedError: The request failed.
+        GatewayError: The connection failed on this side, or the gateway is of another version.
         TimeoutError: No answer in time.
     """
     async with asyncio.timeout(timeout_s):
         try:
             reader, writer = await asyncio.open_unix_connection(path)
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise _not_running(path) from error
+        except OSError as error:
+            raise _unreachable(path, error) from error
         try:
             writer.write(encode_frame(encode_message(request)))
             decoder = FrameDecoder(MAX_API_BYTES)
@@ -87,8 +95,8 @@ async def ask(
                     raise _not_running(path)
                 if frames := decoder.feed(data):
                     return _checked(frames[0], expected)
-        except (ConnectionResetError, BrokenPipeError) as error:
-            raise _not_running(path) from error
+        except OSError as error:
+            raise _unreachable(path, error) from error
         finally:
             writer.close()
 
@@ -114,6 +122,8 @@ def ask_blocking(
             while data := sock.recv(_PORTION_BYTES):
                 if frames := decoder.feed(data):
                     return _checked(frames[0], expected)
-        except (FileNotFoundError, ConnectionError) as error:
-            raise _not_running(path) from error
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise _unreachable(path, error) from error
     raise _not_running(path)

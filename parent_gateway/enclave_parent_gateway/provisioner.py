@@ -32,6 +32,7 @@ from enclave_parent_gateway.errors import (
     GatewayStoppingError,
     KernelLaunchError,
     RefusedError,
+    RuntimeDirError,
 )
 from enclave_parent_gateway.gateway_client import ask
 from enclave_parent_gateway.runtime_dir import EnclavePaths
@@ -99,13 +100,13 @@ class EnclaveProvisioner(KernelProvisionerBase):
             state = await ask(
                 self._paths.gateway_socket, PollKernel(self._enclave_kernel_id), KernelState
             )
-        except TimeoutError:
-            # A gateway that is slow is not one that is dead: do not restart anybody's kernel.
-            self.log.warning("the gateway did not answer in time; see: enclave logs")
-            return None
-        except EnclaveError as error:
+        except (EnclaveNotRunningError, RuntimeDirError) as error:
             self.log.warning("kernel %s is lost: %s", self.kernel_id, error)
             return _GONE
+        except (EnclaveError, TimeoutError) as error:
+            # A gateway that is slow is not one that is dead: do not restart anybody's kernel.
+            self.log.warning("kernel %s may be alive: %s", self.kernel_id, error or "no answer")
+            return None
         return state.returncode
 
     async def wait(self) -> int | None:

@@ -63,14 +63,17 @@ class _MessageKeys:
     def __init__(self, key: BytesLike, salt: bytes, context: bytes) -> None:
         if len(key) != KEY_BYTES:
             raise PackageFormatError(f"the data key has {len(key)} bytes, expected {KEY_BYTES}")
-        derived = HKDFExpand(
-            algorithm=SHA512(),
-            length=KEY_BYTES + NONCE_BYTES + COMMITMENT_BYTES,
-            info=_INFO + salt + context,
-        ).derive(bytes(key))
-        self.aead = AESGCM(derived[:KEY_BYTES])
+        derived = bytearray(KEY_BYTES + NONCE_BYTES + COMMITMENT_BYTES)
+        HKDFExpand(
+            algorithm=SHA512(), length=len(derived), info=_INFO + salt + context
+        ).derive_into(key, derived)
+        message_key = derived[:KEY_BYTES]
+        self.aead = AESGCM(message_key)
         self._base_nonce = int.from_bytes(derived[KEY_BYTES : KEY_BYTES + NONCE_BYTES], "big")
-        self.commitment = derived[KEY_BYTES + NONCE_BYTES :]
+        self.commitment = bytes(derived[KEY_BYTES + NONCE_BYTES :])
+        # What OpenSSL keeps of the key inside `aead` is beyond reach; our copies are not.
+        derived[:] = bytes(len(derived))
+        message_key[:] = bytes(KEY_BYTES)
         self._counter = 0
 
     def nonces(self, count: int) -> list[bytes]:
@@ -82,8 +85,8 @@ class _MessageKeys:
         first, self._counter = self._counter, self._counter + count
         if self._counter > MAX_CHUNKS:
             raise PackageFormatError(f"more than {MAX_CHUNKS} chunks: no message is this long")
-        base = self._base_nonce
-        return [(base ^ chunk).to_bytes(NONCE_BYTES, "big") for chunk in range(first, self._counter)]
+        base, chunks = self._base_nonce, range(first, self._counter)
+        return [(base ^ chunk).to_bytes(NONCE_BYTES, "big") for chunk in chunks]
 
 
 class Encryptor:

@@ -32,7 +32,6 @@ MAX_CMS_BYTES = 16 * 1024  # KMS's largest plaintext is 4096 bytes, an RSA-4096 
 _VERSION = "v2"
 _RSA_BYTES = 256
 _BLOCK_BYTES = 16
-_CONTENT_KEY_BYTES = 32
 
 
 class CmsError(EnclaveError):
@@ -167,8 +166,7 @@ def decrypt_cms(private_key: rsa.RSAPrivateKey, der: bytes) -> bytearray:
     unpadder = padding.PKCS7(_BLOCK_BYTES * 8).unpadder()
     try:
         content_key = private_key.decrypt(parts.encrypted_key, oaep)
-        if len(content_key) != _CONTENT_KEY_BYTES:
-            raise CmsOpenError
+        # AES256 raises ValueError for a key of any other size.
         decryptor = Cipher(algorithms.AES256(content_key), modes.CBC(parts.iv)).decryptor()
         padded = decryptor.update(parts.encrypted_content) + decryptor.finalize()
         return bytearray(unpadder.update(padded) + unpadder.finalize())

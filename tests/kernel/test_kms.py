@@ -400,13 +400,15 @@ def test_the_environment_is_not_read(services: Services, tmp_path: Path) -> None
     config.write_text("[default]\nendpoint_url = http://127.0.0.1:1\nregion = mars-1\n")
     script = """
 import sys
-from enclave_kernel.kms import release_data_key
+from enclave_kernel.kms import _client, release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
 assert "boto3" not in sys.modules, "boto3 is to be imported at the first release"
 from enclave_protocol.messages import Credentials
 from enclave_protocol.package_header import decode_header
 endpoint, url, key, secret, header = sys.argv[1:]
+public = _client("eu-west-1", Credentials(key, secret), None).meta.endpoint_url
+assert public == "https://kms.eu-west-1.amazonaws.com", public
 with NsmClient.open(endpoint) as nsm, RsaPool(1) as pool:
     print(release_data_key(decode_header(bytes.fromhex(header)), nsm=nsm, keys=pool,
         credentials=Credentials(key, secret), endpoint_url=url).hex())

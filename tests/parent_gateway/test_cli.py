@@ -85,7 +85,8 @@ def test_idle_enclave_goes_down(own_home: EnclaveHome) -> None:
     with kernel() as (_, client):
         time.sleep(2)
         assert run_code(client, "print('busy')") == "busy\n"
-    assert wait_until(lambda: not own_home.processes(), 15)
+    wait_until(lambda: not own_home.processes(), 20)
+    assert not own_home.processes(), own_home.run("logs").stdout
     assert own_home.status()["state"] == "down"
     assert "the enclave goes down" in own_home.run("logs").stdout
 

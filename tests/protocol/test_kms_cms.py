@@ -3,8 +3,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +116,14 @@ def test_another_key_does_not_open() -> None:
     )
     with pytest.raises(CmsOpenError):
         decrypt_cms(other, renamed)
+
+
+@pytest.mark.parametrize("size", [0, 16, 24, 31, 33])
+def test_content_key_of_another_size(size: int) -> None:
+    oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+    encrypted = _KEY.public_key().encrypt(bytes(size), oaep)
+    with pytest.raises(CmsOpenError):
+        decrypt_cms(_KEY, _BLOB.replace(decode_cms(_BLOB).encrypted_key, encrypted))
 
 
 def test_every_failure_to_open_looks_the_same() -> None:

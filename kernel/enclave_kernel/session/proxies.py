@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 from enclave_kernel.session.package_failures import EncryptedPackageError
 from enclave_kernel.session.vault_client import VaultClient
-from enclave_protocol.package_errors import PackageFormatError
 from enclave_protocol.package_label import Label
 from enclave_protocol.signature import parse_signature
 from enclave_protocol.value_codec import Handle
@@ -20,8 +19,6 @@ from enclave_protocol.value_codec import Handle
 __all__ = ["EncryptedObject", "EncryptedPackage", "package_proxy", "shown_name"]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-_SPECIAL_METHODS = frozenset(("__call__", "__contains__", "__getitem__", "__len__"))
 
 
 def shown_name(label: Label) -> str:
@@ -113,7 +110,7 @@ def package_proxy(client: VaultClient, label: Label) -> EncryptedPackage:
         label: Its label, with checked exports.
 
     Raises:
-        PackageError: A signature in the label does not parse, or a name cannot be exported.
+        PackageError: A signature in the label does not parse.
     """
     members: dict[str, Any] = {}
     classes: dict[str, type[EncryptedObject]] = {}
@@ -191,10 +188,8 @@ def _class_proxy(
     namespace["__init__"] = lambda _self, /, *_args, **_kwargs: None
     for text in declared.methods:
         method, signature = parse_signature(text)
-        _check_member(name, method)
         namespace[method] = _method_proxy(client, label, name, method, signature, resolve)
     for attribute in declared.attributes:
-        _check_member(name, attribute)
         namespace[attribute] = _attribute_proxy(client, label, name, attribute)
     return type(name, (EncryptedObject,), namespace)
 
@@ -233,15 +228,6 @@ def _attribute_proxy(client: VaultClient, label: Label, class_name: str, name: s
 
     doc = label.docs.get(f"{class_name}.{name}")
     return property(_with_code(get, label, name, f"{class_name}.{name}"), doc=doc)
-
-
-def _check_member(class_name: str, member: str) -> None:
-    """Refuse members that would change what Python itself does with a proxy."""
-    if member.startswith("_") and member not in _SPECIAL_METHODS:
-        raise PackageFormatError(
-            f"the label exports {class_name}.{member}: of the names that start with '_' only "
-            f"{', '.join(sorted(_SPECIAL_METHODS))} can be exported"
-        )
 
 
 def _positional_names(signature: inspect.Signature) -> Sequence[str]:

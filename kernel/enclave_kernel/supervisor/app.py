@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import enclave_kernel
+import enclave_protocol
 from enclave_kernel.isolation.memory_cgroup import MemoryCgroups
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
@@ -101,7 +103,7 @@ class Supervisor:
             directory.mkdir(mode=0o700, exist_ok=True)
         # A vault passes through here to its own directory, which nobody can list.
         vaults.chmod(0o711)
-        self._pool = VaultPool(vaults, [entry for entry in sys.path if entry])
+        self._pool = VaultPool(vaults, _import_path())
         self._kernels = KernelTable(
             sockets, cgroups=self._cgroups, on_ended=self._tell_ended, make_vaults=self._vaults_of
         )
@@ -274,6 +276,17 @@ class Supervisor:
             isolation=self._isolation,
             kernels=self._kernels.describe(),
         )
+
+
+def _import_path() -> list[str]:
+    """Return what a vault imports from: this process's path, and where our own packages are.
+
+    An editable installation finds the latter by a hook that a vault does not have.
+    """
+    ours = [
+        str(Path(package.__file__).parents[1]) for package in (enclave_kernel, enclave_protocol)
+    ]
+    return list(dict.fromkeys([*(entry for entry in sys.path if entry), *ours]))
 
 
 async def _read_open(sock: socket.socket) -> tuple[Open, bytes]:

@@ -54,7 +54,15 @@ class ZygoteProcess:
         with theirs:
             # Spawned from the main thread: the zygote dies with the thread that made it.
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "enclave_kernel.zygote", str(theirs.fileno())],
+                [
+                    *(
+                        sys.executable,
+                        "-I",
+                        "-X",
+                        "frozen_modules=off",
+                    ),  # as ipykernel: for its debugger
+                    *("-m", "enclave_kernel.zygote", str(theirs.fileno())),
+                ],
                 pass_fds=[theirs.fileno()],
                 env=environ,
                 cwd="/",

@@ -108,9 +108,7 @@ class Dispatcher:
             del reply, contents
 
     def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
-        # Off before it is raised: a second interrupt must not hit the handling of the first.
         if self._in_call:
-            self._in_call = False
             raise KeyboardInterrupt
         self._interrupted = True
 
@@ -149,6 +147,7 @@ class Dispatcher:
             value = target(*args, **kwargs)
             self._in_call = False
         except BaseException as error:  # SystemExit and what else a package may let out
+            # First of all: Python looks for signals at calls and jumps, and there was none yet.
             self._in_call = False
             failure = raised(request.request_id, error, self._shown_errors)
         if os.getpid() != self._pid:

@@ -21,7 +21,6 @@ BACKENDS = ("local",)
 class Backend(Protocol):
     """A way to run an enclave."""
 
-    name: str
     confidential: bool
     """Whether what runs there is hidden from root on this machine."""
 
@@ -50,8 +49,8 @@ class Backend(Protocol):
             KeyboardInterrupt: Interrupted; the same.
         """
 
-    def stop_processes(self, paths: EnclavePaths) -> int:
-        """End everything but the gateway, remove its files; return how many had to be killed."""
+    def stop_processes(self, paths: EnclavePaths) -> None:
+        """End everything but the gateway, and remove its files."""
 
     def credentials(self, paths: EnclavePaths) -> Credentials:
         """Return AWS credentials for one KMS call. Blocks.

@@ -13,7 +13,7 @@ from enclave_parent_gateway.errors import EnclaveStartError
 from enclave_parent_gateway.process_identity import ProcessIdentity
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 
-__all__ = ["Daemon", "last_line"]
+__all__ = ["Daemon"]
 
 _POLL_S = 0.005
 _MAX_READY_BYTES = 64 * 1024
@@ -52,11 +52,6 @@ class Daemon:
             )
         self.identity = ProcessIdentity.of(self._process.pid)
 
-    @property
-    def ready_file(self) -> Path:
-        """What it wrote to standard output."""
-        return self._ready
-
     def check(self) -> None:
         """See that it still runs.
 
@@ -66,7 +61,7 @@ class Daemon:
         code = self._process.poll()
         if code is not None:
             raise EnclaveStartError(
-                f"the {self.name} ended with code {code}: {last_line(self._log)}"
+                f"the {self.name} ended with code {code}: {_last_line(self._log)}"
             )
 
     def wait_ready(self, deadline: float, check: Callable[[], None]) -> dict[str, str]:
@@ -102,7 +97,7 @@ def _create(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "wb")
 
 
-def last_line(path: Path) -> str:
+def _last_line(path: Path) -> str:
     """Return the last line of a log file, for a message."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace")[-4096:].splitlines()

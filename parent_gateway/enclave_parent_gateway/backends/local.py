@@ -47,7 +47,6 @@ _PARTS = ("supervisor", "nsm", "cloud")
 class LocalBackend:
     """See the module; what the methods promise is in `base.Backend`."""
 
-    name = "local"
     confidential = False
 
     def up(
@@ -98,20 +97,18 @@ class LocalBackend:
             stop_process(state.processes["gateway"], grace_s=_GRACE_S)
         self.stop_processes(paths)
 
-    def stop_processes(self, paths: EnclavePaths) -> int:
+    def stop_processes(self, paths: EnclavePaths) -> None:
         """End supervisor, local cloud and NSM."""
-        killed = 0
         state = read_state(paths.state_file)
         for name in _PARTS:
             if state is not None and name in state.processes:
-                killed += not stop_process(state.processes[name], grace_s=_GRACE_S)
+                stop_process(state.processes[name], grace_s=_GRACE_S)
         for name in (*_PARTS, "gateway"):
             (paths.runtime / f"{name}.ready").unlink(missing_ok=True)
         for file in (paths.enclave_socket, paths.nsm_socket, paths.state_file):
             file.unlink(missing_ok=True)
         if state is not None and state.directory is not None:
             shutil.rmtree(state.directory, ignore_errors=True)
-        return killed
 
     def credentials(self, paths: EnclavePaths) -> Credentials:
         """Return the local cloud's identity for the parent; the default chain's without a cloud.

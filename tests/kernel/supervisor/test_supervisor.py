@@ -34,7 +34,7 @@ from tests.support.supervisor_process import (
 @pytest.fixture(scope="module")
 def supervisor() -> Iterator[SupervisorProcess]:
     with (
-        tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory,  # noqa: S108
+        tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory,
         supervisor_process(Path(directory)) as process,
     ):
         yield process
@@ -182,7 +182,7 @@ def test_a_reply_nobody_waits_for_and_a_signal_to_no_kernel_are_harmless(
 
 
 def test_shutdown_leaves_no_process_and_no_file() -> None:
-    with tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory:  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory:
         with supervisor_process(Path(directory)) as process:
             with process.control() as control:
                 _, pid = _launch(process, control)
@@ -195,7 +195,7 @@ def test_shutdown_leaves_no_process_and_no_file() -> None:
 
 
 def test_the_supervisors_death_takes_every_kernel_with_it() -> None:
-    with tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory:  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory:
         with supervisor_process(Path(directory)) as process, process.control() as control:
             _, pid = _launch(process, control)
             os.kill(process.pid, signal.SIGKILL)

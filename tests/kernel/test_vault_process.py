@@ -1,0 +1,220 @@
+"""The vault as a process: its walls seen from outside, its life and death."""
+
+import os
+import shutil
+import signal
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from enclave_kernel.vault_process import VaultProcess, VaultStartError
+from enclave_protocol.package_errors import PackageFormatError
+from tests.support.vault_link import ROOT, SYS_PATH, runtime_dir, spawn_vault
+from tests.support.vault_packages import spy_package
+
+IS_ROOT = os.geteuid() == 0
+needs_root = pytest.mark.skipif(not IS_ROOT, reason="a user of its own needs a root supervisor")
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    path = runtime_dir()
+    yield path
+    leftovers = list(path.iterdir())
+    shutil.rmtree(path)
+    assert not leftovers
+
+
+@pytest.fixture
+def vault(directory: Path) -> Iterator[VaultProcess]:
+    vault = spawn_vault(directory)
+    yield vault
+    vault.kill()
+    vault.wait()
+    vault.session_socket.close()
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+@needs_root
+def test_it_is_a_user_of_its_own_without_privileges(vault: VaultProcess) -> None:
+    status = status_of(vault.pid)
+    (uid,) = set(status["Uid"].split())
+    assert int(uid) >= 1_900_000 and set(status["Gid"].split()) == {uid}
+    assert status["Groups"] == ""
+    assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+    assert status["NoNewPrivs"] == "1"
+
+
+@needs_root
+def test_mounts_network_and_ipc_are_its_own(vault: VaultProcess) -> None:
+    for name in ("mnt", "net", "ipc"):
+        ours, its = (Path(f"/proc/{pid}/ns/{name}").readlink() for pid in ("self", vault.pid))
+        assert ours != its
+    assert "vault-" not in Path("/proc/self/mounts").read_text()
+    (mount,) = [
+        line
+        for line in Path(f"/proc/{vault.pid}/mounts").read_text().splitlines()
+        if "/vault-" in line
+    ]
+    assert {"nosuid", "nodev", "noexec"} <= set(mount.split()[3].split(","))
+
+
+@needs_root
+def test_only_its_descriptors_are_open(vault: VaultProcess) -> None:
+    links = {
+        int(entry.name): str(entry.readlink()) for entry in Path(f"/proc/{vault.pid}/fd").iterdir()
+    }
+    assert {links.pop(number) for number in (0, 1, 2)} == {"/dev/null"}
+    assert len(links) == 2 and all(link.startswith("socket:") for link in links.values())
+
+
+def test_nothing_about_it_is_in_its_environment_or_arguments(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LD_PRELOAD_X", "PYTHONPATH", "AWS_SECRET_ACCESS_KEY", "TORCH_LOGS"):
+        monkeypatch.setenv(name, "/nowhere")
+    vault = spawn_vault(directory)
+    try:
+        command = Path(f"/proc/{vault.pid}/cmdline").read_bytes().split(b"\0")
+        assert command[1:3] == [b"-I", b"-S"]
+        assert all(part.isdigit() or not part for part in command[4:])
+        if IS_ROOT:
+            environ = Path(f"/proc/{vault.pid}/environ").read_bytes().strip(b"\0").split(b"\0")
+            assert {entry.split(b"=")[0] for entry in environ} == {b"PATH", b"LANG"}
+    finally:
+        vault.kill()
+        vault.wait()
+        vault.session_socket.close()
+
+
+def test_it_has_a_session_of_its_own_and_leaves_no_core(vault: VaultProcess) -> None:
+    assert os.getsid(vault.pid) == vault.pid
+    limits = Path(f"/proc/{vault.pid}/limits").read_text()
+    (core,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+    assert core.split()[4:6] == ["0", "0"]
+
+
+def test_its_memory_is_closed_to_its_own_user(vault: VaultProcess) -> None:
+    # PR_SET_DUMPABLE 0 makes root the owner of what /proc shows of it.
+    assert Path(f"/proc/{vault.pid}/mem").stat().st_uid == 0
+    assert stat.S_IMODE(Path(f"/proc/{vault.pid}/fd").stat().st_mode) == 0o500
+
+
+def test_killed_it_is_gone_with_all_it_had(directory: Path) -> None:
+    vault = spawn_vault(directory)
+    vault.kill()
+    death = vault.wait()
+    assert death.returncode == -signal.SIGKILL
+    assert death.reason == "it was unloaded or stopped"
+    assert not Path(f"/proc/{vault.pid}").exists()
+    assert not list(directory.iterdir())
+    assert vault.session_socket.recv(1) == b""
+    vault.session_socket.close()
+    vault.kill()
+    vault.interrupt()
+
+
+@pytest.mark.parametrize(
+    ("signum", "reason"), [(signal.SIGKILL, "out of memory"), (signal.SIGSEGV, "SIGSEGV")]
+)
+def test_the_reason_of_its_death_is_told(
+    directory: Path, signum: signal.Signals, reason: str
+) -> None:
+    vault = spawn_vault(directory)
+    os.kill(vault.pid, signum)
+    death = vault.wait()
+    vault.session_socket.close()
+    assert death.returncode == -signum and reason in death.reason
+
+
+def test_it_ends_when_the_notebook_does(directory: Path) -> None:
+    vault = spawn_vault(directory)
+    package = spy_package()
+    vault.start(package.header_raw, bytearray(package.key))
+    vault.session_socket.close()
+    assert vault.wait().returncode == 0
+
+
+def test_the_data_key_is_wiped_and_a_bad_header_refused(directory: Path) -> None:
+    package = spy_package()
+    for header, error in ((package.header_raw, None), (b"nonsense" * 10, PackageFormatError)):
+        vault = spawn_vault(directory)
+        key = bytearray(package.key)
+        try:
+            if error is None:
+                vault.start(header, key)
+            else:
+                with pytest.raises(error):
+                    vault.start(header, key)
+            assert key == bytes(32)
+        finally:
+            vault.kill()
+            vault.wait()
+            vault.session_socket.close()
+
+
+def test_a_vault_that_is_dead_cannot_be_started(directory: Path) -> None:
+    package = spy_package()
+    vault = spawn_vault(directory)
+    os.kill(vault.pid, signal.SIGKILL)
+    vault.wait()
+    with pytest.raises(VaultStartError):
+        vault.start(package.header_raw, bytearray(package.key))
+    vault.session_socket.close()
+
+
+def test_it_dies_with_its_supervisor(directory: Path) -> None:
+    parent_end, child_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        # A supervisor that is killed: it cannot clean up.
+        vault = spawn_vault(directory)
+        os.write(child_end, str(vault.pid).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.close(child_end)
+    vault_pid = int(os.read(parent_end, 20))
+    os.close(parent_end)
+    os.waitpid(pid, 0)
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{vault_pid}").exists() and time.monotonic() < deadline:
+        if status_of(vault_pid)["State"].startswith("Z"):
+            break
+        time.sleep(0.01)
+    else:
+        assert not Path(f"/proc/{vault_pid}").exists()
+    # Only what the killed supervisor had no time for is left: an empty mount point.
+    for folder in directory.iterdir():
+        if IS_ROOT:
+            folder.rmdir()
+        else:
+            shutil.rmtree(folder)
+
+
+@needs_root
+def test_a_closed_directory_is_refused_with_its_name(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    with pytest.raises(VaultStartError, match="closed to other users"):
+        VaultProcess.spawn(
+            uid=1_899_999, gid=None, runtime_dir=closed, sys_path=SYS_PATH, memory_limit=None
+        )
+    assert not list(closed.iterdir())
+
+
+def test_unreadable_packages_are_named(directory: Path) -> None:
+    missing = str(ROOT / "no-such-folder")
+    with pytest.raises(VaultStartError, match="no-such-folder"):
+        VaultProcess.spawn(
+            uid=1_899_998 if IS_ROOT else None,
+            gid=None,
+            runtime_dir=directory,
+            sys_path=[*SYS_PATH, missing],
+            memory_limit=None,
+        )

@@ -1,0 +1,118 @@
+"""Altered files, whole: a typed error that names the file, and nothing of it ever ran."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from enclave_kernel.session.package_loading import load_package
+from enclave_kernel.session.supervisor_link import LoadedVault
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.package_errors import PackageError
+from tests.support.sealed_package import SealedPackage, seal_package
+from tests.support.vault_link import VaultLink
+
+MANIFEST = """
+[package]
+name = "witness"
+version = "1"
+module = "witness"
+[exports]
+functions = { f = "f()" }
+"""
+
+
+def witness(marker: Path) -> SealedPackage:
+    """A package that leaves a file when any of its code runs."""
+    source = f"open({str(marker)!r}, 'w').close()\ndef f():\n    return 1\n"
+    return seal_package({"weights.bin": bytes(40_000), "witness.py": source}, MANIFEST)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("witness")
+
+
+class AnyKeyLink(VaultLink):
+    """Gives the package's key to every header: the vault alone has to notice."""
+
+    def load(self, file_name: str, header_raw: bytes) -> LoadedVault:
+        key = next(iter(self._keys.values()))
+        self._keys[header_raw] = key
+        return super().load(file_name, header_raw)
+
+
+@pytest.fixture(scope="module")
+def package() -> SealedPackage:
+    return witness(MARKER)
+
+
+@pytest.fixture(scope="module")
+def link(package: SealedPackage) -> Iterator[VaultLink]:
+    MARKER.unlink(missing_ok=True)
+    with AnyKeyLink(package) as link:
+        yield link
+    MARKER.unlink(missing_ok=True)
+
+
+# Writable for a vault of any user: were its code to run, it could leave the mark.
+MARKER = Path("/dev/shm/enclave-test-witness-ran")  # noqa: S108 (see above)
+
+
+def refuse(data: bytes, folder: Path, link: VaultLink) -> EnclaveError:
+    path = folder / "altered.encrypted"
+    path.write_bytes(data)
+    with pytest.raises(EnclaveError) as caught:
+        load_package(str(path), link, lambda _stage, _share: None)
+    assert not MARKER.exists()
+    assert isinstance(caught.value, PackageError) or "altered.encrypted" in str(caught.value)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    return caught.value
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_flipped_byte_is_refused(
+    data: st.DataObject, folder: Path, package: SealedPackage, link: VaultLink
+) -> None:
+    position = data.draw(st.integers(0, len(package.data) - 1))
+    altered = bytearray(package.data)
+    altered[position] ^= data.draw(st.integers(1, 255))
+    refuse(bytes(altered), folder, link)
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_cut_is_refused(
+    data: st.DataObject, folder: Path, package: SealedPackage, link: VaultLink
+) -> None:
+    refuse(package.data[: data.draw(st.integers(0, len(package.data) - 1))], folder, link)
+
+
+def test_more_and_spliced_is_refused(folder: Path, package: SealedPackage, link: VaultLink) -> None:
+    other = witness(MARKER)
+    header = len(package.header_raw)
+    for data in (
+        package.data + b"\0",
+        package.data + package.data,
+        package.header_raw + other.data[len(other.header_raw) :],
+        other.header_raw + package.data[header:],
+        package.data[: header + 56 + 16_400] + other.data[len(other.header_raw) + 56 + 16_400 :],
+    ):
+        refuse(data, folder, link)
+
+
+def test_the_witness_would_have_testified(
+    folder: Path, package: SealedPackage, link: VaultLink
+) -> None:
+    path = package.write(folder / "whole.encrypted")
+    loaded = load_package(str(path), link, lambda _stage, _share: None)
+    assert MARKER.exists()
+    loaded.client.close()
+    MARKER.unlink()
