@@ -95,6 +95,7 @@ class StartKernel(_Message, frozen=True, tag="start"):
     signature_scheme: str
     cwd: str
     environ: dict[str, str]
+    arguments: tuple[str, ...]
 
     def __repr__(self) -> str:
         return f"StartKernel(kernel_id={self.kernel_id!r}, ...)"

@@ -85,7 +85,14 @@ class _Zygote:
                     os.read(self._wakeup_read, 4096)
                     self._reap()
                 elif not self._read_control():
+                    self._end_kernels()
                     return
+
+    def _end_kernels(self) -> None:
+        """Kill every kernel with what it started; the death signal would reach only itself."""
+        for pid in self._kernels:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
     def _read_control(self) -> bool:
         data, descriptors, flags, _address = socket.recv_fds(

@@ -65,6 +65,7 @@ class Launch(_Message, frozen=True, tag="launch"):
     signature_scheme: Annotated[str, msgspec.Meta(pattern=r"^hmac-sha(256|384|512)$")]
     cwd: _Text
     environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
+    arguments: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()
 
 
 class Launched(_Message, frozen=True, tag="launched"):

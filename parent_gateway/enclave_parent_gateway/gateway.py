@@ -271,6 +271,7 @@ class Gateway:
                         request.signature_scheme,
                         request.cwd,
                         request.environ,
+                        request.arguments,
                     ),
                     timeout_s=_LAUNCH_TIMEOUT_S,
                 )

@@ -167,13 +167,14 @@ class EnclaveProvisioner(KernelProvisionerBase):
                 "transport_encryption='required' does not work with this kernel yet; its channels "
                 "are Unix sockets that only you can open. Set it to 'auto' or 'disabled'"
             )
-        # The kernelspec's argv is not run: the enclave knows how to start a kernel.
-        kwargs["cmd"] = []
+        # The kernelspec's argv is not run: the enclave knows how to start a kernel. What a caller
+        # of start_kernel adds to it are options of ipykernel.
+        kwargs["cmd"] = list(kwargs.pop("extra_arguments", ()))
         return dict(await super().pre_launch(**kwargs))
 
     async def launch_kernel(
         self,
-        cmd: list[str],  # noqa: ARG002 (the base's signature)
+        cmd: list[str],
         **kwargs: Any,
     ) -> KernelConnectionInfo:
         """Start a kernel in the enclave and return where its channels listen.
@@ -181,7 +182,7 @@ class EnclaveProvisioner(KernelProvisionerBase):
         With no enclave up, the local one is brought up first.
 
         Args:
-            cmd: Not used.
+            cmd: Options of ipykernel's application, such as `--profile-dir=DIR`.
             **kwargs: `env` and `cwd` as for a process.
 
         Raises:
@@ -196,6 +197,7 @@ class EnclaveProvisioner(KernelProvisionerBase):
             signature_scheme=scheme,
             cwd=os.path.abspath(kwargs.get("cwd") or "."),  # noqa: PTH100 (Path follows no ..)
             environ=self._environ(kwargs.get("env") or {}),
+            arguments=tuple(cmd),
         )
         launched = await self._launch(request)
         self._enclave_kernel_id = launched.kernel_id

@@ -47,9 +47,7 @@ class FrameDecoder:
         self.limit = limit
         self._buffer = bytearray()
 
-    def feed(
-        self, data: bytes | bytearray | memoryview, *, most: int | None = None
-    ) -> list[bytes]:
+    def feed(self, data: bytes | bytearray | memoryview, *, most: int | None = None) -> list[bytes]:
         """Return the payloads that `data` completes, in arrival order.
 
         Args:

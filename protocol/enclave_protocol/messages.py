@@ -113,7 +113,7 @@ class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
     """Gateway to supervisor: start a kernel process. Answered when its five sockets are bound.
 
     `key` is the Jupyter session's HMAC key (32 bytes and more); `environ` holds only what the
-    gateway chose to pass on.
+    gateway chose to pass on; `arguments` are command-line options of ipykernel's application.
     """
 
     kernel_id: KernelId
@@ -121,6 +121,7 @@ class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
     signature_scheme: Annotated[str, msgspec.Meta(pattern=r"^hmac-sha(256|384|512)$")]
     cwd: _Text
     environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
+    arguments: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()
 
 
 class KernelLaunched(_Message, frozen=True, tag="kernel_launched"):

@@ -125,7 +125,7 @@ def run_kernel(listeners: Mapping[str, int], session_descriptor: int) -> int:
         hb_port=5,
     )
     app.listeners = listeners
-    app.initialize([])  # type: ignore[no-untyped-call]
+    app.initialize(list(start.arguments))  # type: ignore[no-untyped-call]
     app.kernel.supervisor_link = link
     link.send(session_messages.encode(KernelReady()))
     app.start()  # type: ignore[no-untyped-call]

@@ -20,7 +20,7 @@ from enclave_kernel.session.package_failures import (
     rebuild_raised,
     rebuild_refused,
 )
-from enclave_protocol.errors import ProtocolError
+from enclave_protocol.errors import EnclaveError, ProtocolError
 from enclave_protocol.value_codec import (
     Handle,
     ValueRefusedError,
@@ -312,7 +312,9 @@ class VaultClient:
                 return
 
     def _interrupt_vault(self) -> None:
-        self._link.interrupt(self._vault_id)
+        # A supervisor that is gone takes the vault with it: the call ends all the same.
+        with contextlib.suppress(EnclaveError):
+            self._link.interrupt(self._vault_id)
 
     def _kill_unresponsive(self) -> None:
         self._end = "it did not react to an interrupt and was stopped"

@@ -283,9 +283,8 @@ def _import_path() -> list[str]:
 
     An editable installation finds the latter by a hook that a vault does not have.
     """
-    ours = [
-        str(Path(package.__file__).parents[1]) for package in (enclave_kernel, enclave_protocol)
-    ]
+    packages = (enclave_kernel, enclave_protocol)
+    ours = [str(Path(package.__path__[0]).parent) for package in packages]
     return list(dict.fromkeys([*(entry for entry in sys.path if entry), *ours]))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -174,6 +175,7 @@ class KernelTable:
                 signature_scheme=request.signature_scheme,
                 cwd=request.cwd,
                 environ=request.environ,
+                arguments=request.arguments,
             )
         )
 
@@ -224,7 +226,11 @@ class KernelTable:
 
     def all_ended(self) -> None:
         """The zygote is gone and took every kernel with it."""
-        for kernel_id in list(self._kernels):
+        for kernel_id, kernel in list(self._kernels.items()):
+            if kernel.pid:
+                # The kernel process died with the zygote, what it started did not.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(kernel.pid, _SIGKILL)
             self.ended(KernelExited(kernel_id=kernel_id, returncode=-_SIGKILL))
 
     def _reason(self, kernel: Kernel, returncode: int) -> str:

@@ -1,0 +1,111 @@
+"""Frames over a real socketpair: any cut of the stream, large buffers, limits, the end."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enclave_kernel.call_channel import CallChannel, ChannelClosedError
+from enclave_protocol.vault_messages import (
+    BodyChunk,
+    Release,
+    Result,
+    VaultMessageError,
+    decode_session_message,
+    decode_vault_message,
+    encode_call_head,
+)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[CallChannel, CallChannel]]:
+    left, right = (CallChannel(sock) for sock in socket.socketpair())
+    yield left, right
+    left.close()
+    right.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 150_000), max_size=4), min_size=1, max_size=4),
+    st.integers(1, 100_000),
+)
+def test_frames_survive_any_cut_of_the_stream(frames: list[list[int]], cut: int) -> None:
+    sender, receiving = socket.socketpair()
+    channel = CallChannel(receiving)
+    contents = [
+        tuple(memoryview(bytes([index % 251]) * size) for index, size in enumerate(sizes))
+        for sizes in frames
+    ]
+    stream = b"".join(
+        encode_call_head(Result(number + 1, b"v" * number), buffers) + b"".join(buffers)
+        for number, buffers in enumerate(contents)
+    )
+
+    def send() -> None:
+        for start in range(0, len(stream), cut):
+            sender.sendall(stream[start : start + cut])
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    for number, buffers in enumerate(contents):
+        payload, received = channel.receive()
+        assert decode_vault_message(payload) == Result(number + 1, b"v" * number)
+        assert [bytes(buffer) for buffer in received] == [bytes(buffer) for buffer in buffers]
+        assert all(not buffer.readonly for buffer in received)
+    thread.join()
+    sender.close()
+    channel.close()
+
+
+def test_a_buffer_goes_where_it_is_wanted(pair: tuple[CallChannel, CallChannel]) -> None:
+    left, right = pair
+    place = memoryview(bytearray(100))
+    left.send(BodyChunk(), (memoryview(b"abc"),))
+    _, (received,) = right.receive(into=place)
+    assert bytes(received) == b"abc" == bytes(place[:3])
+    left.send(BodyChunk(), (memoryview(bytes(101)),))
+    _, (received,) = right.receive(into=place)
+    assert len(received) == 101
+
+
+def test_short_messages_need_no_waiting(pair: tuple[CallChannel, CallChannel]) -> None:
+    left, right = pair
+    sent = 0
+    while left.send_now(Release(tuple(range(1000)))):
+        sent += 1
+    for _ in range(sent):
+        message = decode_session_message(right.receive()[0])
+        assert message == Release(tuple(range(1000)))
+    assert sent > 10 and left.send_now(Release((7,)))
+    assert decode_session_message(right.receive()[0]) == Release((7,))
+
+
+def test_the_other_ends_end_is_an_error(pair: tuple[CallChannel, CallChannel]) -> None:
+    left, right = pair
+    left.close()
+    with pytest.raises(ChannelClosedError):
+        right.receive()
+    with pytest.raises(ChannelClosedError):
+        right.send(BodyChunk(), (memoryview(bytes(10)),))
+    assert not right.send_now(Release(()))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff" * 8,
+        b"\0\0\0\1\0\0\0\1" + (1001).to_bytes(8, "big") + b"\x91",
+    ],
+)
+def test_announcements_over_the_limit_are_refused(data: bytes) -> None:
+    sender, receiving = socket.socketpair()
+    channel = CallChannel(receiving, max_bulk_bytes=1000)
+    sender.sendall(data)
+    with pytest.raises(VaultMessageError):
+        channel.receive()
+    sender.close()
+    channel.close()
