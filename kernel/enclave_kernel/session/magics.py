@@ -8,17 +8,19 @@ import secrets
 import shlex
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.display import display
 
-from enclave_kernel.session.package_loading import LoadedPackage, load_package
-from enclave_kernel.session.vault_client import VaultLink
 from enclave_protocol.errors import EnclaveError
-from enclave_protocol.package_label import Label
+
+if TYPE_CHECKING:
+    from enclave_kernel.session.package_loading import LoadedPackage
+    from enclave_kernel.session.vault_client import VaultLink
+    from enclave_protocol.package_label import Label
 
 __all__ = [
     "EncryptedMagics",
@@ -110,6 +112,10 @@ class EncryptedMagics(Magics):
         Without `as NAME` the name is the one the package's label gives. Loading it again under
         a name replaces the package that was loaded under it.
         """
+        # Late: it needs NumPy, which must not be imported before the kernel was forked, and which
+        # a notebook without packages need not wait for.
+        from enclave_kernel.session.package_loading import load_package
+
         with _in_one_line():
             file_name, name = _parse_load(line)
             if name is not None:
@@ -171,7 +177,7 @@ class EncryptedMagics(Magics):
         namespace: dict[str, Any] = self.shell.user_ns
         return namespace
 
-    def _link(self) -> VaultLink:
+    def _link(self) -> "VaultLink":
         kernel = getattr(self.shell, "kernel", None)
         link: VaultLink | None = getattr(kernel, "supervisor_link", None)
         if link is None:
@@ -194,7 +200,7 @@ def _parse_load(line: str) -> tuple[str, str | None]:
     raise UsageError("usage: %load_encrypted FILE [as NAME]; put a FILE with spaces between quotes")
 
 
-def _default_name(label: Label) -> str:
+def _default_name(label: "Label") -> str:
     module = label.package.module.rpartition(".")[2]
     return module or re.sub(r"\W", "_", label.package.name)
 
@@ -208,22 +214,22 @@ def _check_bindable(name: str) -> None:
         )
 
 
-def _title(label: Label) -> str:
+def _title(label: "Label") -> str:
     return f"{label.package.name} {label.package.version}"
 
 
-def _exports(label: Label) -> str:
+def _exports(label: "Label") -> str:
     return ", ".join(sorted((*label.exports.classes, *label.exports.functions))) or "nothing"
 
 
-def _summary(label: Label, name: str) -> str:
+def _summary(label: "Label", name: str) -> str:
     return (
         f"Loaded {_title(label)} as {name}: {_exports(label)}. "
         "Publisher unknown: the package is not signed."
     )
 
 
-def _table(packages: dict[str, LoadedPackage]) -> str:
+def _table(packages: "dict[str, LoadedPackage]") -> str:
     if not packages:
         return "No encrypted package is loaded; load one with: %load_encrypted FILE"
     rows = [("NAME", "PACKAGE", "STATE", "PUBLISHER", "EXPORTS", "FILE")]
