@@ -57,6 +57,7 @@ async def _run(options: argparse.Namespace) -> None:
             listen=options.listen,
             nsm=options.nsm,
             runtime_dir=options.runtime_dir,
+            development=options.development,
             kms_endpoint_url=options.kms_endpoint_url,
             kernel_memory_bytes=None if memory is None else memory * 2**20,
         )

@@ -41,6 +41,12 @@ __all__ = ["VaultDeath", "VaultProcess", "VaultStartError"]
 
 _BOOTSTRAP: Final = Path(__file__).parent / "vault" / "bootstrap.py"
 _READY_TIMEOUT_S: Final = 30.0
+_ENVIRON: Final = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    # ONNX Runtime reports its use to its maker otherwise: nothing leaves a vault.
+    "ORT_DISABLE_TELEMETRY": "1",
+}
 _MAX_CONTROL_BYTES: Final = 64 * 1024
 """Of what a vault says: before it started it is as trusted as a package may become."""
 _PACKAGE_ERRORS: Final = {
@@ -110,10 +116,9 @@ class VaultProcess:
             uid: User that nothing else has, or will have in this boot; needs root. None: the
                 supervisor's own, which is no boundary.
             gid: Its group; None for the same number.
-            runtime_dir: Where the vault's private directory is made; with `uid`, that user must
-                be able to pass through it and the folders above.
-            sys_path: Folders with the enclave's own packages, readable for `uid`; nothing a
-                notebook's user can write to.
+            runtime_dir: Where the vault's private directory is made.
+            sys_path: Folders with the enclave's own packages, readable for others (the folders
+                above need not be); nothing a notebook's user can write to.
             memory_limit: Bytes of private memory; None for no limit.
             timeout_s: Seconds until it must be ready.
 
@@ -121,7 +126,7 @@ class VaultProcess:
             VaultStartError: It did not become ready; it is gone again.
         """
         private_dir = runtime_dir.resolve() / f"vault-{secrets.token_hex(16)}"
-        _make_private_dir(private_dir, runtime_dir, uid)
+        _make_private_dir(private_dir)
         control, vault_control = socket.socketpair()
         session_socket, vault_calls = socket.socketpair()
         descriptors = (vault_control.fileno(), vault_calls.fileno())
@@ -133,7 +138,7 @@ class VaultProcess:
                 stderr=subprocess.DEVNULL,
                 cwd="/",
                 # From nothing: no variable of ours or of a user's changes what runs in there.
-                env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                env=_ENVIRON,
                 pass_fds=descriptors,
                 start_new_session=True,
             )
@@ -252,22 +257,12 @@ class VaultProcess:
                 raise VaultStartError("the vault ended before it was ready")
 
 
-def _make_private_dir(path: Path, runtime_dir: Path, uid: int | None) -> None:
+def _make_private_dir(path: Path) -> None:
     try:
         path.mkdir(mode=0o700)
-        if uid is None:
-            return
-        # The mount point itself belongs to nobody else; the tmpfs on it will be the vault's.
-        for folder in path.parents:
-            if not folder.stat().st_mode & 0o001:
-                path.rmdir()
-                raise VaultStartError(
-                    f"{folder} is closed to other users, so a vault of its own user cannot reach "
-                    f"{runtime_dir}: choose another runtime directory"
-                )
     except OSError as error:
         raise VaultStartError(
-            f"no private directory can be made in {runtime_dir}: {error}"
+            f"no private directory can be made in {path.parent}: {error}"
         ) from error
 
 

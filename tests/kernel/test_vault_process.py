@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import enclave_kernel
+import enclave_protocol
 from enclave_kernel.vault_process import VaultProcess, VaultStartError
 from enclave_protocol.package_errors import PackageFormatError
 from tests.support.vault_link import ROOT, SYS_PATH, runtime_dir, spawn_vault
@@ -87,7 +89,9 @@ def test_nothing_about_it_is_in_its_environment_or_arguments(
         assert all(part.isdigit() or not part for part in command[4:])
         if IS_ROOT:
             environ = Path(f"/proc/{vault.pid}/environ").read_bytes().strip(b"\0").split(b"\0")
-            assert {entry.split(b"=")[0] for entry in environ} == {b"PATH", b"LANG"}
+            assert {entry.split(b"=")[0] for entry in environ} == {
+                *(b"PATH", b"LANG", b"ORT_DISABLE_TELEMETRY")
+            }
     finally:
         vault.kill()
         vault.wait()
@@ -198,14 +202,49 @@ def test_it_dies_with_its_supervisor(directory: Path) -> None:
 
 
 @needs_root
-def test_a_closed_directory_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_code_in_a_closed_folder_is_reached_and_nothing_beside_it(tmp_path: Path) -> None:
+    """The interpreter's packages below /root, say, with a supervisor that root started there."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "secret.txt").write_text("the user's own")
+    for package in (enclave_kernel, enclave_protocol):
+        source = Path(package.__path__[0])
+        shutil.copytree(source, home / "deep" / "code" / source.name)
+    runtime = home / "runtime"
+    runtime.mkdir()
+    home.chmod(0o700)
+    ours = {str(Path(package.__path__[0]).parent) for package in (enclave_kernel, enclave_protocol)}
+    sys_path = [str(home / "deep" / "code"), *(path for path in SYS_PATH if path not in ours)]
+    vault = VaultProcess.spawn(
+        uid=1_899_999, gid=None, runtime_dir=runtime, sys_path=sys_path, memory_limit=None
+    )
+    try:
+        seen = Path(f"/proc/{vault.pid}/root{home}")
+        assert {entry.name for entry in seen.iterdir()} == {"deep", "runtime"}
+        assert (seen / "deep" / "code" / "enclave_kernel" / "nsm.py").is_file()
+        with pytest.raises(OSError, match="Read-only"):
+            (seen / "deep" / "code" / "planted.py").write_text("")
+        assert {entry.name for entry in home.iterdir()} == {"deep", "runtime", "secret.txt"}
+    finally:
+        vault.kill()
+        vault.wait()
+        vault.session_socket.close()
+    assert not list(runtime.iterdir())
+
+
+@needs_root
+def test_packages_that_only_their_owner_may_read_are_named(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    with pytest.raises(VaultStartError, match="closed to other users"):
+    with pytest.raises(VaultStartError, match=f"cannot read {closed}"):
         VaultProcess.spawn(
-            uid=1_899_999, gid=None, runtime_dir=closed, sys_path=SYS_PATH, memory_limit=None
+            uid=1_899_997,
+            gid=None,
+            runtime_dir=tmp_path,
+            sys_path=[*SYS_PATH, str(closed)],
+            memory_limit=None,
         )
-    assert not list(closed.iterdir())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["closed"]
 
 
 def test_unreadable_packages_are_named(directory: Path) -> None:

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
 
 from enclave_protocol.frame import FrameDecoder, encode_frame
 from enclave_protocol.messages import (
+    CHANNELS,
     PROTOCOL_VERSION,
     Body,
     Envelope,
@@ -114,20 +116,15 @@ class SupervisorProcess:
     def client(self, launched: LaunchKernel) -> Iterator[BlockingKernelClient]:
         """Talk to the kernel's own listeners, past gateway and relays."""
         client = BlockingKernelClient()
-        client.load_connection_info(
-            {
-                "transport": "ipc",
-                "ip": str(self.runtime_dir / "k" / launched.kernel_id),
-                **{
-                    f"{channel}_port": number
-                    for number, channel in enumerate(
-                        ("shell", "iopub", "stdin", "control", "hb"), start=1
-                    )
-                },
-                "key": launched.key,
-                "signature_scheme": launched.signature_scheme,
-            }
-        )
+        ports = {f"{channel}_port": number for number, channel in enumerate(CHANNELS, start=1)}
+        info: Any = {
+            "transport": "ipc",
+            "ip": str(self.runtime_dir / "k" / launched.kernel_id),
+            **ports,
+            "key": launched.key,
+            "signature_scheme": launched.signature_scheme,
+        }
+        client.load_connection_info(info)
         client.start_channels()
         try:
             client.wait_for_ready(timeout=_TIMEOUT_S)

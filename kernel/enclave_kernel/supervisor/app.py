@@ -50,7 +50,7 @@ from enclave_protocol.messages import (
 from enclave_protocol.package_header import PackageHeader
 from enclave_protocol.relay import relay
 
-__all__ = ["Supervisor", "SupervisorOptions"]
+__all__ = ["Supervisor", "SupervisorOptions", "WrongEnvironmentError"]
 
 _log = logging.getLogger(__name__)
 _OPEN_TIMEOUT_S = 5.0
@@ -59,6 +59,10 @@ _SPARE_DELAY_S = 1.0
 _MAX_UNOPENED = 64
 _PCR_INDICES = (0, 1, 2, 3, 4, 8)
 _INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "HOME", "TMPDIR")
+
+
+class WrongEnvironmentError(EnclaveError):
+    """The package is not meant for this kind of enclave."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class SupervisorOptions:
         runtime_dir: A directory of its own, 0700; sockets and private directories live there.
         kms_endpoint_url: Development only: where KMS is, instead of AWS.
         kernel_memory_bytes: The most one kernel's processes may use; None: no limit.
+        development: Packages that their owner marked for development may be opened.
     """
 
     listen: str
@@ -78,6 +83,7 @@ class SupervisorOptions:
     runtime_dir: Path
     kms_endpoint_url: str | None = None
     kernel_memory_bytes: int | None = None
+    development: bool = False
 
 
 class Supervisor:
@@ -139,6 +145,7 @@ class Supervisor:
             self._control.notify(event)
 
     async def _release_key(self, header: PackageHeader) -> bytearray:
+        self._check_environment(header.label.policy.environment)
         if self._control is None:
             raise NoGatewayError
         credentials = await self._control.request(CredentialsRequest())
@@ -152,6 +159,23 @@ class Supervisor:
             credentials=credentials,
             endpoint_url=self._options.kms_endpoint_url,
         )
+
+    def _check_environment(self, environment: str) -> None:
+        """Refuse a package in an enclave that its owner did not make it for (THREATS A-08)."""
+        if environment == "development" and not self._options.development:
+            raise WrongEnvironmentError(
+                "the package is marked for development, and this is a production enclave; ask its "
+                'owner for one with environment = "production"'
+            )
+        if environment == "production" and self._is_debug():
+            raise WrongEnvironmentError(
+                "the package is for production, and this enclave runs in debug mode, where its "
+                "console can be read; start it again without debug mode"
+            )
+
+    def _is_debug(self) -> bool:
+        # Debug mode zeroes PCR0 (FACTS, attestation document).
+        return not any(bytes.fromhex(self._pcrs[0]))
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or a Shutdown request; leave nothing behind."""
@@ -269,8 +293,7 @@ class Supervisor:
         return EnclaveStatus(
             version=version("enclave-kernel"),
             module_id=self._module_id,
-            # Debug mode zeroes PCR0 (FACTS, attestation document).
-            debug=not any(bytes.fromhex(self._pcrs[0])),
+            debug=self._is_debug(),
             uptime_s=round(time.monotonic() - self._started, 1),
             pcrs={str(index): value for index, value in self._pcrs.items()},
             isolation=self._isolation,

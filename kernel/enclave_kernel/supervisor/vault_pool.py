@@ -45,9 +45,15 @@ class VaultPool:
             EnclaveError: The vault process did not come up.
         """
         spare, self._spare = self._spare, None
-        vault = await (spare if spare is not None else self._spawn_soon())
-        if spare is not None and vault not in self._living:
-            vault = await self._spawn_soon()
+        coming = spare if spare is not None else asyncio.ensure_future(self._spawn_soon())
+        try:
+            vault = await asyncio.shield(coming)
+        except asyncio.CancelledError:
+            # The load was cancelled, the vault comes all the same: it waits for the next load.
+            if self._spare is None:
+                self._spare = coming
+                coming.add_done_callback(self._spare_is_ready)
+            raise
         self.prepare_spare()
         loop = asyncio.get_running_loop()
 
@@ -109,3 +115,5 @@ class VaultPool:
         self._thread.shutdown(wait=True)
         for vault in list(self._living):
             self.end(vault)
+            # Also what a thread of `take` waits for: its files are gone when this returns.
+            vault.wait()

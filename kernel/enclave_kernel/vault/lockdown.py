@@ -10,11 +10,12 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from enclave_protocol.errors import EnclaveError
+from enclave_kernel.vault.private_mounts import LockdownError, mount_own_view, system_call
 
 __all__ = ["LockdownError", "LockdownSpec", "lock_down"]
 
@@ -22,15 +23,10 @@ _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
 _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 38, 39
 _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWNET = 0x00020000, 0x08000000, 0x40000000
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
 
 _MAX_FILES: Final = 4096
 _MAX_INODES: Final = 131_072
 """Twice what a package may hold in files: its folders and temporary files fit beside them."""
-
-
-class LockdownError(EnclaveError):
-    """The vault's walls are not as they must be; it ends before it holds anything."""
 
 
 @dataclass(frozen=True)
@@ -145,38 +141,16 @@ def _set_limits(memory_limit: int | None) -> None:
 
 
 def _isolate(libc: ctypes.CDLL, spec: LockdownSpec) -> None:
-    _call(libc, "unshare", _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC)
-    _mount(libc, "none", "/", None, _MS_REC | _MS_PRIVATE, None)
+    system_call(libc, "unshare", _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC)
     gid = spec.uid if spec.gid is None else spec.gid
     size = "50%" if spec.memory_limit is None else str(spec.memory_limit)
     options = f"mode=0700,uid={spec.uid},gid={gid},size={size},nr_inodes={_MAX_INODES}"
-    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    _mount(libc, "tmpfs", spec.private_dir, "tmpfs", flags, options)
-
-
-def _mount(
-    libc: ctypes.CDLL, source: str, target: str, kind: str | None, flags: int, options: str | None
-) -> None:
-    _call(
-        libc,
-        "mount",
-        source.encode(),
-        os.fsencode(target),
-        None if kind is None else kind.encode(),
-        ctypes.c_ulong(flags),
-        None if options is None else options.encode(),
-    )
+    mount_own_view(libc, spec.private_dir, options, sys.path)
 
 
 def _prctl(libc: ctypes.CDLL, option: int, value: int) -> None:
     zero = ctypes.c_ulong(0)
-    _call(libc, "prctl", option, ctypes.c_ulong(value), zero, zero, zero)
-
-
-def _call(libc: ctypes.CDLL, name: str, *arguments: object) -> None:
-    if getattr(libc, name)(*arguments) != 0:
-        code = ctypes.get_errno()
-        raise LockdownError(f"{name} failed while the vault started: {os.strerror(code)}")
+    system_call(libc, "prctl", option, ctypes.c_ulong(value), zero, zero, zero)
 
 
 def _check(

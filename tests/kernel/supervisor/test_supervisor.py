@@ -98,7 +98,7 @@ def test_kernels_draw_different_random_numbers_and_hold_no_descriptor_of_another
             client.execute_interactive(
                 code,
                 timeout=20,
-                output_hook=lambda message, seen=seen: seen.append(  # type: ignore[misc]
+                output_hook=lambda message, seen=seen: seen.append(
                     message["content"].get("text", "")
                 ),
             )
@@ -182,27 +182,32 @@ def test_a_reply_nobody_waits_for_and_a_signal_to_no_kernel_are_harmless(
 
 
 def test_shutdown_leaves_no_process_and_no_file() -> None:
-    with tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory:
-        with supervisor_process(Path(directory)) as process:
-            with process.control() as control:
-                _, pid = _launch(process, control)
-                control.request(Shutdown())
-                deadline = time.monotonic() + 10
-                while Path(f"/proc/{pid}").exists() or process.path.exists():
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
-            assert not list(process.runtime_dir.iterdir())
+    with (
+        tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory,
+        supervisor_process(Path(directory)) as process,
+    ):
+        with process.control() as control:
+            _, pid = _launch(process, control)
+            control.request(Shutdown())
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{pid}").exists() or list(process.runtime_dir.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not process.path.exists()
 
 
 def test_the_supervisors_death_takes_every_kernel_with_it() -> None:
-    with tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory:
-        with supervisor_process(Path(directory)) as process, process.control() as control:
-            _, pid = _launch(process, control)
-            os.kill(process.pid, signal.SIGKILL)
-            deadline = time.monotonic() + 10
-            while _is_alive(pid):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+    with (
+        tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory,
+        supervisor_process(Path(directory)) as process,
+        process.control() as control,
+    ):
+        _, pid = _launch(process, control)
+        os.kill(process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while _is_alive(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def _is_alive(pid: int) -> bool:

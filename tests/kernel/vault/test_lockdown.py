@@ -25,7 +25,8 @@ def spy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def test_its_environment_is_built_from_nothing(spy: Any) -> None:
     code = "import os, sys\nresult = [list(os.environ), sys.argv, sys.flags.isolated, os.getcwd()]"
     names, argv, isolated, cwd = spy.run(code)
-    assert set(names) <= {"HOME", "LANG", "LC_CTYPE", "PATH", "TMPDIR"}
+    expected = {"HOME", "LANG", "LC_CTYPE", "ORT_DISABLE_TELEMETRY", "PATH", "TMPDIR"}
+    assert set(names) <= expected
     assert argv == [""] and isolated == 1 and "/vault-" in cwd
 
 
