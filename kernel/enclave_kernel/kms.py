@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from cryptography.hazmat.primitives import serialization
 
+from enclave_kernel.key_release_errors import (
+    KeyReleaseDeniedError,
+    KeyReleaseError,
+    KeyUnavailableError,
+    KmsCredentialsError,
+    KmsThrottledError,
+    KmsUnreachableError,
+)
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
-from enclave_protocol.errors import EnclaveError
 from enclave_protocol.kms_cms import decrypt_cms
 from enclave_protocol.messages import Credentials
 from enclave_protocol.package_errors import PackageTamperedError
@@ -20,16 +27,7 @@ from enclave_protocol.package_header import PackageHeader
 if TYPE_CHECKING:
     from mypy_boto3_kms import KMSClient
 
-__all__ = [
-    "DATA_KEY_BYTES",
-    "KeyReleaseDeniedError",
-    "KeyReleaseError",
-    "KeyUnavailableError",
-    "KmsCredentialsError",
-    "KmsThrottledError",
-    "KmsUnreachableError",
-    "release_data_key",
-]
+__all__ = ["DATA_KEY_BYTES", "release_data_key"]
 
 DATA_KEY_BYTES: Final = 32
 _CONNECT_TIMEOUT_S: Final = 5
@@ -47,36 +45,6 @@ _STATE_CODES = frozenset(
     {"DisabledException", "KMSInvalidStateException", "KeyUnavailableException"}
 )
 _TAMPERED_CODES = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
-
-
-class KeyReleaseError(EnclaveError):
-    """KMS did not release the package's data key."""
-
-
-class KeyReleaseDeniedError(KeyReleaseError):
-    """The key policy does not allow this enclave (or these credentials) to decrypt."""
-
-    def __init__(self, *, key_arn: str, pcr0: str) -> None:
-        super().__init__(
-            f"KMS refused the key of this package: the key policy of {key_arn} does not allow this "
-            f"enclave, whose PCR0 is {pcr0}; ask the owner to approve it in the key policy"
-        )
-
-
-class KeyUnavailableError(KeyReleaseError):
-    """The key does not exist, is disabled or is being deleted."""
-
-
-class KmsUnreachableError(KeyReleaseError):
-    """No answer from KMS, or none that it could have written."""
-
-
-class KmsCredentialsError(KeyReleaseError):
-    """KMS does not accept the parent instance's credentials."""
-
-
-class KmsThrottledError(KeyReleaseError):
-    """KMS asks to slow down, and did so until the retries ran out."""
 
 
 def release_data_key(
@@ -209,7 +177,11 @@ def _decrypt(
 def _refuse(code: str, message: str, arn: str, nsm: NsmClient) -> NoReturn:
     """Raise the error that says what an AWS error code means here."""
     if code in {"AccessDeniedException", "AccessDenied"}:
-        raise KeyReleaseDeniedError(key_arn=arn, pcr0=nsm.describe_pcr(0)[1].hex())
+        pcr0 = nsm.describe_pcr(0)[1].hex()
+        raise KeyReleaseDeniedError(
+            f"KMS refused the key of this package: the key policy of {arn} does not allow this "
+            f"enclave, whose PCR0 is {pcr0}; ask the owner to approve it in the key policy"
+        )
     if code in _TAMPERED_CODES:
         raise PackageTamperedError(
             "KMS cannot open the wrapped key with this label and key: label or wrapped key were "

@@ -5,7 +5,7 @@ The supervisor treats what comes from a kernel as hostile: any code may run ther
 only away from the supervisor.
 """
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -173,6 +173,7 @@ _FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath
 _ToZygote = ForkKernel | SignalChild
 _FromZygote = KernelForked | KernelExited
 
+_M = TypeVar("_M")
 _encoder = msgspec.msgpack.Encoder()
 _from_session: msgspec.msgpack.Decoder[_FromSession] = msgspec.msgpack.Decoder(_FromSession)
 _from_supervisor: msgspec.msgpack.Decoder[_FromSupervisor] = msgspec.msgpack.Decoder(
@@ -193,10 +194,7 @@ def decode_from_session(payload: bytes) -> _FromSession:
     Raises:
         MessageError: It is none, or a field is out of its range.
     """
-    try:
-        return _from_session.decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise MessageError("a kernel process sent a frame that holds no message") from error
+    return _decode(_from_session, payload, "a kernel process")
 
 
 def decode_from_supervisor(payload: bytes) -> _FromSupervisor:
@@ -205,10 +203,7 @@ def decode_from_supervisor(payload: bytes) -> _FromSupervisor:
     Raises:
         MessageError: It is none.
     """
-    try:
-        return _from_supervisor.decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise MessageError("the supervisor sent a frame that holds no message") from error
+    return _decode(_from_supervisor, payload, "the supervisor")
 
 
 def decode_to_zygote(payload: bytes) -> _ToZygote:
@@ -217,10 +212,7 @@ def decode_to_zygote(payload: bytes) -> _ToZygote:
     Raises:
         MessageError: It is none.
     """
-    try:
-        return _to_zygote.decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise MessageError("the supervisor sent the zygote no message") from error
+    return _decode(_to_zygote, payload, "the supervisor")
 
 
 def decode_from_zygote(payload: bytes) -> _FromZygote:
@@ -229,7 +221,11 @@ def decode_from_zygote(payload: bytes) -> _FromZygote:
     Raises:
         MessageError: It is none.
     """
+    return _decode(_from_zygote, payload, "the zygote")
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_M], payload: bytes, sender: str) -> _M:
     try:
-        return _from_zygote.decode(payload)
+        return decoder.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise MessageError("the zygote sent a frame that holds no message") from error
+        raise MessageError(f"{sender} sent a frame that holds no message") from error

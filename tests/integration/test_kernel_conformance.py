@@ -2,14 +2,14 @@
 
 import unittest
 
-import jupyter_kernel_test
+import jupyter_kernel_test  # type: ignore[import-untyped]
 import pytest
 
 from tests.support.enclave_home import EnclaveHome
 
 
 @pytest.mark.usefixtures("enclave")
-class TestEnclaveKernel(jupyter_kernel_test.KernelTests):
+class TestEnclaveKernel(jupyter_kernel_test.KernelTests):  # type: ignore[misc]
     """The common tests of all Jupyter kernels, with their limit of 0.1 s between iopub messages."""
 
     kernel_name = "enclave"

@@ -20,15 +20,15 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from enclave_infra.local_cloud.cms_encoding import CmsShape, encrypt_cms
-from enclave_kernel.kms import (
+from enclave_kernel.key_release_errors import (
     KeyReleaseDeniedError,
     KeyReleaseError,
     KeyUnavailableError,
     KmsCredentialsError,
     KmsThrottledError,
     KmsUnreachableError,
-    release_data_key,
 )
+from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
 from enclave_protocol.attestation_document import decode_signed_document

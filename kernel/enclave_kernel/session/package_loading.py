@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from enclave_kernel import key_release_errors
 from enclave_kernel.session.proxies import EncryptedPackage, package_proxy, shown_name
-from enclave_kernel.session.vault_client import VaultClient, VaultLink
+from enclave_kernel.session.supervisor_link import LoadRefusedError
+from enclave_kernel.session.vault_client import LoadedVaultLike, VaultClient, VaultLink
 from enclave_protocol.package_errors import (
     PackageError,
     PackageFormatError,
@@ -41,6 +43,11 @@ _VAULT_ERRORS: Final[dict[str, type[PackageError]]] = {
 }
 
 
+_REFUSALS: Final[dict[str, type[PackageError]]] = _VAULT_ERRORS | {
+    name: getattr(key_release_errors, name) for name in key_release_errors.__all__
+}
+
+
 @dataclass
 class LoadedPackage:
     """A package in its vault.
@@ -67,15 +74,16 @@ def load_package(file_name: str, link: VaultLink, progress: Progress) -> LoadedP
         progress: Called often; it decides what to show.
 
     Raises:
-        PackageError: The file is none, is altered or cut; names it. Nothing of it ran.
-        EnclaveError: The supervisor or KMS refused, or the vault died.
+        PackageError: The file is none, is altered or cut, or KMS does not release its key; names
+            it. Nothing of it ran.
+        EnclaveError: The supervisor refused for another reason, or the vault died.
     """
     try:
         with _open(file_name) as stream:
             header = read_header(stream, file=file_name)
             check_label(header.label)
             progress("asking for its key", 0.0)
-            vault = link.load(file_name, header.raw)
+            vault = _load(file_name, header, link)
             try:
                 client = VaultClient(vault, shown_name(header.label), link)
             except BaseException:
@@ -88,6 +96,18 @@ def load_package(file_name: str, link: VaultLink, progress: Progress) -> LoadedP
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise PackageFileError(f"cannot be read: {reason}", file=file_name) from None
+
+
+def _load(file_name: str, header: PackageHeader, link: VaultLink) -> LoadedVaultLike:
+    try:
+        return link.load(file_name, header.raw)
+    except LoadRefusedError as refusal:
+        kind = _REFUSALS.get(refusal.kind)
+        if kind is None:
+            raise
+        # The error that the supervisor met, as itself: a notebook can tell them apart.
+        named = str(PackageError("", file=file_name))
+        raise kind(str(refusal).removeprefix(named), file=file_name) from None
 
 
 def _fill(

@@ -216,3 +216,36 @@ def _is_alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        "b'\\xff' * 8",
+        "encode_frame(b'\\xc1')",
+        "encode_frame(session_messages.encode(UnloadVault('00112233445566ff'))) * 1000",
+        "encode_frame(session_messages.encode(LoadPackage(1, 'x', b'no header'))) * 40",
+        "encode_frame(session_messages.encode(KernelReady())) * 100",
+    ],
+)
+def test_what_a_kernel_forges_harms_nobody_else(
+    supervisor: SupervisorProcess, control: Control, frames: str
+) -> None:
+    hostile, _ = _launch(supervisor, control)
+    honest, _ = _launch(supervisor, control)
+    code = (
+        "from enclave_kernel import session_messages\n"
+        "from enclave_kernel.session_messages import KernelReady, LoadPackage, UnloadVault\n"
+        "from enclave_protocol.frame import encode_frame\n"
+        "link = get_ipython().kernel.supervisor_link\n"
+        f"link._sock.sendall({frames})"
+    )
+    with supervisor.client(hostile) as client:
+        assert client.execute_interactive(code, timeout=20)["content"]["status"] == "ok"
+    with supervisor.client(honest) as client:
+        assert client.execute_interactive("x = 1", timeout=20)["content"]["status"] == "ok"
+    assert {info.kernel_id for info in _status(control).kernels} >= {honest.kernel_id}
+    for request in (hostile, honest):
+        control.request(SignalKernel(request.kernel_id, signal.SIGKILL))
+    ended = {control.next_event().kernel_id for _ in range(2)}
+    assert ended == {hostile.kernel_id, honest.kernel_id}

@@ -1,0 +1,36 @@
+"""Why a package's data key was not released, for the supervisor and for the notebook alike."""
+
+from enclave_protocol.package_errors import PackageError
+
+__all__ = [
+    "KeyReleaseDeniedError",
+    "KeyReleaseError",
+    "KeyUnavailableError",
+    "KmsCredentialsError",
+    "KmsThrottledError",
+    "KmsUnreachableError",
+]
+
+
+class KeyReleaseError(PackageError):
+    """KMS did not release the package's data key."""
+
+
+class KeyReleaseDeniedError(KeyReleaseError):
+    """The key policy does not allow this enclave (or these credentials) to decrypt."""
+
+
+class KeyUnavailableError(KeyReleaseError):
+    """The key does not exist, is disabled or is being deleted."""
+
+
+class KmsUnreachableError(KeyReleaseError):
+    """No answer from KMS, or none that it could have written."""
+
+
+class KmsCredentialsError(KeyReleaseError):
+    """KMS does not accept the parent instance's credentials."""
+
+
+class KmsThrottledError(KeyReleaseError):
+    """KMS asks to slow down, and did so until the retries ran out."""

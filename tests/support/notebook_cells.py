@@ -1,0 +1,108 @@
+"""Cells as a front-end sees them: what was printed, and the error as it is shown."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from jupyter_client.blocking.client import BlockingKernelClient
+
+from tests.support.enclave_home import EnclaveHome
+
+__all__ = ["Cell", "CellError", "finish_cell", "one_line", "run_cell", "start_cell", "vault_pids"]
+
+
+@dataclass(frozen=True)
+class CellError:
+    """What a front-end shows of an exception."""
+
+    name: str
+    value: str
+    traceback: tuple[str, ...]
+
+
+@dataclass
+class Cell:
+    """A cell that was executed.
+
+    Attributes:
+        printed: Its stdout and stderr.
+        displayed: The `text/plain` of its result and of what it displayed.
+        error: Its exception, if it has one.
+    """
+
+    printed: str = ""
+    displayed: list[str] = field(default_factory=list)
+    error: CellError | None = None
+    execution_count: int = 0
+
+
+def run_cell(client: BlockingKernelClient, code: str, timeout_s: float = 30.0) -> Cell:
+    """Execute `code` and return what came of it."""
+    return finish_cell(client, client.execute(code, stop_on_error=False), timeout_s)
+
+
+def start_cell(client: BlockingKernelClient, code: str, sign: str = "now") -> str:
+    """Execute `code` after it printed `sign`; return the request's id once it did."""
+    request = client.execute(f"print({sign!r}, flush=True)\n{code}")
+    while True:
+        message = client.get_iopub_msg(timeout=30)
+        if message["msg_type"] == "stream" and message["parent_header"]["msg_id"] == request:
+            return request
+
+
+def finish_cell(client: BlockingKernelClient, request: str, timeout_s: float = 30.0) -> Cell:
+    """Return what came of the cell that was sent as `request`, from here to its end."""
+    cell = Cell()
+    deadline = time.monotonic() + timeout_s
+    while True:
+        message = client.get_iopub_msg(timeout=max(0.0, deadline - time.monotonic()))
+        if message["parent_header"].get("msg_id") != request:
+            continue
+        _collect(cell, message["msg_type"], message["content"])
+        if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
+            break
+    while True:
+        reply = client.get_shell_msg(timeout=max(0.0, deadline - time.monotonic()))
+        if reply["parent_header"].get("msg_id") == request:
+            cell.execution_count = reply["content"].get("execution_count", 0)
+            return cell
+
+
+def _collect(cell: Cell, kind: str, content: dict[str, Any]) -> None:
+    if kind == "stream":
+        cell.printed += content["text"]
+    elif kind in ("display_data", "execute_result"):
+        cell.displayed.append(content["data"].get("text/plain", ""))
+    elif kind == "error":
+        cell.error = CellError(content["ename"], content["evalue"], tuple(content["traceback"]))
+
+
+def one_line(cell: Cell) -> str:
+    """Return the one line that is all this cell shows: its error, without a traceback."""
+    error = cell.error
+    assert error is not None, cell
+    assert error.traceback == (f"{error.name}: {error.value}",), error
+    assert len(error.traceback[0].splitlines()) == 1
+    assert cell.printed == "" and cell.displayed == []
+    return error.traceback[0]
+
+
+def vault_pids(home: EnclaveHome) -> set[int]:
+    """Return the enclave's vault processes, the one that waits for a package included."""
+    supervisor = home.status()["pids"]["supervisor"]
+    return {pid for pid, parent, line in _processes() if parent == supervisor and "vault" in line}
+
+
+def _processes() -> list[tuple[int, int, str]]:
+    from pathlib import Path
+
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            found.append((int(entry.name), parent, line))
+    return found
