@@ -1,7 +1,7 @@
 """Pumps bytes between two connected stream sockets; looks at none of them.
 
 The only I/O in this package: gateway and supervisor carry Jupyter channels with exactly the same
-pump, and neither may import the other (docs/decisions/relay-in-protocol.md).
+pump, and neither may import the other (docs/decisions/relay_in_protocol.md).
 """
 
 import asyncio

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
@@ -43,7 +44,7 @@ def run_cell(client: BlockingKernelClient, code: str, timeout_s: float = 30.0) -
 
 def start_cell(client: BlockingKernelClient, code: str, sign: str = "now") -> str:
     """Execute `code` after it printed `sign`; return the request's id once it did."""
-    request = client.execute(f"print({sign!r}, flush=True)\n{code}")
+    request: str = client.execute(f"print({sign!r}, flush=True)\n{code}")
     while True:
         message = client.get_iopub_msg(timeout=30)
         if message["msg_type"] == "stream" and message["parent_header"]["msg_id"] == request:
@@ -88,21 +89,15 @@ def one_line(cell: Cell) -> str:
 
 
 def vault_pids(home: EnclaveHome) -> set[int]:
-    """Return the enclave's vault processes, the one that waits for a package included."""
+    """Return the enclave's vault processes, one that waits for a package included."""
     supervisor = home.status()["pids"]["supervisor"]
-    return {pid for pid, parent, line in _processes() if parent == supervisor and "vault" in line}
-
-
-def _processes() -> list[tuple[int, int, str]]:
-    from pathlib import Path
-
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            found.append((int(entry.name), parent, line))
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == supervisor and b"/vault/bootstrap.py" in command:
+            found.add(int(entry.name))
     return found

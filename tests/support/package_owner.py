@@ -1,14 +1,17 @@
 """A package's owner at an enclave's own local cloud: keys, and the real `enclave-owner`."""
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.local_services import OWNER_CREDENTIALS, kms_client, release_policy
 
-__all__ = ["PackageOwner", "write_package"]
+__all__ = ["PackageOwner", "open_folder", "write_package"]
 
 _COMMAND = Path(sys.executable).parent / "enclave-owner"
 
@@ -28,6 +31,11 @@ class PackageOwner:
         """Return the ARN of a new key that is released to this PCR0 only."""
         arn: str = self.kms.create_key(Policy=release_policy(pcr0))["KeyMetadata"]["Arn"]
         return arn
+
+    def approve(self, key_arn: str, pcr0: str) -> None:
+        """Have the key released to this PCR0 from now on, and to no other."""
+        policy = release_policy(pcr0)
+        self.kms.put_key_policy(KeyId=key_arn, PolicyName="default", Policy=policy)
 
     def encrypt(self, folder: Path, key_arn: str, output: Path) -> Path:
         """Run `enclave-owner encrypt`; return `output`."""
@@ -56,3 +64,14 @@ def write_package(folder: Path, files: Mapping[str, str | bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(contents.encode() if isinstance(contents, str) else contents)
     return folder
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """Return a new folder that every user may enter, which pytest's are not; it is removed."""
+    folder = Path(tempfile.mkdtemp(prefix="encwork", dir="/tmp"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)

@@ -41,8 +41,6 @@ _VAULT_ERRORS: Final[dict[str, type[PackageError]]] = {
     kind.__name__: kind
     for kind in (PackageFormatError, PackageTamperedError, PackageTruncatedError)
 }
-
-
 _REFUSALS: Final[dict[str, type[PackageError]]] = _VAULT_ERRORS | {
     name: getattr(key_release_errors, name) for name in key_release_errors.__all__
 }

@@ -19,7 +19,7 @@ import msgspec
 from enclave_parent_gateway.api import GatewayStatus
 from enclave_parent_gateway.backends.base import Progress
 from enclave_parent_gateway.backends.daemon import Daemon
-from enclave_parent_gateway.credentials import default_credentials
+from enclave_parent_gateway.credentials import CredentialsError, default_credentials
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state, write_state
 from enclave_parent_gateway.errors import EnclaveStartError
 from enclave_parent_gateway.gateway_client import ask_blocking
@@ -111,13 +111,18 @@ class LocalBackend:
             shutil.rmtree(state.directory, ignore_errors=True)
 
     def credentials(self, paths: EnclavePaths) -> Credentials:
-        """Return the local cloud's identity for the parent; the default chain's without a cloud.
+        """Return the local cloud's identity for the parent; the default chain's without an enclave.
 
         In this order, unlike on AWS: the local cloud takes no identities but its own two, and a
         developer's real ones have no business there.
+
+        Raises:
+            CredentialsError: The local cloud has ended or does not come up, or there are none.
         """
         state = read_state(paths.state_file)
-        cloud = state.processes.get("cloud", _NOBODY) if state is not None else _NOBODY
+        cloud = state.processes.get("cloud") if state is not None else None
+        if cloud is None:
+            return default_credentials()
         deadline = time.monotonic() + _CLOUD_TIMEOUT_S
         while cloud.is_running() and time.monotonic() < deadline:
             line, newline, _ = (paths.runtime / "cloud.ready").read_bytes().partition(b"\n")
@@ -125,7 +130,10 @@ class LocalBackend:
                 identity = msgspec.json.decode(line, type=_CloudReady)
                 return Credentials(identity.host.access_key_id, identity.host.secret_access_key)
             time.sleep(0.05)
-        return default_credentials()
+        raise CredentialsError(
+            "the local cloud, which stands in for KMS, does not run; type: enclave down && "
+            "enclave up"
+        )
 
 
 class _Identity(msgspec.Struct, frozen=True):
