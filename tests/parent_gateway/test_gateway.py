@@ -1,8 +1,6 @@
 import asyncio
 import os
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -134,6 +132,21 @@ def test_the_local_enclave_uses_the_local_clouds_identity(
     assert LocalBackend().credentials(EnclavePaths.from_environment()) == HOST_CREDENTIALS
 
 
+def _connect_as(uid: int, path: Path) -> None:
+    # Forked, not exec'd: that user may not be able to reach this interpreter.
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.setresuid(uid, uid, uid)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(("uid", "accepted"), [(0, True), (12345, False)])
 def test_only_this_user_may_connect(tmp_path: Path, uid: int, accepted: bool) -> None:
@@ -152,8 +165,7 @@ def test_only_this_user_may_connect(tmp_path: Path, uid: int, accepted: bool) ->
         thread = threading.Thread(target=accept)
         thread.start()
         try:
-            script = f"import socket; socket.socket(socket.AF_UNIX).connect({str(path)!r})"
-            subprocess.run([sys.executable, "-I", "-c", script], check=True, user=uid)
+            _connect_as(uid, path)
             thread.join(10)
         finally:
             path.unlink()

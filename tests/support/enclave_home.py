@@ -129,6 +129,9 @@ def run_code(client: BlockingKernelClient, code: str, timeout_s: float = 30.0) -
             texts.append(message["content"]["text"])
 
     reply = client.execute_interactive(code, timeout=timeout_s, output_hook=collect)["content"]
+    while reply["status"] == "aborted":
+        # ipykernel aborts what arrives right after an error, until its loop has gone round once.
+        reply = client.execute_interactive(code, timeout=timeout_s, output_hook=collect)["content"]
     if reply["status"] == "error":
         return f"{reply['ename']}: {reply['evalue']}"
     return "".join(texts)
