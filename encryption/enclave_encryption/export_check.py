@@ -170,6 +170,27 @@ def _check_call(text: str, found: tuple[Module, Definition], *, bound: bool) -> 
         elif name not in actual and name not in keywords and not takes_all:
             hint = did_you_mean(name, [*actual, *keywords])
             raise ExportError(f"{where}() has no parameter {name!r}{hint}")
+    _check_positions(text, where, actual)
     for name in (*actual, *keywords):
         if name not in declared and name not in optional:
             raise ExportError(f"{where}() needs {name!r}, which {text!r} does not declare")
+
+
+def _check_positions(text: str, where: str, actual: list[str]) -> None:
+    """Check that what is passed by position only arrives at the parameter it is declared for.
+
+    Everything else the vault passes by name.
+    """
+    declared = parse_signature(text)[1].parameters.values()
+    kinds = inspect.Parameter
+    positional = [
+        p for p in declared if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    ]
+    if not any(p.kind is kinds.VAR_POSITIONAL for p in declared):
+        positional = [p for p in positional if p.kind is kinds.POSITIONAL_ONLY]
+    names = [p.name for p in positional]
+    if actual[: len(names)] != names:
+        raise ExportError(
+            f"{where}() takes {', '.join(actual) or 'nothing'} by position, and {text!r} declares "
+            f"{', '.join(names)}: declare the same names in the same order"
+        )

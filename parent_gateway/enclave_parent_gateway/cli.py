@@ -88,7 +88,8 @@ def main() -> None:
     "--memory",
     type=click.IntRange(min=64),
     metavar="MIB",
-    help="Most memory one kernel may use, in MiB.  [default: no limit]",
+    help="Most memory that each kernel may use together with what it starts, in MiB. One that "
+    "needs more is ended, and no other. Packages do not count.  [default: no limit]",
 )
 @click.option(
     "--idle-timeout",

@@ -2,15 +2,16 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.enclave_home import EnclaveHome, kernel, run_code
+from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
 from tests.support.grader_package import publish_grader
-from tests.support.notebook_cells import one_line, run_cell
+from tests.support.notebook_cells import finish_cell, one_line, run_cell, start_cell, vault_pids
 from tests.support.package_owner import PackageOwner, open_folder
 
 
@@ -93,6 +94,26 @@ def test_the_local_cloud_has_ended(own_home: EnclaveHome) -> None:
         assert own_home.run("up").returncode == 0
         with kernel(cwd=str(folder)) as (_, client):
             assert run_cell(client, "%load_encrypted grader.encrypted").error is None
+
+
+def test_kms_hangs_and_the_user_does_not_wait(own_home: EnclaveHome) -> None:
+    assert own_home.run("up").returncode == 0
+    with open_folder() as folder:
+        shop = shop_at(own_home, folder)
+        publish_grader(shop.owner, shop.owner.new_key(shop.pcr0), folder / "grader.encrypted")
+        cloud = own_home.status()["pids"]["cloud"]
+        with kernel(cwd=str(folder)) as (manager, client):
+            os.kill(cloud, signal.SIGSTOP)
+            request = start_cell(client, "%load_encrypted grader.encrypted")
+            time.sleep(1.5)
+            began = time.monotonic()
+            manager.interrupt_kernel()
+            error = finish_cell(client, request, 10).error
+            assert error is not None and error.name == "KeyboardInterrupt"
+            assert time.monotonic() - began < 1
+            os.kill(cloud, signal.SIGCONT)
+            assert run_cell(client, "%load_encrypted grader.encrypted").error is None
+            assert wait_until(lambda: len(vault_pids(own_home)) <= 2)
 
 
 def test_what_is_no_package(shop: Shop) -> None:

@@ -27,14 +27,18 @@ class Cell:
 
     Attributes:
         printed: Its stdout and stderr.
-        displayed: The `text/plain` of its result and of what it displayed.
+        displayed: The `text/plain` of its result and of what it displayed, as updated last.
         error: Its exception, if it has one.
     """
 
     printed: str = ""
-    displayed: list[str] = field(default_factory=list)
+    shown: dict[object, str] = field(default_factory=dict)
     error: CellError | None = None
     execution_count: int = 0
+
+    @property
+    def displayed(self) -> list[str]:
+        return [text for text in self.shown.values() if text]
 
 
 def run_cell(client: BlockingKernelClient, code: str, timeout_s: float = 30.0) -> Cell:
@@ -72,8 +76,10 @@ def finish_cell(client: BlockingKernelClient, request: str, timeout_s: float = 3
 def _collect(cell: Cell, kind: str, content: dict[str, Any]) -> None:
     if kind == "stream":
         cell.printed += content["text"]
-    elif kind in ("display_data", "execute_result"):
-        cell.displayed.append(content["data"].get("text/plain", ""))
+    elif kind in ("display_data", "execute_result", "update_display_data"):
+        # A progress bar that is taken away leaves nothing to see.
+        display_id = content.get("transient", {}).get("display_id", object())
+        cell.shown[display_id] = content["data"].get("text/plain", "")
     elif kind == "error":
         cell.error = CellError(content["ename"], content["evalue"], tuple(content["traceback"]))
 

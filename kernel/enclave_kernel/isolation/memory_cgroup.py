@@ -9,6 +9,7 @@ from enclave_protocol.errors import EnclaveError
 __all__ = ["MemoryCgroup", "MemoryCgroupError", "MemoryCgroups"]
 
 _ROOT = Path("/sys/fs/cgroup")
+_REMEDY = "start the enclave as root, or without a memory limit"
 
 
 class MemoryCgroupError(EnclaveError):
@@ -81,9 +82,11 @@ class MemoryCgroups:
                 self._base.mkdir()
                 (self._base / "cgroup.subtree_control").write_text("+memory")
             else:
-                raise MemoryCgroupError("the system has no memory control group")
+                raise MemoryCgroupError(f"the system has no memory control group; {_REMEDY}")
         except OSError as error:
-            raise MemoryCgroupError(f"memory control groups cannot be used: {error}") from error
+            raise MemoryCgroupError(
+                f"no memory control group can be made in {_ROOT}: {error.strerror}; {_REMEDY}"
+            ) from error
 
     def create(self, name: str) -> MemoryCgroup:
         """Make a group.

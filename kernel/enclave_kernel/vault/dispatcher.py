@@ -8,7 +8,7 @@ Source: docs/spec/vault_calls.md, "Calls"; THREATS section D.
 import os
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, Final
 
@@ -128,12 +128,12 @@ class Dispatcher:
 
     def _perform(self, request: Request, buffers: tuple[memoryview, ...]) -> Reply:
         target, export = self._find(request)
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
+        args: Sequence[Any] = ()
+        kwargs: Mapping[str, Any] = {}
         if not isinstance(request, GetAttribute):
-            args, kwargs = decode_arguments(request.arguments, buffers)
-        if export is not None:
-            export.check(args, kwargs)
+            sent, named = decode_arguments(request.arguments, buffers)
+            args, kwargs = (sent, named) if export is None else export.arrange(sent, named)
+            del sent, named
         if self._interrupted:
             # It came before the package's code ran. Whether it was meant for this request or for
             # one already answered, the notebook knows.

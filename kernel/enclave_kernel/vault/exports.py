@@ -4,6 +4,7 @@ A name from the notebook is only ever a key of these tables.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -39,6 +40,8 @@ class Export:
         target: The function or class of the package; None for a method, found on its object.
         attribute: The method's name; "" otherwise.
         returns: `value`, `none`, or the name of the exported class it returns by reference.
+
+    `actual` is the code's own signature without `self`, None where Python cannot tell.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Export:
         signature_text: str,
         *,
         returns: str,
+        actual: inspect.Signature | None,
         target: Callable[..., Any] | None = None,
         attribute: str = "",
     ) -> None:
@@ -53,6 +57,7 @@ class Export:
         self.target = target
         self.attribute = attribute
         self.returns = returns
+        self._by_position, self._by_name = _arrangement(self.name, self._signature, actual)
         required, most = 0, 0
         plain = True
         for parameter in self._signature.parameters.values():
@@ -63,19 +68,79 @@ class Export:
                 plain = False
         self._positional = range(required, most + 1) if plain else range(0)
 
-    def check(self, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
-        """Check that the arguments fit the declared signature.
+    def arrange(
+        self, args: list[Any], kwargs: dict[str, Any]
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Return the arguments as the code is called with them.
+
+        What was declared by name is passed by name, however the notebook wrote it: a parameter of
+        the code that the signature leaves out cannot be reached by counting positions.
 
         Raises:
-            ArgumentsError: They do not.
+            ArgumentsError: They do not fit the declared signature.
         """
         # The usual case without `bind`, which takes longer than the rest of an empty call.
-        if not kwargs and len(args) in self._positional:
-            return
-        try:
-            self._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise ArgumentsError(f"{self.name}() {error}") from None
+        if kwargs or len(args) not in self._positional:
+            try:
+                self._signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise ArgumentsError(f"{self.name}() {error}") from None
+        if len(args) <= self._by_position:
+            return args, kwargs
+        named = dict(zip(self._by_name, args[self._by_position :], strict=False))
+        return args[: self._by_position], {**named, **kwargs}
+
+
+def _arrangement(
+    name: str, declared: inspect.Signature, actual: inspect.Signature | None
+) -> tuple[int, tuple[str, ...]]:
+    """Return how many leading arguments go by position, and the names of those after them.
+
+    Raises:
+        ExportError: An argument that can only go by position would arrive at another parameter.
+    """
+    positional = [
+        parameter
+        for parameter in declared.parameters.values()
+        if parameter.kind in (_KIND.POSITIONAL_ONLY, _KIND.POSITIONAL_OR_KEYWORD)
+    ]
+    names = [parameter.name for parameter in positional]
+    takes_rest = any(p.kind is _KIND.VAR_POSITIONAL for p in declared.parameters.values())
+    if actual is None:
+        # Compiled code without a signature: it knows positions only, and has no others to hide.
+        return (sys.maxsize if takes_rest else len(names)), ()
+    theirs = list(actual.parameters.values())
+    nameless = {p.name for p in theirs if p.kind is _KIND.POSITIONAL_ONLY}
+    leading = len(names) if takes_rest else 0
+    for index, parameter in enumerate(positional):
+        if parameter.kind is _KIND.POSITIONAL_ONLY or parameter.name in nameless:
+            leading = max(leading, index + 1)
+    order = [
+        p.name for p in theirs if p.kind in (_KIND.POSITIONAL_ONLY, _KIND.POSITIONAL_OR_KEYWORD)
+    ]
+    if order[:leading] != names[:leading]:
+        raise ExportError(
+            f"it exports {name}{declared}, but the code takes {', '.join(order) or 'nothing'} by "
+            "position; declare the same names in the same order"
+        )
+    return (sys.maxsize if takes_rest else leading), tuple(names[leading:])
+
+
+def _signature_of(target: Any, *, skip_first: bool = False) -> inspect.Signature | None:
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):
+        return None
+    parameters = list(signature.parameters.values())
+    if skip_first and parameters and parameters[0].kind is not _KIND.VAR_POSITIONAL:
+        return signature.replace(parameters=parameters[1:])
+    return signature
+
+
+def _method_signature(cls: type, method: str) -> inspect.Signature | None:
+    found = inspect.getattr_static(cls, method)
+    bound = isinstance(found, staticmethod | classmethod)
+    return _signature_of(getattr(cls, method), skip_first=not bound)
 
 
 class ExportedType:
@@ -92,14 +157,18 @@ class ExportedType:
         declared = label.exports.classes[name]
         self.name = name
         self.cls = cls
-        self.init = Export(declared.init, returns=name, target=cls) if declared.init else None
+        self.init: Export | None = None
+        if declared.init:
+            actual = _signature_of(cls)
+            self.init = Export(declared.init, returns=name, actual=actual, target=cls)
         self.methods: dict[str, Export] = {}
         for text in declared.methods:
             method = parse_signature(text)[0]
             if not callable(getattr(cls, method, None)):
                 raise ExportError(f"it exports the method {name}.{method}, which does not exist")
             returns = _returns(label, f"{name}.{method}")
-            self.methods[method] = Export(text, returns=returns, attribute=method)
+            actual = _method_signature(cls, method)
+            self.methods[method] = Export(text, returns=returns, actual=actual, attribute=method)
         self.attributes = frozenset(declared.attributes)
 
 
@@ -128,7 +197,9 @@ def build_exports(label: Label, module: ModuleType) -> Exports:
         target = getattr(module, name, None)
         if not callable(target):
             raise ExportError(f"it exports the function {name}, which does not exist")
-        functions[name] = Export(text, returns=_returns(label, name), target=target)
+        functions[name] = Export(
+            text, returns=_returns(label, name), actual=_signature_of(target), target=target
+        )
     types: dict[str, ExportedType] = {}
     for name in label.exports.classes:
         cls = getattr(module, name, None)
