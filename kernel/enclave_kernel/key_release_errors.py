@@ -9,6 +9,7 @@ __all__ = [
     "KmsCredentialsError",
     "KmsThrottledError",
     "KmsUnreachableError",
+    "WrongEnvironmentError",
 ]
 
 
@@ -34,3 +35,7 @@ class KmsCredentialsError(KeyReleaseError):
 
 class KmsThrottledError(KeyReleaseError):
     """KMS asks to slow down, and did so until the retries ran out."""
+
+
+class WrongEnvironmentError(KeyReleaseError):
+    """The owner did not make the package for this kind of enclave."""

@@ -38,7 +38,7 @@ MAX_SESSION_BYTES = 1024 * 1024
 """Limit of a frame in bytes: the largest is a package's header."""
 
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
-VaultId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
+VaultId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 _FileName = Annotated[str, msgspec.Meta(max_length=4096)]
 
 

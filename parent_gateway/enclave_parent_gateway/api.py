@@ -44,7 +44,7 @@ __all__ = [
 
 MAX_API_BYTES = MAX_CONTROL_BYTES
 
-Slot = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f][0-9a-f-]{0,15}[0-9a-f]$")]
+Slot = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f][0-9a-f-]{0,15}[0-9a-f]\Z")]
 """What Jupyter calls a kernel. It stays over restarts, and so do the channels' sockets; every
 kernel process that runs in it has a `KernelId` of its own."""
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -62,7 +62,7 @@ class Launch(_Message, frozen=True, tag="launch"):
 
     slot: Slot
     key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=256)]
-    signature_scheme: Annotated[str, msgspec.Meta(pattern=r"^hmac-sha(256|384|512)$")]
+    signature_scheme: Annotated[str, msgspec.Meta(pattern=r"^hmac-sha(256|384|512)\Z")]
     cwd: _Text
     environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
     arguments: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()

@@ -58,9 +58,9 @@ class MessageError(ProtocolError):
     """A frame does not hold a message of this protocol."""
 
 
-KernelId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f][0-9a-f-]{0,62}[0-9a-f]$")]
+KernelId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f][0-9a-f-]{0,62}[0-9a-f]\Z")]
 """What the gateway calls a kernel: lower-case hex and hyphens, so that it is safe in a path."""
-_ChannelName = Annotated[str, msgspec.Meta(pattern=r"^(shell|iopub|stdin|control|hb)$")]
+_ChannelName = Annotated[str, msgspec.Meta(pattern=r"^(shell|iopub|stdin|control|hb)\Z")]
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
@@ -118,7 +118,7 @@ class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
 
     kernel_id: KernelId
     key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=256)]
-    signature_scheme: Annotated[str, msgspec.Meta(pattern=r"^hmac-sha(256|384|512)$")]
+    signature_scheme: Annotated[str, msgspec.Meta(pattern=r"^hmac-sha(256|384|512)\Z")]
     cwd: _Text
     environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
     arguments: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()

@@ -126,6 +126,9 @@ def run_kernel(listeners: Mapping[str, int], session_descriptor: int) -> int:
     )
     app.listeners = listeners
     app.initialize(list(start.arguments))  # type: ignore[no-untyped-call]
+    if app.session.key != start.key or app.session.signature_scheme != start.signature_scheme:
+        # An option among the arguments could switch signatures off (THREATS J-01).
+        raise MessageError("the kernel's options change its session key, which they may not")
     app.kernel.supervisor_link = link
     link.send(session_messages.encode(KernelReady()))
     app.start()  # type: ignore[no-untyped-call]

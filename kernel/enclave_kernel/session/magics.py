@@ -16,6 +16,7 @@ from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.display import display
 
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.plain_text import plain_text
 
 if TYPE_CHECKING:
     from enclave_kernel.session.package_loading import LoadedPackage
@@ -215,11 +216,12 @@ def _check_bindable(name: str) -> None:
 
 
 def _title(label: "Label") -> str:
-    return f"{label.package.name} {label.package.version}"
+    return plain_text(f"{label.package.name} {label.package.version}")
 
 
 def _exports(label: "Label") -> str:
-    return ", ".join(sorted((*label.exports.classes, *label.exports.functions))) or "nothing"
+    names = ", ".join(sorted((*label.exports.classes, *label.exports.functions)))
+    return plain_text(names) or "nothing"
 
 
 def _summary(label: "Label", name: str) -> str:
@@ -236,7 +238,8 @@ def _table(packages: "dict[str, LoadedPackage]") -> str:
     for name, loaded in sorted(packages.items()):
         state = "running" if loaded.client.alive else "ended"
         exports = _exports(loaded.label)
-        rows.append((name, _title(loaded.label), state, "unknown", exports, loaded.file))
+        file = plain_text(loaded.file)
+        rows.append((name, _title(loaded.label), state, "unknown", exports, file))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -4,6 +4,7 @@ import builtins
 from typing import Final
 
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.plain_text import plain_text
 from enclave_protocol.value_nodes import ValueRefusedError
 from enclave_protocol.vault_messages import Raised, Refused
 
@@ -14,6 +15,8 @@ __all__ = [
     "rebuild_raised",
     "rebuild_refused",
 ]
+
+_MAX_NAME_CHARS: Final = 64
 
 
 class EncryptedPackageError(EnclaveError):
@@ -74,20 +77,18 @@ def rebuild_raised(raised: Raised, package: str) -> BaseException:
         return KeyboardInterrupt()
     kind = _REBUILT.get(raised.type_name)
     if kind is not None and raised.message is not None:
-        return kind(_plain(raised.message))
+        return kind(plain_text(raised.message))
+    # The vault bounds and cleans all of this, too, but a package may have taken it over.
     shown = raised.type_name if raised.type_name.isidentifier() else "Exception"
+    incident = plain_text(raised.incident, limit=_MAX_NAME_CHARS)
     return EncryptedPackageError(
-        f"{shown} in {package} [incident {raised.incident}]: its owner does not show more",
-        raised.incident,
+        f"{plain_text(shown, limit=_MAX_NAME_CHARS)} in {package} [incident {incident}]: "
+        "its owner does not show more",
+        incident,
     )
 
 
 def rebuild_refused(refused: Refused) -> Exception:
     """Return the exception to raise for a call that the vault did not make."""
     kind = _REFUSALS.get(refused.kind, EncryptedPackageError)
-    return kind(_plain(refused.message))
-
-
-def _plain(text: str) -> str:
-    """Strip what drives a terminal: the vault does it, too, but is a stranger's."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    return kind(plain_text(refused.message))

@@ -21,6 +21,7 @@ from enclave_protocol.package_errors import (
 from enclave_protocol.package_header import PackageHeader
 from enclave_protocol.package_label import Label, check_label
 from enclave_protocol.package_reader import read_header
+from enclave_protocol.plain_text import plain_text
 from enclave_protocol.vault_messages import BODY_CHUNK_BYTES
 
 __all__ = ["LoadedPackage", "PackageFileError", "PackageLoadError", "load_package"]
@@ -74,7 +75,8 @@ def load_package(file_name: str, link: VaultLink, progress: Progress) -> LoadedP
     Raises:
         PackageError: The file is none, is altered or cut, or KMS does not release its key; names
             it. Nothing of it ran.
-        EnclaveError: The supervisor refused for another reason, or the vault died.
+        LoadRefusedError: The supervisor refused for another reason; names the file, too.
+        EnclaveError: The vault died, or the enclave is going down.
     """
     try:
         with _open(file_name) as stream:
@@ -100,12 +102,14 @@ def _load(file_name: str, header: PackageHeader, link: VaultLink) -> LoadedVault
     try:
         return link.load(file_name, header.raw)
     except LoadRefusedError as refusal:
+        named = str(PackageError("", file=file_name))
+        # The supervisor passes on what a vault said.
+        reason = plain_text(str(refusal).removeprefix(named))
         kind = _REFUSALS.get(refusal.kind)
         if kind is None:
-            raise
+            raise LoadRefusedError(refusal.kind, named + reason) from None
         # The error that the supervisor met, as itself: a notebook can tell them apart.
-        named = str(PackageError("", file=file_name))
-        raise kind(str(refusal).removeprefix(named), file=file_name) from None
+        raise kind(reason, file=file_name) from None
 
 
 def _fill(
@@ -121,7 +125,8 @@ def _fill(
         failure = client.finish_body(lambda: progress("importing", 1.0))
         if failure is not None:
             kind = _VAULT_ERRORS.get(failure.kind, PackageLoadError)
-            raise kind(failure.message, file=file_name)
+            # Code of the package ran in there and may have written this message itself.
+            raise kind(plain_text(failure.message), file=file_name)
         proxy = package_proxy(client, header.label)
         return LoadedPackage(header.label, client, proxy, file_name)
     except BaseException:
@@ -146,7 +151,9 @@ def _open(file_name: str) -> io.FileIO:
     except FileNotFoundError:
         found = sorted(entry.name for entry in Path().glob("*.encrypted"))[:5]
         hint = f"here are {', '.join(found)}" if found else "there is no *.encrypted file here"
-        raise PackageFileError(f"no such file in {Path.cwd()}; {hint}", file=file_name) from None
+        # Whoever may write here chose these names.
+        reason = plain_text(f"no such file in {Path.cwd()}; {hint}")
+        raise PackageFileError(reason, file=file_name) from None
     except ValueError:
         raise PackageFileError("is not a file's name", file=file_name) from None
     try:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from enclave_kernel.session.package_failures import EncryptedPackageError
 from enclave_kernel.session.vault_client import VaultClient
 from enclave_protocol.package_label import Label
+from enclave_protocol.plain_text import plain_text
 from enclave_protocol.signature import parse_signature
 from enclave_protocol.value_codec import Handle
 
@@ -23,7 +24,15 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 def shown_name(label: Label) -> str:
     """Return how a package is shown wherever it is shown: `<encrypted NAME VERSION>`."""
-    return f"<encrypted {label.package.name} {label.package.version}>"
+    return f"<encrypted {plain_text(f'{label.package.name} {label.package.version}')}>"
+
+
+def _doc(label: Label, *names: str) -> str | None:
+    """Return the doc of the first of `names` that has one, lines kept."""
+    for name in names:
+        if name in label.docs:
+            return plain_text(label.docs[name], limit=None, keep_lines=True)
+    return None
 
 
 class _Undisclosed:
@@ -94,7 +103,8 @@ class EncryptedPackage(_StaysInVault):
     @property
     def __doc__(self) -> str:  # type: ignore[override]  # per package, not per class
         """The package's description and exports, as its owner wrote them."""
-        lines = [self._label.package.description or repr(self), ""]
+        description = self._label.package.description
+        lines = [plain_text(description, limit=None, keep_lines=True) or repr(self), ""]
         for name, member in sorted(self._members.items()):
             lines.append(f"{name}{inspect.signature(member)}")
             if member.__doc__:
@@ -165,7 +175,7 @@ def _class_proxy(
     declared = label.exports.classes[name]
     namespace: dict[str, Any] = {
         "__slots__": (),
-        "__doc__": label.docs.get(name),
+        "__doc__": _doc(label, name),
         "__module__": label.package.module,
         "__qualname__": name,
     }
@@ -226,8 +236,8 @@ def _attribute_proxy(client: VaultClient, label: Label, class_name: str, name: s
         except BaseException as error:
             raise error.with_traceback(None) from None
 
-    doc = label.docs.get(f"{class_name}.{name}")
-    return property(_with_code(get, label, name, f"{class_name}.{name}"), doc=doc)
+    qualified = f"{class_name}.{name}"
+    return property(_with_code(get, label, name, qualified), doc=_doc(label, qualified))
 
 
 def _positional_names(signature: inspect.Signature) -> Sequence[str]:
@@ -256,7 +266,7 @@ def _dress(
     signature: inspect.Signature,
 ) -> FunctionType:
     dressed = _with_code(function, label, name, qualified)
-    dressed.__doc__ = label.docs.get(qualified, label.docs.get(name))
+    dressed.__doc__ = _doc(label, qualified, name)
     dressed.__module__ = label.package.module
     dressed.__signature__ = _shown(signature)  # type: ignore[attr-defined]
     return dressed

@@ -181,6 +181,8 @@ class SupervisorLink:
     def _deliver(self, message: _Reply) -> None:
         reply: _Reply | LoadedVault = message
         if isinstance(message, PackageLoaded):
+            if not self._descriptors:
+                raise MessageError("the supervisor announced a vault and sent no socket to it")
             sock = socket.socket(fileno=self._descriptors.pop(0))
             sock.set_inheritable(False)
             reply = LoadedVault(message.vault_id, sock)

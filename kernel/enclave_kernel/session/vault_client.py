@@ -21,6 +21,7 @@ from enclave_kernel.session.package_failures import (
     rebuild_refused,
 )
 from enclave_protocol.errors import EnclaveError, ProtocolError
+from enclave_protocol.plain_text import plain_text
 from enclave_protocol.value_codec import (
     Handle,
     ValueRefusedError,
@@ -253,7 +254,7 @@ class VaultClient:
             return decode_value(reply.value, contents, resolve=resolve)
         except ValueRefusedError as refusal:
             raise VaultDiedError(
-                f"{self.package} returned what no package may return: {refusal}"
+                f"{self.package} returned what no package may return: {plain_text(str(refusal))}"
             ) from None
 
     def _exchange(

@@ -8,13 +8,16 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import enclave_kernel
 import enclave_protocol
 from enclave_kernel.isolation.memory_cgroup import MemoryCgroups
+from enclave_kernel.key_release_errors import WrongEnvironmentError
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
@@ -50,19 +53,18 @@ from enclave_protocol.messages import (
 from enclave_protocol.package_header import PackageHeader
 from enclave_protocol.relay import relay
 
-__all__ = ["Supervisor", "SupervisorOptions", "WrongEnvironmentError"]
+__all__ = ["Supervisor", "SupervisorOptions"]
 
 _log = logging.getLogger(__name__)
 _OPEN_TIMEOUT_S = 5.0
 _SPARE_DELAY_S = 1.0
 """A first vault is made ready once a kernel runs, but not in the way of its first cell."""
 _MAX_UNOPENED = 64
+_ACCEPT_PAUSE_S = 0.1
+_KEY_THREADS = 8
+"""Releases at once; a notebook has one at most, and a silent KMS holds it for a minute."""
 _PCR_INDICES = (0, 1, 2, 3, 4, 8)
 _INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "HOME", "TMPDIR")
-
-
-class WrongEnvironmentError(EnclaveError):
-    """The package is not meant for this kind of enclave."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Supervisor:
         self._pcrs = {i: self._nsm.describe_pcr(i)[1].hex() for i in _PCR_INDICES}
         self._module_id = self._nsm.describe().module_id
         self._keys = RsaPool()
+        self._key_threads = ThreadPoolExecutor(_KEY_THREADS, thread_name_prefix="key-release")
         limit = options.kernel_memory_bytes
         self._cgroups = MemoryCgroups(limit) if limit is not None else None
         self._isolation = self._describe_isolation()
@@ -124,6 +127,7 @@ class Supervisor:
         if os.geteuid() == 0:
             applied.append("vault under its own uid")
             applied.append("vault's files in a tmpfs of its own mount namespace")
+            applied.append("notebooks run as root: no wall between them and a vault yet")
         if self._cgroups is not None:
             applied.append("memory limit per kernel")
         return tuple(applied)
@@ -151,7 +155,7 @@ class Supervisor:
         credentials = await self._control.request(CredentialsRequest())
         if not isinstance(credentials, Credentials):
             raise MessageError("the gateway's answer to a request for credentials holds none")
-        return await asyncio.to_thread(
+        release = partial(
             release_data_key,
             header,
             nsm=self._nsm,
@@ -159,6 +163,12 @@ class Supervisor:
             credentials=credentials,
             endpoint_url=self._options.kms_endpoint_url,
         )
+        releasing = asyncio.get_running_loop().run_in_executor(self._key_threads, release)
+        try:
+            return await asyncio.shield(releasing)
+        except asyncio.CancelledError:
+            releasing.add_done_callback(_wipe)
+            raise
 
     def _check_environment(self, environment: str) -> None:
         """Refuse a package in an enclave that its owner did not make it for (THREATS A-08)."""
@@ -197,6 +207,7 @@ class Supervisor:
         self._kernels.close()
         await asyncio.to_thread(self._zygote.stop)
         await asyncio.to_thread(self._pool.close)
+        self._key_threads.shutdown(wait=False, cancel_futures=True)
         self._keys.close()
         self._nsm.close()
         if self._cgroups is not None:
@@ -214,7 +225,13 @@ class Supervisor:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            sock, address = await loop.sock_accept(listener)
+            try:
+                sock, address = await loop.sock_accept(listener)
+            except OSError as error:
+                # Out of descriptors, or the peer is gone again: the next one is served.
+                _log.warning("a stream was not accepted: %s", error)
+                await asyncio.sleep(_ACCEPT_PAUSE_S)
+                continue
             if not transport.is_parent(sock, address) or self._unopened >= _MAX_UNOPENED:
                 sock.close()
                 continue
@@ -299,6 +316,13 @@ class Supervisor:
             isolation=self._isolation,
             kernels=self._kernels.describe(),
         )
+
+
+def _wipe(releasing: "asyncio.Future[bytearray]") -> None:
+    """Wipe a data key that nobody waits for any more."""
+    if not releasing.cancelled() and releasing.exception() is None:
+        data_key = releasing.result()
+        data_key[:] = bytes(len(data_key))
 
 
 def _import_path() -> list[str]:

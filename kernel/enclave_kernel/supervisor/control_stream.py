@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import traceback
 from collections.abc import Awaitable, Callable
 
 from enclave_protocol.errors import EnclaveError
@@ -99,9 +100,10 @@ class ControlStream:
             body = await self._handle(envelope.body)
         except EnclaveError as error:
             body = Failed(kind=type(error).__name__, message=str(error))
-        except Exception:
-            # Only the place goes to the log: a message could quote what came over the stream.
-            _log.exception("a control request failed unexpectedly")
+        except Exception as error:
+            # Only type and place go to the log: a message could quote what came over the stream.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            _log.error("a control request failed: %s at %s", type(error).__name__, place)
             body = Failed(kind="EnclaveError", message="the supervisor failed; see: enclave logs")
         self._send(Envelope(body=body, reply_to=envelope.request_id))
 

@@ -234,7 +234,8 @@ class KernelTable:
             self.ended(KernelExited(kernel_id=kernel_id, returncode=-_SIGKILL))
 
     def _reason(self, kernel: Kernel, returncode: int) -> str:
-        if kernel.cgroup is not None and kernel.cgroup.killed_for_memory():
+        killed = returncode == -_SIGKILL and kernel.cgroup is not None
+        if killed and kernel.cgroup is not None and kernel.cgroup.killed_for_memory():
             limit = kernel.cgroup.limit_bytes // 2**20
             return f"was ended because it needed more than its {limit} MiB of memory"
         if returncode < 0:

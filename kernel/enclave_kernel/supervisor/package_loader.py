@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -66,6 +67,11 @@ class PackageLoader:
         self._vaults: dict[str, _Vault] = {}
         self._deaths: dict[str, asyncio.Future[str]] = {}
         self._loads: dict[int, asyncio.Task[None]] = {}
+        self._cancelled: set[int] = set()
+        # One load at a time for each notebook: what it asks for in a burst waits here, and not in
+        # the way of other notebooks (THREATS X-08).
+        self._turn = asyncio.Lock()
+        self._asked: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def names(self) -> tuple[str, ...]:
@@ -80,7 +86,9 @@ class PackageLoader:
             self._begin_load(message)
         elif isinstance(message, CancelLoad):
             load = self._loads.get(message.request_id)
-            if load is not None:
+            if load is not None and message.request_id not in self._cancelled:
+                # Once: a second one would cut short what the first has to clean up.
+                self._cancelled.add(message.request_id)
                 load.cancel()
         elif isinstance(message, InterruptVault):
             if message.vault_id in self._vaults:
@@ -90,9 +98,12 @@ class PackageLoader:
             if vault is not None:
                 self._pool.end(vault.process)
         elif isinstance(message, VaultDeathRequest):
-            load = asyncio.create_task(self._tell_death(message))
-            self._loads[-message.request_id] = load
-            load.add_done_callback(lambda _: self._loads.pop(-message.request_id, None))
+            if len(self._asked) >= _MAX_VAULTS:
+                self._send(VaultDeathMessage(request_id=message.request_id, reason=None))
+                return
+            asked = asyncio.create_task(self._tell_death(message))
+            self._asked.add(asked)
+            asked.add_done_callback(self._asked.discard)
 
     def _send(
         self,
@@ -112,20 +123,27 @@ class PackageLoader:
             self._refuse(number, error)
             return
         self._loads[number] = asyncio.create_task(self._load(message))
-        self._loads[number].add_done_callback(lambda _: self._loads.pop(number, None))
+        self._loads[number].add_done_callback(lambda _: self._forget(number))
+
+    def _forget(self, number: int) -> None:
+        self._loads.pop(number, None)
+        self._cancelled.discard(number)
 
     def _refuse(self, number: int, error: EnclaveError) -> None:
         self._send(LoadRefused(request_id=number, kind=type(error).__name__, message=str(error)))
 
     async def _load(self, message: LoadPackage) -> None:
         try:
-            await self._load_or_raise(message)
+            async with self._turn:
+                await self._load_or_raise(message)
         except PackageError as error:
             self._refuse(message.request_id, error.with_file(message.file_name))
         except EnclaveError as error:
             self._refuse(message.request_id, error)
-        except Exception:
-            _log.exception("loading a package failed unexpectedly")
+        except Exception as error:
+            # Only type and place go to the log: a message could quote the package.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            _log.error("loading a package failed: %s at %s", type(error).__name__, place)
             failure = EnclaveError("the supervisor failed to load the package; see: enclave logs")
             self._refuse(message.request_id, failure)
 
@@ -146,7 +164,11 @@ class PackageLoader:
             vault = await self._pool.take(on_death)
             self._deaths[vault_id] = asyncio.get_running_loop().create_future()
             data_key = await self._release_key(header)
-            await self._pool.start(vault, header.raw, data_key)
+            try:
+                await self._pool.start(vault, header.raw, data_key)
+            finally:
+                # Also when the load is cancelled before the vault's turn came.
+                data_key[:] = bytes(len(data_key))
             if died.is_set() or self._closed:
                 raise EnclaveError("the vault ended before the package was loaded; load it again")
         except BaseException:
@@ -183,7 +205,7 @@ class PackageLoader:
     def close(self) -> None:
         """End every vault and every load of this kernel."""
         self._closed = True
-        for load in list(self._loads.values()):
+        for load in (*self._loads.values(), *self._asked):
             load.cancel()
         for vault in self._vaults.values():
             self._pool.end(vault.process)

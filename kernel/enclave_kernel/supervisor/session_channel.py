@@ -24,6 +24,8 @@ from enclave_protocol.frame import FrameDecoder, encode_frame
 
 __all__ = ["FromSession", "SessionChannel"]
 
+_MAX_UNSENT_BYTES = 2 * MAX_SESSION_BYTES
+
 FromSession = (
     KernelReady | LoadPackage | CancelLoad | InterruptVault | UnloadVault | VaultDeathRequest
 )
@@ -50,6 +52,7 @@ class SessionChannel:
         self._on_message = on_message
         self._on_end = on_end
         self._decoder = FrameDecoder(MAX_SESSION_BYTES)
+        self._unsent = bytearray()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._read)
 
@@ -58,18 +61,40 @@ class SessionChannel:
         message: StartKernel | PackageLoaded | LoadRefused | VaultDeath,
         descriptors: tuple[int, ...] = (),
     ) -> None:
-        """Send one message, small enough for the socket's buffer.
+        """Send one message; what does not fit into the socket's buffer follows when it is read.
 
-        A process that lets its buffer run full is not waited for: its channel ends (THREATS X-07).
+        A process that lets more than 2 MiB pile up is not waited for: its channel ends (THREATS
+        X-07).
         """
         frame = encode_frame(session_messages.encode(message))
+        sent = 0
+        if not self._unsent:
+            try:
+                sent = socket.send_fds(self._sock, [frame], descriptors)
+            except BlockingIOError:
+                # Descriptors travel with the first byte, and there is no room for it.
+                sent = -1 if descriptors else 0
+            except OSError:
+                sent = -1
+        elif descriptors:
+            sent = -1
+        if sent < 0 or len(self._unsent) + len(frame) - sent > _MAX_UNSENT_BYTES:
+            self.close()
+        elif sent < len(frame):
+            self._unsent += frame[sent:]
+            self._loop.add_writer(self._sock.fileno(), self._send_rest)
+
+    def _send_rest(self) -> None:
         try:
-            sent = socket.send_fds(self._sock, [frame], descriptors)
+            sent = self._sock.send(self._unsent)
+        except BlockingIOError:
+            return
         except OSError:
             self.close()
             return
-        if sent != len(frame):
-            self.close()
+        del self._unsent[:sent]
+        if not self._unsent:
+            self._loop.remove_writer(self._sock.fileno())
 
     def _read(self) -> None:
         try:
@@ -92,6 +117,7 @@ class SessionChannel:
         if self._sock.fileno() < 0:
             return
         self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()

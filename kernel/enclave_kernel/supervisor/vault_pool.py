@@ -16,8 +16,11 @@ __all__ = ["VaultPool"]
 
 _log = logging.getLogger(__name__)
 _FIRST_VAULT_UID = 2_000_000
-"""Above what distributions hand out to people, services and containers; counted up, so that no
-two vaults of one boot share a uid (THREATS X-11)."""
+"""Above what distributions hand out to people, services and containers."""
+_UIDS_PER_SUPERVISOR = 512
+"""Counted up, so that no two vaults of a supervisor share a uid (THREATS X-11). An enclave has one
+supervisor; on a developer's machine several start at different numbers."""
+_STARTER_THREADS = 4
 
 
 class VaultPool:
@@ -31,55 +34,64 @@ class VaultPool:
     def __init__(self, directory: Path, sys_path: list[str]) -> None:
         self._directory = directory
         self._sys_path = sys_path
-        self._uids = itertools.count(_FIRST_VAULT_UID)
+        self._uids = itertools.count(_FIRST_VAULT_UID + os.getpid() * _UIDS_PER_SUPERVISOR)
         self._spare: asyncio.Future[VaultProcess] | None = None
-        self._living: set[VaultProcess] = set()
+        self._living: dict[VaultProcess, Callable[[VaultDeath], None] | None] = {}
+        self._loop = asyncio.get_running_loop()
         self._closed = False
         # One thread that lives as long as the pool: a vault dies with the thread that made it.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vault-spawner")
+        self._spawner = ThreadPoolExecutor(1, thread_name_prefix="vault-spawner")
+        self._starter = ThreadPoolExecutor(_STARTER_THREADS, thread_name_prefix="vault-starter")
 
     async def take(self, on_death: Callable[[VaultDeath], None]) -> VaultProcess:
         """Return an empty vault that passed its self-check; `on_death` hears of its end.
+
+        Cancelling it takes effect when the vault that is on its way has come: whoever cancels and
+        asks again in a loop has never more than one on its way.
 
         Raises:
             EnclaveError: The vault process did not come up.
         """
         spare, self._spare = self._spare, None
-        coming = spare if spare is not None else asyncio.ensure_future(self._spawn_soon())
+        coming = spare if spare is not None else self._spawn_soon()
         try:
             vault = await asyncio.shield(coming)
         except asyncio.CancelledError:
-            # The load was cancelled, the vault comes all the same: it waits for the next load.
-            if self._spare is None:
-                self._spare = coming
-                coming.add_done_callback(self._spare_is_ready)
+            coming.add_done_callback(self._keep_or_end)
+            await asyncio.wait([coming])
             raise
+        if vault not in self._living:
+            # The spare died while it waited.
+            return await self.take(on_death)
+        self._living[vault] = on_death
         self.prepare_spare()
-        loop = asyncio.get_running_loop()
-
-        def wait() -> None:
-            death = vault.wait()
-            loop.call_soon_threadsafe(on_death, death)
-
-        threading.Thread(target=wait, name=f"vault-{vault.pid}", daemon=True).start()
         return vault
 
     def prepare_spare(self) -> None:
         """Spawn the next vault in the background, unless one waits already."""
         if self._spare is None and not self._closed:
-            self._spare = asyncio.ensure_future(self._spawn_soon())
-            self._spare.add_done_callback(self._spare_is_ready)
+            self._spare = self._spawn_soon()
+            self._spare.add_done_callback(self._forget_failed)
 
-    def _spare_is_ready(self, spare: asyncio.Future[VaultProcess]) -> None:
+    def _forget_failed(self, spare: asyncio.Future[VaultProcess]) -> None:
         error = None if spare.cancelled() else spare.exception()
         if error is not None:
             # The next load spawns its own, and then says what is wrong.
             _log.warning("a spare vault did not come up: %s", error)
-            self._spare = None
+            if self._spare is spare:
+                self._spare = None
 
-    async def _spawn_soon(self) -> VaultProcess:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._spawn)
+    def _keep_or_end(self, coming: "asyncio.Future[VaultProcess]") -> None:
+        """A vault nobody waits for any more becomes the spare, or ends."""
+        if coming.cancelled() or coming.exception() is not None:
+            return
+        if self._spare is None and not self._closed:
+            self._spare = coming
+        else:
+            self.end(coming.result())
+
+    def _spawn_soon(self) -> "asyncio.Future[VaultProcess]":
+        return self._loop.run_in_executor(self._spawner, self._spawn)
 
     def _spawn(self) -> VaultProcess:
         if self._closed:
@@ -92,8 +104,22 @@ class VaultPool:
             sys_path=self._sys_path,
             memory_limit=None,
         )
-        self._living.add(vault)
+        self._living[vault] = None
+        threading.Thread(
+            target=self._wait_for, args=(vault,), name=f"vault-{vault.pid}", daemon=True
+        ).start()
         return vault
+
+    def _wait_for(self, vault: VaultProcess) -> None:
+        """Run in a thread of its own: reap the vault and tell of its death."""
+        death = vault.wait()
+        if not self._closed:
+            self._loop.call_soon_threadsafe(self._died, vault, death)
+
+    def _died(self, vault: VaultProcess, death: VaultDeath) -> None:
+        on_death = self._living.pop(vault, None)
+        if on_death is not None:
+            on_death(death)
 
     async def start(self, vault: VaultProcess, header_raw: bytes, data_key: bytearray) -> None:
         """Give a vault its package's header and key; the key is wiped here.
@@ -101,19 +127,18 @@ class VaultPool:
         Raises:
             EnclaveError: The vault ended or refused the header.
         """
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, vault.start, header_raw, data_key)
+        await self._loop.run_in_executor(self._starter, vault.start, header_raw, data_key)
 
     def end(self, vault: VaultProcess) -> None:
-        """Kill a vault; an ended one is fine."""
-        self._living.discard(vault)
+        """Kill a vault; an ended one is fine. Its death is told of as any other."""
         vault.kill()
 
     def close(self) -> None:
         """Kill every vault, the spare included; return when they are gone."""
         self._closed = True
-        self._thread.shutdown(wait=True)
+        self._spawner.shutdown(wait=True)
         for vault in list(self._living):
-            self.end(vault)
-            # Also what a thread of `take` waits for: its files are gone when this returns.
+            vault.kill()
+            # Whichever thread reaps it: its files are gone when this returns.
             vault.wait()
+        self._starter.shutdown(wait=True)
