@@ -22,6 +22,8 @@ from enclave_encryption.package_encryption import check_output, encrypt_package
 from enclave_encryption.package_plan import plan_package
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.manifest import MANIFEST_NAME
+from enclave_protocol.package_errors import PackageError
+from enclave_protocol.package_label import check_label
 from enclave_protocol.package_reader import read_header
 
 __all__ = ["main"]
@@ -169,6 +171,8 @@ def _encrypt(
 def _inspect(file: Path, as_json: bool) -> None:
     """Show what FILE says about itself; needs no key and reads only its header.
 
+    A header that breaks a rule is not shown: the error says which, and no enclave opens the file.
+
     \b
     Example:
       enclave-owner inspect credit-scorer-1.2.0.encrypted --json
@@ -176,7 +180,10 @@ def _inspect(file: Path, as_json: bool) -> None:
     try:
         with file.open("rb") as stream:
             header = read_header(stream, file=str(file))
+            check_label(header.label)
             size = os.fstat(stream.fileno()).st_size
+    except PackageError as error:
+        raise error.with_file(str(file)) from None
     except OSError as error:
         raise OwnerError(f"{file}: cannot be read: {error.strerror}") from None
     if as_json:

@@ -170,13 +170,13 @@ def _check_call(text: str, found: tuple[Module, Definition], *, bound: bool) -> 
         elif name not in actual and name not in keywords and not takes_all:
             hint = did_you_mean(name, [*actual, *keywords])
             raise ExportError(f"{where}() has no parameter {name!r}{hint}")
-    _check_positions(text, where, actual)
+    _check_positions(text, where, actual, {a.arg for a in arguments.posonlyargs})
     for name in (*actual, *keywords):
         if name not in declared and name not in optional:
             raise ExportError(f"{where}() needs {name!r}, which {text!r} does not declare")
 
 
-def _check_positions(text: str, where: str, actual: list[str]) -> None:
+def _check_positions(text: str, where: str, actual: list[str], nameless: set[str]) -> None:
     """Check that what is passed by position only arrives at the parameter it is declared for.
 
     Everything else the vault passes by name.
@@ -186,9 +186,14 @@ def _check_positions(text: str, where: str, actual: list[str]) -> None:
     positional = [
         p for p in declared if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
     ]
-    if not any(p.kind is kinds.VAR_POSITIONAL for p in declared):
-        positional = [p for p in positional if p.kind is kinds.POSITIONAL_ONLY]
     names = [p.name for p in positional]
+    leading = 0
+    for index, parameter in enumerate(positional):
+        if parameter.kind is kinds.POSITIONAL_ONLY or parameter.name in nameless:
+            leading = index + 1
+    if any(p.kind is kinds.VAR_POSITIONAL for p in declared):
+        leading = len(names)
+    names = names[:leading]
     if actual[: len(names)] != names:
         raise ExportError(
             f"{where}() takes {', '.join(actual) or 'nothing'} by position, and {text!r} declares "

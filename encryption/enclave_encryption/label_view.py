@@ -9,6 +9,7 @@ from rich.text import Text
 
 from enclave_protocol.package_header import PackageHeader
 from enclave_protocol.package_label import Label
+from enclave_protocol.plain_text import plain_text
 
 __all__ = ["label_json", "print_label", "shown_size"]
 
@@ -32,7 +33,7 @@ def label_json(header: PackageHeader, file_bytes: int) -> str:
 def print_label(console: Console, path: Path, header: PackageHeader, file_bytes: int) -> None:
     """Print the label for people.
 
-    A label is a stranger's text: markup is not interpreted, control characters are dropped.
+    A label is a stranger's text: markup is not interpreted, nothing in it drives the terminal.
     """
     label = header.label
     package, policy = label.package, label.policy
@@ -88,13 +89,14 @@ def _exports(label: Label) -> Table:
     table.add_column("documentation", overflow="fold")
     exports, docs = label.exports, label.docs
     for name, text in exports.functions.items():
-        table.add_row(_plain(text), exports.returned_by(name), _plain(docs.get(name, "")))
+        returned = _plain(exports.returned_by(name))
+        table.add_row(_plain(text), returned, _plain(docs.get(name, "")))
     for name, exported in exports.classes.items():
         shown = f"class {exported.init or name}"
         table.add_row(_plain(shown), "", _plain(docs.get(name, "")))
         for text in exported.methods:
             method = f"{name}.{text.partition('(')[0]}"
-            returned = exports.returned_by(method)
+            returned = _plain(exports.returned_by(method))
             table.add_row(_plain(f"  .{text}"), returned, _plain(docs.get(method, "")))
         for attribute in exported.attributes:
             doc = docs.get(f"{name}.{attribute}", "")
@@ -114,4 +116,5 @@ def _limits(label: Label) -> str:
 
 
 def _plain(text: str) -> Text:
-    return Text("".join(character if character.isprintable() else " " for character in text))
+    # Never a plain `str`: rich would read markup in it.
+    return Text(plain_text(text))

@@ -115,6 +115,15 @@ def test_what_is_not_there_is_refused(folder: Path, manifest: str, message: str)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "declared",
+    ["score(weights, applicants, /)", "score(weights=None, /)", "score(weights, applicants)"],
+)
+def test_positions_that_would_arrive_elsewhere_are_refused(folder: Path, declared: str) -> None:
+    with pytest.raises(ExportError, match="by position"):
+        check(folder, f'[exports]\nfunctions = {{ score = "{declared}" }}')
+
+
 def test_code_that_does_not_parse_is_named(folder: Path) -> None:
     (folder / "scorer/scoring.py").write_text("x = 1\ndef (:\n")
     with pytest.raises(ExportError, match=r"scorer/scoring\.py:2: not valid Python"):
