@@ -55,7 +55,10 @@ def release_data_key(
     credentials: Credentials,
     endpoint_url: str | None,
 ) -> bytearray:
-    """Return the data key of `header`'s package, 32 bytes; the caller wipes it.
+    """Return the data key of `header`'s package, 32 bytes; the caller wipes the only copy.
+
+    What boto3 holds is the answer as KMS encrypted it; the private half that opens it is used
+    once, and OpenSSL clears it as soon as this returns.
 
     1. Take an RSA-2048 pair that was never used.
     2. Attest its public half.

@@ -15,8 +15,9 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+from enclave_kernel.isolation.control_groups import ControlGroup
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, FrameError, encode_frame
 from enclave_protocol.package_errors import (
@@ -39,6 +40,7 @@ from enclave_protocol.vault_messages import (
 
 __all__ = ["VaultDeath", "VaultProcess", "VaultStartError"]
 
+_Expected = TypeVar("_Expected", VaultReady, VaultStarted)
 _BOOTSTRAP: Final = Path(__file__).parent / "vault" / "bootstrap.py"
 _READY_TIMEOUT_S: Final = 30.0
 _ENVIRON: Final = {
@@ -78,6 +80,7 @@ class VaultProcess:
     Attributes:
         pid: Its process id; valid until `wait` returned.
         session_socket: The notebook's end of the socket for calls: give it away once, then close.
+        walls: What its self-check found standing, in words for `enclave status`.
     """
 
     def __init__(
@@ -86,12 +89,18 @@ class VaultProcess:
         control: socket.socket,
         session_socket: socket.socket,
         private_dir: Path,
+        *,
+        has_init: bool,
+        control_group: ControlGroup | None,
     ) -> None:
         self.pid = process.pid
         self.session_socket = session_socket
         self._process = process
         self._control = control
         self._private_dir = private_dir
+        self._has_init = has_init
+        self._control_group = control_group
+        self.walls: tuple[str, ...] = ()
         self._lock = threading.Lock()
         self._killed = False
         self._reaped = False
@@ -105,6 +114,7 @@ class VaultProcess:
         runtime_dir: Path,
         sys_path: list[str],
         memory_limit: int | None,
+        control_group: ControlGroup | None = None,
         timeout_s: float = _READY_TIMEOUT_S,
     ) -> "VaultProcess":
         """Start an empty vault and wait until its walls stand.
@@ -120,6 +130,7 @@ class VaultProcess:
             sys_path: Folders with the enclave's own packages, readable for others (the folders
                 above need not be); nothing a notebook's user can write to.
             memory_limit: Bytes of private memory; None for no limit.
+            control_group: Limits it instead where it can; removed when the vault is gone.
             timeout_s: Seconds until it must be ready.
 
         Raises:
@@ -146,11 +157,20 @@ class VaultProcess:
             control.close()
             session_socket.close()
             private_dir.rmdir()
+            if control_group is not None:
+                control_group.remove()
             raise VaultStartError(f"a vault cannot be started: {error}") from error
         finally:
             vault_control.close()
             vault_calls.close()
-        vault = cls(process, control, session_socket, private_dir)
+        vault = cls(
+            process,
+            control,
+            session_socket,
+            private_dir,
+            has_init=uid is not None,
+            control_group=control_group,
+        )
         spec = {
             "sys_path": sys_path,
             "supervisor_pid": os.getpid(),
@@ -158,14 +178,19 @@ class VaultProcess:
             "uid": uid,
             "gid": gid,
             "memory_limit": memory_limit,
+            "control_groups": {} if control_group is None else control_group.controllers,
         }
         try:
+            if control_group is not None:
+                # Before it is told what to be: it allocates little until then.
+                control_group.add(vault.pid)
             control.settimeout(timeout_s)
             control.sendall(encode_frame(json.dumps(spec).encode()))
-            vault._expect(VaultReady)
+            vault.walls = vault._expect(VaultReady).walls
         except (OSError, EnclaveError) as error:
             vault.kill()
             vault.wait()
+            session_socket.close()
             if isinstance(error, VaultStartError):
                 raise
             raise VaultStartError(f"a vault did not start: {error}") from error
@@ -198,15 +223,17 @@ class VaultProcess:
     def interrupt(self) -> None:
         """Interrupt the call that runs in the vault, as Ctrl-C would; a dead vault is fine."""
         with self._lock:
-            if not self._reaped:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGINT)
+            self._signal(signal.SIGINT)
 
     def kill(self) -> None:
         """Kill the vault and whatever it forked; harmless when it is dead. Call `wait` after."""
         with self._lock:
             self._killed = True
-            self._kill_group()
+            if self._has_init:
+                # It kills the pid namespace's init and waits: then nothing is left in there.
+                self._signal(signal.SIGTERM)
+            else:
+                self._kill_group()
 
     def wait(self) -> VaultDeath:
         """Wait until the vault is dead, clean up after it, and return how it died.
@@ -224,14 +251,29 @@ class VaultProcess:
         self._control.close()
         # As another user the files were on the vault's own tmpfs, and only the folder is left.
         shutil.rmtree(self._private_dir, ignore_errors=True)
-        return VaultDeath(_reason(returncode, killed=killed), returncode)
+        return VaultDeath(self._reason(returncode, killed=killed), returncode)
+
+    def _reason(self, returncode: int, *, killed: bool) -> str:
+        group = self._control_group
+        if group is None:
+            return _reason(returncode, killed=killed)
+        over = group.killed_for_memory()
+        group.remove()
+        if over and not killed:
+            return f"it needed more than the {group.limit_bytes // 2**20} MiB of memory it may have"
+        return _reason(returncode, killed=killed)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self._reaped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def _kill_group(self) -> None:
         if not self._reaped:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def _expect(self, kind: type[ControlMessage]) -> None:
+    def _expect(self, kind: type[_Expected]) -> _Expected:
         message = self._receive()
         if isinstance(message, VaultFailed):
             package_error = _PACKAGE_ERRORS.get(message.kind)
@@ -240,6 +282,7 @@ class VaultProcess:
             raise VaultStartError(message.message)
         if not isinstance(message, kind):
             raise VaultStartError("the vault sent another message than expected")
+        return message
 
     def _receive(self) -> ControlMessage:
         decoder = FrameDecoder(_MAX_CONTROL_BYTES)

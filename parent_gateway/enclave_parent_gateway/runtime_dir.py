@@ -4,8 +4,11 @@ The runtime directory holds what ends with the boot (sockets, state, logs), the 
 has to outlive it (the local root's key, the local cloud's keys). Nothing here starts or stops.
 """
 
+import errno
 import fcntl
+import grp
 import os
+import pwd
 import stat
 import time
 from collections.abc import Callable
@@ -21,14 +24,17 @@ MAX_SOCKET_PATH_BYTES = 107
 SLOT_CHARACTERS = 17
 """Length of a slot's name. Jupyter's kernel ids, 36 characters, would leave too little room."""
 _LOCK_POLL_S = 0.02
+_MAX_LINKS = 40
+"""As many as Linux follows in one path."""
 _LONGEST_NAME = f"k/{'f' * SLOT_CHARACTERS}-ffffff-5"
 """Of a socket below the runtime directory: the supervisor's, for one launch in a slot."""
 
 
 def _own_directory(path: Path, variable: str) -> Path:
-    """Create `path` for this user alone, or check that it is just that."""
+    """Create `path` for this user alone, or check that it is just that, and that it stays it."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_way(path.parent, variable)
+        path.mkdir(mode=0o700, exist_ok=True)
         # Not stat: in /tmp somebody else may have put a link of that name first.
         found = path.lstat()
     except OSError as error:
@@ -49,6 +55,72 @@ def _own_directory(path: Path, variable: str) -> Path:
             f"set {variable} to a directory that only you can enter (mode 0700)"
         )
     return path
+
+
+def _check_way(folder: Path, variable: str) -> None:
+    """Walk to `folder`, making what is missing; refuse a way that somebody else could redirect.
+
+    Step by step, links followed by hand: whoever owns or may write to any directory on the way
+    can put another one in the place of what is below.
+
+    Raises:
+        RuntimeDirError: A directory or link on the way is not root's or this user's, or a
+            directory is writable for others and not sticky.
+        OSError: The way does not lead to a directory.
+    """
+    links = 0
+    current = Path("/")
+    _check_step(current, current.lstat(), variable)
+    ahead = list(folder.absolute().parts[1:])
+    while ahead:
+        entry = current / ahead.pop(0)
+        if entry.name == "..":
+            current = current.parent
+            continue
+        if not os.path.lexists(entry):
+            entry.mkdir(mode=0o700, exist_ok=True)
+        found = entry.lstat()
+        if not (stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        _check_step(entry, found, variable)
+        if not stat.S_ISLNK(found.st_mode):
+            current = entry
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        target = entry.readlink()
+        if target.is_absolute():
+            current = Path("/")
+        ahead[:0] = [part for part in target.parts if part != "/"]
+
+
+def _check_step(path: Path, found: os.stat_result, variable: str) -> None:
+    if found.st_uid not in (0, os.geteuid()):
+        raise RuntimeDirError(
+            f"{path} belongs to uid {found.st_uid}, who could replace what is below it; set "
+            f"{variable} to a directory that only you and root can change"
+        )
+    if stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX:
+        return
+    shared = found.st_mode & stat.S_IWOTH or (
+        found.st_mode & stat.S_IWGRP and not _is_private_group(found.st_gid)
+    )
+    if shared:
+        raise RuntimeDirError(
+            f"{path} can be changed by other users (mode {found.st_mode & 0o7777:04o}), who could "
+            f"replace what is below it; set {variable} to a directory that only you can change"
+        )
+
+
+def _is_private_group(gid: int) -> bool:
+    """Return whether only this user is in a group: with one per user, umask 002 is usual."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    own = group.gr_name == user.pw_name and user.pw_gid == gid
+    return own and set(group.gr_mem) <= {user.pw_name}
 
 
 @dataclass(frozen=True)
@@ -72,8 +144,8 @@ class EnclavePaths:
         `XDG_STATE_HOME/enclave`, else `~/.local/state/enclave`.
 
         Raises:
-            RuntimeDirError: The directory is another user's, open to others, or its path is too
-                long for a Unix socket.
+            RuntimeDirError: The directory is another user's, open to others, below a directory
+                that another user can change, or its path is too long for a Unix socket.
         """
         environ = os.environ
         given = environ.get("ENCLAVE_RUNTIME_DIR")
@@ -81,7 +153,7 @@ class EnclavePaths:
         if given:
             runtime = Path(given).absolute()
         elif session and Path(session).is_dir():
-            runtime = Path(session) / "enclave"
+            runtime = Path(session).absolute() / "enclave"
         else:
             runtime = Path(f"/tmp/enclave-{os.geteuid()}")  # noqa: S108 (owner and mode are checked)
         durable = environ.get("ENCLAVE_STATE_DIR")

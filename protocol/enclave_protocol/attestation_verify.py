@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.x509 import verification
@@ -31,12 +31,21 @@ __all__ = ["CLOCK_SKEW", "verify_attestation"]
 CLOCK_SKEW = timedelta(minutes=5)  # how far the document's clock may be ahead of ours
 _COORDINATE_BYTES = 48  # P-384
 _MAX_INTERMEDIATES = 8
+# All that cryptography has for a certificate it cannot read; they share no base class. The
+# built-in ones come from its constructors of names and extensions, which it calls as it reads.
 _CERTIFICATE_ERRORS = (
     ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    InternalError,
     UnsupportedAlgorithm,
     verification.VerificationError,
-    x509.ExtensionNotFound,
+    x509.AttributeNotFound,
     x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
 )
 
 
@@ -125,7 +134,7 @@ def _verify_chain(content: AttestationDocument, now: datetime) -> ec.EllipticCur
         found = verifier.verify(chain[-1], chain[1:-1]).chain
         _verify_extensions(chain)
     except _CERTIFICATE_ERRORS as error:
-        reason = str(error).partition(" (encountered")[0]
+        reason = " ".join(str(error).partition(" (encountered")[0].split())
         raise AttestationChainError(
             f"the certificates of the attestation document are not valid at {now.isoformat()}: "
             f"{reason}; ask the enclave for a new document, and check this machine's clock"

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import msgspec
 from asn1crypto import cms  # type: ignore[import-untyped]  # ships no stubs
-from cryptography.hazmat.primitives import hashes, padding, serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding as rsa_padding
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -153,7 +153,9 @@ def decrypt_cms(private_key: rsa.RSAPrivateKey, der: bytes) -> bytearray:
         der: Untrusted BER or DER, at most 16 KiB.
 
     Returns:
-        The plaintext, at least 0 bytes; not authenticated.
+        The plaintext, at least 0 bytes; not authenticated. No other copy of it stays in memory.
+        Of the content key one does, in freed memory, until that is used again: the library
+        returns the result of an RSA decryption as immutable bytes. It opens this answer only.
 
     Raises:
         CmsFormatError: Not the structure KMS writes.
@@ -163,12 +165,36 @@ def decrypt_cms(private_key: rsa.RSAPrivateKey, der: bytes) -> bytearray:
     if parts.key_identifier != recipient_key_id(private_key.public_key()):
         raise CmsOpenError
     oaep = rsa_padding.OAEP(rsa_padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
-    unpadder = padding.PKCS7(_BLOCK_BYTES * 8).unpadder()
+    content_key = bytearray()
+    # `update_into` asks for a block less one byte more than it writes.
+    padded = bytearray(len(parts.encrypted_content) + _BLOCK_BYTES - 1)
     try:
-        content_key = private_key.decrypt(parts.encrypted_key, oaep)
+        content_key = bytearray(private_key.decrypt(parts.encrypted_key, oaep))
         # AES256 raises ValueError for a key of any other size.
         decryptor = Cipher(algorithms.AES256(content_key), modes.CBC(parts.iv)).decryptor()
-        padded = decryptor.update(parts.encrypted_content) + decryptor.finalize()
-        return bytearray(unpadder.update(padded) + unpadder.finalize())
+        written = decryptor.update_into(parts.encrypted_content, padded)
+        decryptor.finalize()
+        with memoryview(padded)[:written] as whole, whole[: _unpadded_size(whole)] as plaintext:
+            return bytearray(plaintext)
     except ValueError as error:
         raise CmsOpenError from error
+    finally:
+        for secret in (content_key, padded):
+            secret[:] = bytes(len(secret))
+
+
+def _unpadded_size(padded: memoryview) -> int:
+    """Return how many bytes of `padded`, at least one block, are before the PKCS#7 padding.
+
+    Looks at every byte of the last block, whatever is in it.
+
+    Raises:
+        ValueError: There is no padding.
+    """
+    size = padded[-1]
+    wrong = (size == 0) | (size > _BLOCK_BYTES)
+    for position in range(1, _BLOCK_BYTES + 1):
+        wrong |= (position <= size) & (padded[-position] != size)
+    if wrong:
+        raise ValueError("no PKCS#7 padding")
+    return len(padded) - size

@@ -22,6 +22,7 @@ from enclave_protocol.manifest import (
     check_manifest,
 )
 from enclave_protocol.package_errors import PackageError, PackageFormatError
+from enclave_protocol.plain_text import plain_text
 
 __all__ = [
     "MAX_ARCHIVE_BYTES",
@@ -108,7 +109,8 @@ def decode_label(data: bytes) -> Label:
     try:
         label = msgspec.json.decode(data, type=Label)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise PackageFormatError(f"the label is malformed: {error}") from None
+        # msgspec repeats keys of the label, which nobody has checked yet.
+        raise PackageFormatError(f"the label is malformed: {plain_text(str(error))}") from None
     if _encode(label) != data:
         raise PackageFormatError("the label is not in canonical form")
     _check_identity(label)

@@ -10,15 +10,17 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from enclave_protocol.value_families import FAMILY_DECODERS
 from enclave_protocol.value_limits import CodecLimits
 from enclave_protocol.value_nodes import (
-    DTYPES,
     KEY_TYPES,
     Handle,
     Tag,
     ValueRefusedError,
     check_depth,
+    check_text_array,
     count,
+    dtype_of,
     refuse_header,
 )
 
@@ -91,37 +93,47 @@ class Decoder:
         return decode(self, node, depth)
 
     def _sequence(self, node: Any, depth: int) -> Any:
-        parts = self._enter(node[1], depth)
+        parts = self.enter(node[1], depth)
         values = [self.value(part, depth + 1) for part in parts]
         return values if node[0] == Tag.LIST else tuple(values)
 
     def _unordered(self, node: Any, depth: int) -> Any:
-        parts = self._enter(node[1], depth)
-        values = [self._key(part, depth + 1) for part in parts]
+        parts = self.enter(node[1], depth)
+        values = [self.key(part, depth + 1) for part in parts]
         result = set(values)
         if len(result) != len(values):
             raise ValueRefusedError("a set came with an element twice")
         return result if node[0] == Tag.SET else frozenset(result)
 
     def _mapping(self, node: Any, depth: int) -> Any:
-        keys = self._enter(node[1], depth)
-        values = self._enter(node[2], depth)
+        keys = self.enter(node[1], depth)
+        values = self.enter(node[2], depth)
         if len(keys) != len(values):
             raise ValueRefusedError("a dict came with keys and values that do not pair up")
         result = {
-            self._key(key, depth + 1): self.value(value, depth + 1)
+            self.key(key, depth + 1): self.value(value, depth + 1)
             for key, value in zip(keys, values, strict=True)
         }
         if len(result) != len(keys):
             raise ValueRefusedError("a dict came with a key twice")
         return result
 
-    def _key(self, node: Any, depth: int) -> Any:
+    def key(self, node: Any, depth: int) -> Any:
+        """Return a dict's key, a set's element or a label.
+
+        Raises:
+            ValueRefusedError: It is no value, or one that cannot be a key.
+        """
         if type(node) is list and node and node[0] == Tag.TUPLE and len(node) == 2:
-            return tuple(self._key(part, depth + 1) for part in self._enter(node[1], depth))
+            return tuple(self.key(part, depth + 1) for part in self.enter(node[1], depth))
         value = self.value(node, depth)
         if type(value) not in KEY_TYPES and type(value) is not frozenset:
             raise ValueRefusedError("a key or an element of a set came with a type it cannot have")
+        try:
+            hash(value)
+        except (TypeError, ValueError, ArithmeticError):
+            # A signalling NaN, or a time that its zone cannot place.
+            raise ValueRefusedError("a key came that cannot be one") from None
         return value
 
     def _big_int(self, node: Any, _depth: int) -> int:
@@ -147,9 +159,27 @@ class Decoder:
     def _long_bytes(self, node: Any, _depth: int) -> bytes:
         return bytes(self._take(node[1]))
 
+    def array(self, node: Any, kinds: str = "", dimensions: int = 1) -> "np.ndarray[Any, Any]":
+        """Return the array of `node`, which must be one of `dimensions`.
+
+        Args:
+            node: Where an array is expected.
+            kinds: The kinds of numpy that its elements may be of.
+            dimensions: How many it has.
+
+        Raises:
+            ValueRefusedError: It is something else.
+        """
+        if type(node) is not list or len(node) != 4 or node[0] != Tag.ARRAY:
+            raise ValueRefusedError("something else came where an array is expected")
+        array = self._array(node, 0)
+        if array.ndim != dimensions or array.dtype.kind not in kinds:
+            raise ValueRefusedError("an array came with elements or dimensions that do not fit")
+        return array
+
     def _array(self, node: Any, _depth: int) -> "np.ndarray[Any, Any]":
         _, place, name, shape = node
-        dtype = self._dtype(name)
+        dtype = dtype_of(name)
         if type(shape) is not list or len(shape) > _MAX_DIMENSIONS:
             raise ValueRefusedError("an array came with a malformed shape")
         for side in shape:
@@ -166,14 +196,27 @@ class Decoder:
             raise ValueRefusedError("an array came with bytes that are no booleans")
         if not flat.flags.writeable:
             flat = flat.copy()
-        return flat.view(dtype).reshape(shape)
+        array = flat.view(dtype)
+        if name[0] == "U":
+            check_text_array(array)
+        return array.reshape(shape)
 
     def _numpy_scalar(self, node: Any, _depth: int) -> Any:
         _, data, name = node
-        dtype = self._dtype(name)
+        dtype = dtype_of(name)
+        if dtype.kind in "SU":
+            raise ValueRefusedError("a numpy number came malformed")
         if type(data) is not bytes or len(data) != dtype.itemsize or (name == "b1" and data[0] > 1):
             raise ValueRefusedError("a numpy number came malformed")
         return np.frombuffer(data, dtype=dtype)[0]
+
+    def _numpy_text(self, node: Any, depth: int) -> Any:
+        value = self.value(node[1], depth)
+        if type(value) is str:
+            return np.str_(value)
+        if type(value) is bytes:
+            return np.bytes_(value)
+        raise ValueRefusedError("a numpy string came malformed")
 
     def _handle(self, node: Any, _depth: int) -> object:
         _, number, class_name = node
@@ -182,12 +225,6 @@ class Decoder:
                 "an object of an encrypted package cannot go here, only plain data can"
             )
         return self._resolve(Handle(number, class_name))
-
-    @staticmethod
-    def _dtype(name: Any) -> "np.dtype[Any]":
-        if type(name) is not str or name not in DTYPES:
-            raise ValueRefusedError("an array came with a type of element that is not accepted")
-        return DTYPES[name]
 
     def _content(self, place: Any) -> memoryview:
         return memoryview(place) if type(place) is bytes else self._take(place)
@@ -202,7 +239,12 @@ class Decoder:
         self._buffers[index] = None
         return buffer
 
-    def _enter(self, parts: Any, depth: int) -> list[Any]:
+    def enter(self, parts: Any, depth: int) -> list[Any]:
+        """Return the nodes of a container's items, counted.
+
+        Raises:
+            ValueRefusedError: They are none, or exceed a limit.
+        """
         if type(parts) is not list:
             raise ValueRefusedError("a container came malformed")
         check_depth(depth, self._limits)
@@ -224,5 +266,7 @@ _DECODERS: Final[Mapping[tuple[int, int], Callable[[Decoder, Any, int], Any]]] =
     (Tag.LONG_BYTES, 2): Decoder._long_bytes,
     (Tag.ARRAY, 4): Decoder._array,
     (Tag.NUMPY_SCALAR, 3): Decoder._numpy_scalar,
+    (Tag.NUMPY_TEXT, 2): Decoder._numpy_text,
     (Tag.HANDLE, 3): Decoder._handle,
+    **FAMILY_DECODERS,
 }

@@ -9,10 +9,10 @@ from typing import Any, Final, NoReturn
 import msgspec
 import numpy as np
 
+from enclave_protocol.value_families import family_encoder
 from enclave_protocol.value_limits import CodecLimits
 from enclave_protocol.value_nodes import (
     ACCEPTED,
-    DTYPES,
     INLINE_BYTES,
     KEY_TYPES,
     NUMPY_SCALARS,
@@ -21,7 +21,9 @@ from enclave_protocol.value_nodes import (
     Tag,
     ValueRefusedError,
     check_depth,
+    check_text_array,
     count,
+    dtype_of,
     refuse_header,
 )
 
@@ -65,8 +67,9 @@ class Encoder:
         encode = _ENCODERS.get(type(value))
         if encode is not None:
             return encode(self, value, depth)
-        if type(value) in NUMPY_SCALARS:
-            return self._numpy_scalar(value)
+        family = family_encoder(type(value))
+        if family is not None:
+            return family(self, value, depth)
         handle = self._handle_of(value) if self._handle_of is not None else None
         if handle is None:
             raise ValueRefusedError(
@@ -111,7 +114,7 @@ class Encoder:
         return [Tag.BYTEARRAY, data if len(data) <= INLINE_BYTES else self._bulk_of(data)]
 
     def _sequence(self, value: Any, depth: int) -> object:
-        self._enter(len(value), depth)
+        self.enter(len(value), depth)
         nodes: list[object] = []
         for index, item in enumerate(value):
             try:
@@ -121,20 +124,20 @@ class Encoder:
         return [_SEQUENCE_TAGS[type(value)], nodes]
 
     def _unordered(self, value: Any, depth: int) -> object:
-        self._enter(len(value), depth)
+        self.enter(len(value), depth)
         try:
-            nodes = [self._key(item, depth + 1) for item in value]
+            nodes = [self.key(item, depth + 1) for item in value]
         except ValueRefusedError as refusal:
             raise refusal.inside("an element of a set") from None
         return [_SEQUENCE_TAGS[type(value)], nodes]
 
     def _mapping(self, value: dict[Any, Any], depth: int) -> object:
-        self._enter(2 * len(value), depth)
+        self.enter(2 * len(value), depth)
         keys: list[object] = []
         nodes: list[object] = []
         for key, item in list(value.items()):
             try:
-                keys.append(self._key(key, depth + 1))
+                keys.append(self.key(key, depth + 1))
             except ValueRefusedError as refusal:
                 raise refusal.inside("a key of a dict") from None
             try:
@@ -145,42 +148,64 @@ class Encoder:
                 raise refusal.inside(f"key {name[:80]}") from None
         return [Tag.DICT, keys, nodes]
 
-    def _key(self, value: object, depth: int) -> object:
+    def key(self, value: object, depth: int) -> object:
+        """Return the node of a dict's key, a set's element or a label.
+
+        Raises:
+            ValueRefusedError: It is of a type that cannot be one.
+        """
         if type(value) is tuple:
-            self._enter(len(value), depth)
-            return [Tag.TUPLE, [self._key(item, depth + 1) for item in value]]
+            self.enter(len(value), depth)
+            return [Tag.TUPLE, [self.key(item, depth + 1) for item in value]]
         if type(value) is frozenset:
             return self._unordered(value, depth)
         if type(value) not in KEY_TYPES:
             raise ValueRefusedError(
                 f"{_describe(value)} cannot be a key or an element of a set here; accepted are "
-                "None, bool, int, float, complex, str, bytes, and tuples and frozensets of them"
+                "None, bool, int, float, complex, str, bytes, dates, times, Decimal, UUID, and "
+                "tuples and frozensets of them"
             )
         return self.node(value, depth)
 
-    def _array(self, value: "np.ndarray[Any, Any]", _depth: int) -> object:
+    def array(self, value: "np.ndarray[Any, Any]", _depth: int = 0) -> object:
+        """Return the node of an array; any strides and byte order.
+
+        Raises:
+            ValueRefusedError: Its elements cannot cross, or it exceeds a limit.
+        """
         name = self._dtype_name(value.dtype)
         if value.nbytes > self._limits.bulk_bytes:
             self._refuse_bulk(value.nbytes)
         # Never more than the elements: a view does not bring the array it is a view of.
-        plain = np.ascontiguousarray(value, dtype=DTYPES[name])
+        plain = np.ascontiguousarray(value, dtype=dtype_of(name))
+        if name[0] == "U":
+            check_text_array(plain)
         data = plain.reshape(-1).view(np.uint8).data
         content = bytes(data) if len(data) <= INLINE_BYTES else self._bulk_of(data)
         return [Tag.ARRAY, content, name, list(value.shape)]
 
-    def _numpy_scalar(self, value: Any) -> object:
+    def _numpy_scalar(self, value: Any, _depth: int) -> object:
         name = self._dtype_name(value.dtype)
         return [Tag.NUMPY_SCALAR, value.tobytes(), name]
+
+    def _numpy_text(self, value: Any, depth: int) -> object:
+        plain = str.__str__(value) if type(value) is np.str_ else bytes(value)
+        return [Tag.NUMPY_TEXT, self.node(plain, depth)]
 
     @staticmethod
     def _dtype_name(dtype: "np.dtype[Any]") -> str:
         name = dtype.str[1:]
-        if dtype.names is not None or dtype.subdtype is not None or DTYPES.get(name) is None:
-            raise ValueRefusedError(
-                f"a numpy array of dtype {dtype.str} cannot cross into or out of an encrypted "
-                "package; accepted are booleans, integers, floats and complex numbers"
-            )
-        return name
+        try:
+            if dtype.names is None and dtype.subdtype is None and dtype_of(name):
+                return name
+        except ValueRefusedError:
+            # Said better below: there the sender is the one who reads it.
+            pass
+        raise ValueRefusedError(
+            f"a numpy array of dtype {dtype.str} cannot cross into or out of an encrypted package; "
+            "accepted are booleans, integers, floats, complex numbers, datetime64, timedelta64 "
+            "and fixed strings (S, U)"
+        )
 
     def _bulk_of(self, data: bytes | memoryview) -> int:
         self._bulk += len(data)
@@ -198,7 +223,12 @@ class Encoder:
             f"{size} bytes, expected at most {self._limits.bulk_bytes}: send it in parts"
         )
 
-    def _enter(self, items: int, depth: int) -> None:
+    def enter(self, items: int, depth: int) -> None:
+        """Count a container of `items` items that is inside `depth` others.
+
+        Raises:
+            ValueRefusedError: That exceeds a limit.
+        """
         check_depth(depth, self._limits)
         self._items = count(self._items, items, self._limits)
 
@@ -237,5 +267,8 @@ _ENCODERS: Final[Mapping[type, Callable[[Encoder, Any, int], object]]] = {
     set: Encoder._unordered,
     frozenset: Encoder._unordered,
     dict: Encoder._mapping,
-    np.ndarray: Encoder._array,
+    np.ndarray: Encoder.array,
+    np.str_: Encoder._numpy_text,
+    np.bytes_: Encoder._numpy_text,
+    **dict.fromkeys(NUMPY_SCALARS, Encoder._numpy_scalar),
 }

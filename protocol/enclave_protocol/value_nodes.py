@@ -4,8 +4,12 @@ No I/O, and no code that looks at a value: that is theirs.
 """
 
 import enum
+import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple, NoReturn
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, Final, NamedTuple, NoReturn
+from uuid import UUID
 
 import numpy as np
 
@@ -23,13 +27,17 @@ __all__ = [
     "Tag",
     "ValueRefusedError",
     "check_depth",
+    "check_text_array",
     "count",
+    "dtype_of",
     "refuse_header",
 ]
 
 ACCEPTED: Final = (
-    "None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset "
-    "and numpy arrays of booleans and numbers"
+    "None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, "
+    "slice, range, dates and times, Decimal, UUID, numpy arrays of numbers, times and fixed "
+    "strings, pandas DataFrame, Series and Index, Arrow tables and arrays, SciPy sparse "
+    "matrices, PIL images and torch CPU tensors"
 )
 INLINE_BYTES: Final = 4096
 """Contents up to this size travel in the header: a buffer of their own costs a system call."""
@@ -40,9 +48,22 @@ DTYPES: Final = {
     for name in "b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split()  # noqa: SIM905 (one line)
 }
 NUMPY_SCALARS: Final = frozenset(
-    (*(dtype.type for dtype in DTYPES.values()), np.longlong, np.ulonglong)
+    (
+        *(dtype.type for dtype in DTYPES.values()),
+        *(np.longlong, np.ulonglong, np.datetime64, np.timedelta64),
+    )
 )
-KEY_TYPES: Final = frozenset((type(None), bool, int, float, complex, str, bytes))
+# Times and fixed strings come in endless kinds. The pattern is what keeps text like "f8,O" away
+# from numpy, and long enough numbers away from its arithmetic; no size is 0.
+_FLEXIBLE_DTYPE: Final = re.compile(
+    r"[SU][1-9][0-9]{0,5}|[mM]8(\[([1-9][0-9]{0,6})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?", re.ASCII
+)
+KEY_TYPES: Final = frozenset(
+    (
+        *(type(None), bool, int, float, complex, str, bytes),
+        *(date, datetime, time, timedelta, Decimal, UUID),
+    )
+)
 
 
 class Tag(enum.IntEnum):
@@ -61,6 +82,26 @@ class Tag(enum.IntEnum):
     ARRAY = 11
     NUMPY_SCALAR = 12
     HANDLE = 13
+    NUMPY_TEXT = 14
+    SLICE = 15
+    RANGE = 16
+    DECIMAL = 17
+    UUID = 18
+    DATE = 20
+    TIME = 21
+    DATETIME = 22
+    TIMEDELTA = 23
+    FRAME = 30
+    SERIES = 31
+    INDEX = 32
+    PANDAS_SCALAR = 33
+    ARROW_ARRAY = 40
+    ARROW_CHUNKED = 41
+    ARROW_TABLE = 42
+    ARROW_BATCH = 43
+    SPARSE = 50
+    IMAGE = 51
+    TENSOR = 52
 
 
 class EncodedValue(NamedTuple):
@@ -94,6 +135,38 @@ class ValueRefusedError(EnclaveError, TypeError):
     def inside(self, step: str) -> "ValueRefusedError":
         """Return the same refusal seen from the container: `step` names the place in it."""
         return ValueRefusedError(self.reason, [step, *self.path])
+
+
+def dtype_of(name: object) -> "np.dtype[Any]":
+    """Return the type of element that `name` stands for; what numpy is given was matched before.
+
+    Raises:
+        ValueRefusedError: It is not on the list.
+    """
+    if type(name) is str:
+        known = DTYPES.get(name)
+        if known is not None:
+            return known
+        if _FLEXIBLE_DTYPE.fullmatch(name):
+            try:
+                return np.dtype(f"<{name}" if name[0] != "S" else name)
+            except (TypeError, ValueError, OverflowError):
+                # numpy's own limits: the message below says all there is to say.
+                pass
+    raise ValueRefusedError("an array came with a type of element that is not accepted")
+
+
+def check_text_array(array: "np.ndarray[Any, Any]") -> None:
+    """Check the elements of a contiguous array of `U` strings: numpy itself never does.
+
+    Raises:
+        ValueRefusedError: Some element is no Unicode text.
+    """
+    points = array.reshape(-1).view(np.uint32)
+    if points.size and (
+        int(points.max()) > 0x10FFFF or bool(((points >= 0xD800) & (points < 0xE000)).any())
+    ):
+        raise ValueRefusedError("an array of strings holds something that is no text")
 
 
 def check_depth(depth: int, limits: CodecLimits) -> None:

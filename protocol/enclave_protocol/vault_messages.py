@@ -55,9 +55,12 @@ KEY_BYTES: Final = 32
 MAX_CALL_MESSAGE_BYTES: Final = DEFAULT_LIMITS.header_bytes + 64 * 1024
 """The longest value header, and what a message has around it."""
 _MAX_RELEASED: Final = 4096
+_MAX_WALLS: Final = 32
 
 _PREFIX: Final = struct.Struct(">II")
 CALL_PREFIX_BYTES: Final = _PREFIX.size
+_SEALED: Final = 1 << 31
+"""Set in the number of buffers when they travel in a sealed memfd."""
 
 
 class VaultMessageError(ProtocolError):
@@ -66,6 +69,7 @@ class VaultMessageError(ProtocolError):
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
+_Wall = Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
 _RequestId = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 _Value = Annotated[bytes, msgspec.Meta(max_length=DEFAULT_LIMITS.header_bytes)]
@@ -168,7 +172,12 @@ VaultMessage = Loaded | LoadFailed | Result | Raised | Refused
 
 
 class VaultReady(_Message, frozen=True, tag=41):
-    """Vault to supervisor: locked down, empty, waiting."""
+    """Vault to supervisor: locked down, empty, waiting.
+
+    `walls` is what its self-check found standing, in words for `enclave status`.
+    """
+
+    walls: Annotated[tuple[_Wall, ...], msgspec.Meta(max_length=_MAX_WALLS)] = ()
 
 
 class StartVault(_Message, frozen=True, tag=42):
@@ -197,16 +206,26 @@ _control_decoder: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Deco
 
 
 def encode_call_head(
-    message: SessionMessage | VaultMessage, buffers: tuple[memoryview, ...] = ()
+    message: SessionMessage | VaultMessage,
+    buffers: tuple[memoryview, ...] = (),
+    *,
+    sealed: bool = False,
 ) -> bytes:
-    """Return what goes in front of `buffers`: prefix, their sizes in bytes, and the message."""
+    """Return what goes in front of `buffers`: prefix, their sizes in bytes, and the message.
+
+    Args:
+        message: The frame's message.
+        buffers: The frame's buffers; they are not part of what is returned.
+        sealed: Whether they travel in one sealed memfd, and not in the stream.
+    """
     payload = _encoder.encode(message)
     sizes = b"".join(len(buffer).to_bytes(8, "big") for buffer in buffers)
-    return _PREFIX.pack(len(payload), len(buffers)) + sizes + payload
+    count = len(buffers) | _SEALED if sealed else len(buffers)
+    return _PREFIX.pack(len(payload), count) + sizes + payload
 
 
-def decode_call_prefix(prefix: bytes | bytearray | memoryview) -> tuple[int, int]:
-    """Return the message's length in bytes and the number of buffers that follow it.
+def decode_call_prefix(prefix: bytes | bytearray | memoryview) -> tuple[int, int, bool]:
+    """Return the message's length in bytes, the number of buffers, and if they are in a memfd.
 
     Args:
         prefix: At least `CALL_PREFIX_BYTES` bytes; more are ignored.
@@ -215,12 +234,16 @@ def decode_call_prefix(prefix: bytes | bytearray | memoryview) -> tuple[int, int
         VaultMessageError: One of them is over its limit: nothing is to be read for it.
     """
     length, buffers = _PREFIX.unpack_from(prefix)
+    sealed = bool(buffers & _SEALED)
+    buffers &= ~_SEALED
+    if sealed and not buffers:
+        raise VaultMessageError("a memfd was announced for no buffers")
     if length > MAX_CALL_MESSAGE_BYTES or buffers > DEFAULT_LIMITS.buffers:
         raise VaultMessageError(
             f"a message of {length} bytes with {buffers} buffers was announced, at most "
             f"{MAX_CALL_MESSAGE_BYTES} and {DEFAULT_LIMITS.buffers} fit"
         )
-    return length, buffers
+    return length, buffers, sealed
 
 
 def decode_call_sizes(data: bytes | bytearray | memoryview, max_bulk_bytes: int) -> tuple[int, ...]:

@@ -15,11 +15,12 @@ from nbclient import NotebookClient
 
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
 from tests.support.grader_package import publish_grader, publish_slow
-from tests.support.notebook_cells import finish_cell, run_cell, start_cell, vault_pids
+from tests.support.notebook_cells import finish_cell, run_cell, start_cell, vault_pid, vault_pids
 from tests.support.package_owner import PackageOwner, open_folder
+from tests.support.vault_link import payload_pid
 
 _LOADED = (
-    "Loaded grader 1.4 as {}: Grader, best, mean, nap, process_id. "
+    "Loaded grader 1.4 as {}: Grader, best, mean, nap, vault_number. "
     "Publisher unknown: the package is not signed.\n"
 )
 _GRADED = "rows = np.array([[1.0, 0, 0], [0, 1, 1]]); print(grader.Grader(0.5).grade(rows))"
@@ -81,7 +82,7 @@ def test_errors_of_calls(folder: Path, code: str, name: str, text: str) -> None:
 def test_a_name_that_is_not_exported(folder: Path) -> None:
     with kernel(cwd=str(folder)) as (_, client):
         run_cell(client, "%load_encrypted grader.encrypted")
-        exports = "Grader, best, mean, nap, process_id"
+        exports = "Grader, best, mean, nap, vault_number"
         message = f"<encrypted grader 1.4> exports no 'np'; it exports {exports}"
         assert run_code(client, "grader.np") == f"AttributeError: {message}"
         assert run_code(client, "print(hasattr(grader, 'models'), dir(grader))") == (
@@ -165,28 +166,30 @@ def test_a_notebook_with_parameters_is_executed(folder: Path) -> None:
 def test_two_notebooks_use_one_package(enclave: EnclaveHome, folder: Path) -> None:
     with kernel(cwd=str(folder)) as (_, one), kernel(cwd=str(folder)) as (_, two):
         requests = [
-            client.execute("%load_encrypted grader.encrypted\nprint(grader.process_id())")
+            client.execute("%load_encrypted grader.encrypted\nprint(grader.vault_number())")
             for client in (one, two)
         ]
-        first, second = (
+        numbers = [
             int(finish_cell(client, request).printed.splitlines()[-1])
             for client, request in zip((one, two), requests, strict=True)
-        )
+        ]
+        first, second = (vault_pid(enclave, number) for number in numbers)
         assert first != second
         assert {first, second} <= vault_pids(enclave)
         packages = [each["vaults"] for each in enclave.status()["kernels"]]
         assert packages == [["grader 1.4"], ["grader 1.4"]]
         run_cell(one, "%unload_encrypted grader")
         assert wait_until(lambda: not exists(first))
-        assert run_code(two, "print(grader.process_id())") == f"{second}\n"
+        assert run_code(two, "print(grader.vault_number())") == f"{numbers[1]}\n"
 
 
 @pytest.mark.parametrize("now", [False, True])
 def test_a_restart_ends_the_vaults(enclave: EnclaveHome, folder: Path, now: bool) -> None:
     with kernel(cwd=str(folder)) as (manager, client):
-        load = "%load_encrypted grader.encrypted as {0}\nprint({0}.process_id())"
+        load = "%load_encrypted grader.encrypted as {0}\nprint({0}.vault_number())"
         vaults = [
-            int(run_cell(client, load.format(name)).printed.splitlines()[-1]) for name in "ab"
+            vault_pid(enclave, int(run_cell(client, load.format(name)).printed.splitlines()[-1]))
+            for name in "ab"
         ]
         assert set(vaults) <= vault_pids(enclave)
         manager.restart_kernel(now=now)
@@ -201,11 +204,14 @@ def test_a_restart_ends_the_vaults(enclave: EnclaveHome, folder: Path, now: bool
     assert wait_until(lambda: len(vault_pids(enclave)) <= 1)
 
 
-def test_a_vault_that_is_killed_does_not_take_the_notebook_along(folder: Path) -> None:
+def test_a_vault_that_is_killed_does_not_take_the_notebook_along(
+    enclave: EnclaveHome, folder: Path
+) -> None:
     with kernel(cwd=str(folder)) as (manager, client):
         run_cell(client, "kept = 5\n%load_encrypted grader.encrypted")
         run_cell(client, "made = grader.best()")
-        os.kill(int(run_code(client, "print(grader.process_id())")), signal.SIGKILL)
+        number = int(run_code(client, "print(grader.vault_number())"))
+        os.kill(payload_pid(vault_pid(enclave, number)), signal.SIGKILL)
         for code in ("grader.mean([1])", "made.bias"):
             error = run_cell(client, code).error
             assert error is not None
@@ -219,13 +225,13 @@ def test_a_vault_that_is_killed_does_not_take_the_notebook_along(folder: Path) -
         assert run_code(client, "print(grader.mean([1, 3]))") == "2.0\n"
 
 
-def test_a_vault_killed_during_a_call(folder: Path) -> None:
+def test_a_vault_killed_during_a_call(enclave: EnclaveHome, folder: Path) -> None:
     with kernel(cwd=str(folder)) as (_, client):
         run_cell(client, "%load_encrypted grader.encrypted")
-        pid = int(run_code(client, "print(grader.process_id())"))
+        pid = vault_pid(enclave, int(run_code(client, "print(grader.vault_number())")))
         request = start_cell(client, "grader.nap(60)")
         time.sleep(0.3)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(payload_pid(pid), signal.SIGKILL)
         error = finish_cell(client, request, 10).error
         assert error is not None and error.name == "VaultDiedError"
         assert run_code(client, "print('alive')") == "alive\n"
@@ -234,7 +240,7 @@ def test_a_vault_killed_during_a_call(folder: Path) -> None:
 def test_interrupting_a_call(folder: Path) -> None:
     with kernel(cwd=str(folder)) as (manager, client):
         run_cell(client, "%load_encrypted grader.encrypted")
-        pid = run_code(client, "print(grader.process_id())")
+        pid = run_code(client, "print(grader.vault_number())")
         for _ in range(3):
             request = start_cell(client, "grader.nap(60)")
             time.sleep(0.3)
@@ -244,7 +250,7 @@ def test_interrupting_a_call(folder: Path) -> None:
             assert error is not None and error.name == "KeyboardInterrupt"
             assert time.monotonic() - began < 2
             # The same vault, in working order.
-            assert run_code(client, "print(grader.process_id())") == pid
+            assert run_code(client, "print(grader.vault_number())") == pid
 
 
 def test_interrupting_a_load(enclave: EnclaveHome, folder: Path) -> None:

@@ -87,8 +87,8 @@ def test_the_local_cloud_has_ended(own_home: EnclaveHome) -> None:
         line = refused(folder)
         # Not a word about AWS: nothing is wrong with the user's own credentials.
         assert line == (
-            "LoadRefusedError: the local cloud, which stands in for KMS, does not run; "
-            "type: enclave down && enclave up"
+            "LoadRefusedError: grader.encrypted: the local cloud, which stands in for KMS, does "
+            "not run; type: enclave down && enclave up"
         )
         assert own_home.run("down").returncode == 0
         assert own_home.run("up").returncode == 0

@@ -53,6 +53,7 @@ from tests.support.local_services import (
     release_policy,
     software_nsm,
 )
+from tests.support.process_memory import occurrences
 
 
 @dataclass(frozen=True)
@@ -391,6 +392,45 @@ def test_a_wrapped_value_that_is_no_data_key(services: Services) -> None:
     )
     with pytest.raises(PackageTamperedError, match="31 bytes, expected 32"):
         services.release(decode_header(encode_header(header.label, answer["CiphertextBlob"])))
+
+
+_RELEASER = """
+import sys
+from enclave_kernel.kms import release_data_key
+from enclave_kernel.nsm import NsmClient
+from enclave_kernel.rsa_pool import RsaPool
+from enclave_protocol.messages import Credentials
+from enclave_protocol.package_header import decode_header
+endpoint, url, key, secret, header = sys.argv[1:]
+with NsmClient.open(endpoint) as nsm, RsaPool(1) as pool:
+    released = release_data_key(decode_header(bytes.fromhex(header)), nsm=nsm, keys=pool,
+        credentials=Credentials(key, secret), endpoint_url=url)
+    print("released", flush=True)
+    sys.stdin.readline()
+    released[:] = bytes(len(released))
+    print("wiped", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's memory needs root")
+def test_the_one_copy_of_the_key_is_the_one_to_wipe(services: Services) -> None:
+    header, data_key = services.package(release_policy(TEST_PCR0))
+    credentials = HOST_CREDENTIALS.access_key_id, HOST_CREDENTIALS.secret_access_key
+    arguments = [services.nsm.endpoint, services.cloud.endpoint_url, *credentials, header.raw.hex()]
+    with subprocess.Popen(
+        [sys.executable, "-c", _RELEASER, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for line, expected in ((b"released\n", 1), (b"wiped\n", 0)):
+            assert process.stdout.readline() == line
+            for part in (data_key[:16], data_key[16:]):
+                assert occurrences(process.pid, part) == expected
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+    assert process.returncode == 0
 
 
 def test_the_environment_is_not_read(services: Services, tmp_path: Path) -> None:

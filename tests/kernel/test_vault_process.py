@@ -1,5 +1,6 @@
 """The vault as a process: its walls seen from outside, its life and death."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,8 +15,16 @@ import enclave_kernel
 import enclave_protocol
 from enclave_kernel.vault_process import VaultProcess, VaultStartError
 from enclave_protocol.package_errors import PackageFormatError
-from tests.support.vault_link import ROOT, SYS_PATH, runtime_dir, spawn_vault
-from tests.support.vault_packages import spy_package
+from tests.support.vault_link import (
+    ROOT,
+    SYS_PATH,
+    VaultLink,
+    payload_pid,
+    processes_of,
+    runtime_dir,
+    spawn_vault,
+)
+from tests.support.vault_packages import load_sealed, spy_package
 
 IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="a user of its own needs a root supervisor")
@@ -45,33 +54,57 @@ def status_of(pid: int) -> dict[str, str]:
 
 
 @needs_root
-def test_it_is_a_user_of_its_own_without_privileges(vault: VaultProcess) -> None:
-    status = status_of(vault.pid)
-    (uid,) = set(status["Uid"].split())
-    assert int(uid) >= 1_900_000 and set(status["Gid"].split()) == {uid}
-    assert status["Groups"] == ""
-    assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
-    assert status["NoNewPrivs"] == "1"
+def test_all_its_processes_are_a_user_of_its_own_without_privileges(vault: VaultProcess) -> None:
+    pids = processes_of(vault.pid) | {vault.pid}
+    assert len(pids) == 3
+    for pid in pids:
+        status = status_of(pid)
+        (uid,) = set(status["Uid"].split())
+        assert int(uid) >= 1_900_000 and set(status["Gid"].split()) == {uid}
+        assert status["Groups"] == ""
+        names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+        assert {status[name] for name in names} == {"0" * 16}
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
 
 @needs_root
-def test_mounts_network_and_ipc_are_its_own(vault: VaultProcess) -> None:
-    for name in ("mnt", "net", "ipc"):
-        ours, its = (Path(f"/proc/{pid}/ns/{name}").readlink() for pid in ("self", vault.pid))
-        assert ours != its
+def test_its_namespaces_are_its_own(vault: VaultProcess) -> None:
+    for name in ("mnt", "pid", "net", "ipc", "uts", "cgroup"):
+        links = {Path(f"/proc/{pid}/ns/{name}").readlink() for pid in processes_of(vault.pid)}
+        assert len(links) == 1 and Path(f"/proc/self/ns/{name}").readlink() not in links
     assert "vault-" not in Path("/proc/self/mounts").read_text()
-    (mount,) = [
-        line
-        for line in Path(f"/proc/{vault.pid}/mounts").read_text().splitlines()
-        if "/vault-" in line
-    ]
-    assert {"nosuid", "nodev", "noexec"} <= set(mount.split()[3].split(","))
+
+
+@needs_root
+def test_no_mount_of_it_is_both_writable_and_executable(vault: VaultProcess) -> None:
+    lines = Path(f"/proc/{payload_pid(vault.pid)}/mounts").read_text().splitlines()
+    mounts = [(line.split()[1], set(line.split()[3].split(","))) for line in lines]
+    writable = {target.partition("-")[0] for target, flags in mounts if "rw" in flags}
+    assert writable == {"/vault", "/tmp", "/dev/shm", "/proc"}  # noqa: S108
+    for target, flags in mounts:
+        assert "nosuid" in flags, target
+        assert "nodev" in flags or (target.startswith("/dev/") and "noexec" in flags), target
+        assert "ro" in flags or "noexec" in flags, target
+
+
+def test_it_says_what_it_found_standing(vault: VaultProcess) -> None:
+    assert vault.walls[-1] == "memory closed to tracing and dumps, no new privileges"
+    if IS_ROOT:
+        assert vault.walls[:3] == (
+            "user and group of its own",
+            "no capabilities",
+            "cgroup, ipc, mnt, net, pid, uts namespaces",
+        )
+        assert "system call allow-list" in vault.walls
+    else:
+        assert len(vault.walls) == 1
 
 
 @needs_root
 def test_only_its_descriptors_are_open(vault: VaultProcess) -> None:
     links = {
-        int(entry.name): str(entry.readlink()) for entry in Path(f"/proc/{vault.pid}/fd").iterdir()
+        int(entry.name): str(entry.readlink())
+        for entry in Path(f"/proc/{payload_pid(vault.pid)}/fd").iterdir()
     }
     assert {links.pop(number) for number in (0, 1, 2)} == {"/dev/null"}
     assert len(links) == 2 and all(link.startswith("socket:") for link in links.values())
@@ -125,6 +158,52 @@ def test_killed_it_is_gone_with_all_it_had(directory: Path) -> None:
     vault.interrupt()
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        return not status_of(pid)["State"].startswith("Z")
+    except OSError:
+        return False
+
+
+def descendants_of(pid: int) -> set[int]:
+    """The living processes below a process, by our numbers."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int(status_of(int(folder.name))["PPid"])
+    found: set[int] = set()
+    ahead = [pid]
+    while ahead:
+        parent = ahead.pop()
+        below = [child for child, its in parents.items() if its == parent]
+        found.update(below)
+        ahead += below
+    return {child for child in found if is_alive(child)}
+
+
+@pytest.mark.parametrize(
+    "first", ["pass", pytest.param("os.setsid()", marks=needs_root, id="daemon")]
+)
+def test_what_a_package_forked_is_gone_with_its_vault(tmp_path: Path, first: str) -> None:
+    with VaultLink() as link:
+        spy = load_sealed(link, spy_package(), tmp_path).proxy
+        (vault_id, vault) = next(iter(link.vaults.items()))
+        before = descendants_of(vault.pid)
+        assert spy.run(
+            f"import os, time\nresult = os.fork()\n"
+            f"if not result:\n    {first}\n    while True: time.sleep(60)"
+        )
+        forked = descendants_of(vault.pid) - before
+        assert len(forked) == 1
+        link.unload(vault_id)
+        assert link.death_reason(vault_id) == "it was unloaded or stopped"
+        deadline = time.monotonic() + 5
+        while any(map(is_alive, forked | before)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(map(is_alive, forked | before))
+
+
 @pytest.mark.parametrize(
     ("signum", "reason"), [(signal.SIGKILL, "out of memory"), (signal.SIGSEGV, "SIGSEGV")]
 )
@@ -148,7 +227,11 @@ def test_it_ends_when_the_notebook_does(directory: Path) -> None:
 
 def test_the_data_key_is_wiped_and_a_bad_header_refused(directory: Path) -> None:
     package = spy_package()
-    for header, error in ((package.header_raw, None), (b"nonsense" * 10, PackageFormatError)):
+    for header, error in (
+        (package.header_raw, None),
+        (package.header_raw + b"\0", PackageFormatError),
+        (b"nonsense" * 10, PackageFormatError),
+    ):
         vault = spawn_vault(directory)
         key = bytearray(package.key)
         try:
@@ -220,7 +303,7 @@ def test_code_in_a_closed_folder_is_reached_and_nothing_beside_it(tmp_path: Path
     )
     try:
         seen = Path(f"/proc/{vault.pid}/root{home}")
-        assert {entry.name for entry in seen.iterdir()} == {"deep", "runtime"}
+        assert {entry.name for entry in seen.iterdir()} == {"deep"}
         assert (seen / "deep" / "code" / "enclave_kernel" / "nsm.py").is_file()
         with pytest.raises(OSError, match="Read-only"):
             (seen / "deep" / "code" / "planted.py").write_text("")

@@ -138,6 +138,22 @@ def test_any_changed_byte_is_refused(data: st.DataObject) -> None:
         verify_attestation(bytes(document), root=AWS_NITRO_ROOT_DER, now=now)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({3640: 11}, id="InvalidVersion"),
+        pytest.param({1233: 3, 1461: 189, 4268: 42}, id="TypeError"),
+    ],
+)
+def test_what_the_certificate_library_raises_is_typed(changes: dict[int, int]) -> None:
+    """Found by a million random changes; these are no ValueError of the library's."""
+    document = bytearray(_genuine("cape-spec-1"))
+    now = decode_signed_document(bytes(document)).document.written
+    for position, value in changes.items():
+        document[position] = value
+    assert _error(bytes(document), now) is AttestationChainError
+
+
 def test_altered_payload_fails_at_the_signature(maker: DocumentMaker) -> None:
     parts = cbor2.loads(maker.document(user_data=b"aaaa"))
     parts[2] = parts[2].replace(b"aaaa", b"aaab")

@@ -1,10 +1,14 @@
+import os
+import secrets
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +22,7 @@ from enclave_protocol.kms_cms import (
     decrypt_cms,
     recipient_key_id,
 )
+from tests.support.process_memory import occurrences
 
 _VECTORS = Path(__file__).parents[1] / "vectors" / "cms"
 _BLOB = (_VECTORS / "edgebit-datakey.cms.ber").read_bytes()
@@ -124,6 +129,74 @@ def test_content_key_of_another_size(size: int) -> None:
     encrypted = _KEY.public_key().encrypt(bytes(size), oaep)
     with pytest.raises(CmsOpenError):
         decrypt_cms(_KEY, _BLOB.replace(decode_cms(_BLOB).encrypted_key, encrypted))
+
+
+def _sealed_blocks(padded: bytes) -> bytes:
+    """The genuine answer with other content: these blocks, under a content key of ours."""
+    oaep = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+    parts = decode_cms(_BLOB)
+    assert len(padded) == len(parts.encrypted_content)
+    encryptor = Cipher(algorithms.AES256(bytes(32)), modes.CBC(parts.iv)).encryptor()
+    return _BLOB.replace(parts.encrypted_key, _KEY.public_key().encrypt(bytes(32), oaep)).replace(
+        parts.encrypted_content, encryptor.update(padded)
+    )
+
+
+@pytest.mark.parametrize("size", range(1, 17))
+def test_every_padding_opens(size: int) -> None:
+    content = bytes(range(100, 148 - size))
+    assert decrypt_cms(_KEY, _sealed_blocks(content + bytes([size]) * size)) == content
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param([0], id="zero"),
+        pytest.param([17] * 17, id="longer than a block"),
+        pytest.param([255] * 48, id="all ones"),
+        pytest.param([15] + [16] * 15, id="first byte of a whole block"),
+        pytest.param([2, 3, 3], id="first byte"),
+        pytest.param([3, 2, 3], id="middle byte"),
+    ],
+)
+def test_wrong_padding(end: list[int]) -> None:
+    with pytest.raises(CmsOpenError):
+        decrypt_cms(_KEY, _sealed_blocks(bytes(48 - len(end)) + bytes(end)))
+
+
+_OPENER = """
+import sys
+from pathlib import Path
+from cryptography.hazmat.primitives import serialization
+from enclave_protocol.kms_cms import decrypt_cms
+key = serialization.load_pem_private_key(Path(sys.argv[1]).read_bytes(), None)
+opened = decrypt_cms(key, Path(sys.argv[2]).read_bytes())
+print("open", flush=True)
+sys.stdin.readline()
+opened[:] = bytes(len(opened))
+print("wiped", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's memory needs root")
+@pytest.mark.parametrize("size", [32, 48, 600])
+def test_no_copy_of_the_plaintext_stays_in_memory(size: int, tmp_path: Path) -> None:
+    plaintext = secrets.token_bytes(size)
+    blob = encrypt_cms(_KEY.public_key(), plaintext, CmsShape.CONSTRUCTED)
+    (tmp_path / "cms").write_bytes(blob)
+    arguments = [str(_VECTORS / "edgebit-datakey.key.pem"), str(tmp_path / "cms")]
+    with subprocess.Popen(
+        [sys.executable, "-c", _OPENER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for line, expected in ((b"open\n", 1), (b"wiped\n", 0)):
+            assert process.stdout.readline() == line
+            for part in (plaintext[:16], plaintext[-16:]):
+                assert occurrences(process.pid, part) == expected
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+    assert process.returncode == 0
 
 
 def test_every_failure_to_open_looks_the_same() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from enclave_protocol.chunked_encryption import CHUNK_BYTES, PREFIX_BYTES, SEALED_CHUNK_BYTES
 from enclave_protocol.package_archive import ArchiveEnd, FileData, FileStart
-from enclave_protocol.package_errors import PackageError, PackageTruncatedError
+from enclave_protocol.package_errors import PackageError, PackageFormatError, PackageTruncatedError
 from enclave_protocol.package_header import PackageHeader
 from enclave_protocol.package_reader import read_package
 from tests.support.example_package import FILES, ExamplePackage, make_example
@@ -71,6 +71,15 @@ def test_untouched_file_opens(placed: bool) -> None:
     opened = Opened(PACKAGE, PACKAGE.data, placed=placed)
     assert opened.complete and opened.error is None
     assert {path: bytes(data) for path, data in opened.contents.items()} == FILES
+
+
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("announced", [len(FILES) - 1, len(FILES) + 1])
+def test_the_number_of_files_is_the_labels(announced: int, placed: bool) -> None:
+    package = make_example(announced_files=announced)
+    opened = Opened(package, package.data, placed=placed)
+    assert isinstance(opened.error, PackageFormatError) and not opened.complete
+    assert f"has {len(FILES)} files, the label announced {announced}" in str(opened.error)
 
 
 # Any offset, with the short regions before the body as likely as the body.

@@ -2,6 +2,8 @@
 
 import math
 import struct
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -24,15 +26,33 @@ from enclave_protocol.value_limits import CodecLimits
 from enclave_protocol.value_nodes import DTYPES, Tag
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-KEYS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), TEXT, st.binary()
+ZONES = st.one_of(
+    st.none(),
+    st.timezones(),
+    st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone),
+    st.just(timezone(timedelta(hours=1), "own name")),
 )
+TIMES = st.one_of(
+    st.dates(),
+    st.times(timezones=ZONES),
+    st.datetimes(timezones=ZONES, allow_imaginary=True),
+    st.timedeltas(),
+)
+KEYS = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), TEXT, st.binary()),
+    *(TIMES, st.decimals(allow_nan=False), st.uuids()),
+)
+STEPS = st.integers().filter(bool)
 ARRAYS = hnp.arrays(
-    dtype=st.sampled_from([">i4", *DTYPES]),
+    dtype=st.one_of(
+        st.sampled_from([">i4", ">M8[us]", ">U3", *DTYPES]),
+        st.sampled_from(["M8[ns]", "M8[25s]", "M8", "m8[D]", "S1", "S7", "U1", "U5"]),
+    ),
     shape=hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
 )
 LEAVES = st.one_of(
-    KEYS, st.floats(), st.complex_numbers(), st.builds(bytearray, st.binary()), ARRAYS
+    *(KEYS, st.floats(), st.complex_numbers(), st.builds(bytearray, st.binary()), ARRAYS),
+    *(st.builds(range, st.integers(), st.integers(), STEPS), st.builds(slice, KEYS, KEYS, KEYS)),
 )
 VALUES: st.SearchStrategy[Any] = st.recursive(
     LEAVES,
@@ -70,6 +90,17 @@ def same(left: Any, right: Any) -> bool:
         return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
     if isinstance(left, float):
         return struct.pack(">d", left) == struct.pack(">d", right)
+    if isinstance(left, slice):
+        return same([left.start, left.stop, left.step], [right.start, right.stop, right.step])
+    if isinstance(left, Decimal):
+        return str(left) == str(right)
+    if isinstance(left, timezone):
+        return bool(left == right and left.tzname(None) == right.tzname(None))
+    if isinstance(left, date) and not isinstance(left, datetime):
+        return bool(left == right)
+    if isinstance(left, datetime | time):
+        plain = left.replace(tzinfo=None) == right.replace(tzinfo=None)
+        return bool(plain and left.fold == right.fold and same(left.tzinfo, right.tzinfo))
     if isinstance(left, complex):
         return same(left.real, right.real) and same(left.imag, right.imag)
     return bool(left == right)
@@ -133,13 +164,30 @@ def test_a_view_brings_its_own_elements_only() -> None:
     assert [len(buffer) for buffer in big.buffers] == [40_000]
 
 
-@pytest.mark.parametrize("value", [np.float64(0.1), np.int8(-3), np.bool_(True), np.complex64(1j)])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(np.float64(0.1), np.int8(-3), np.bool_(True), np.complex64(1j)),
+        *(np.datetime64("2026-01-01T00:00:00.000000005"), np.timedelta64(5, ("s", 25))),
+        *(np.str_("a\0"), np.bytes_(b"b\0\0"), np.str_("")),
+    ],
+)
 def test_numpy_numbers_stay_numpy_numbers(value: Any) -> None:
     assert same(value, through(value)) and type(through(value)) is type(value)
 
 
 class Sub(dict[str, int]):
     pass
+
+
+class OwnZone(tzinfo):
+    def utcoffset(self, _moment: datetime | None) -> timedelta:
+        raise RuntimeError("no code of a zone may run")
+
+    def tzname(self, _moment: datetime | None) -> str:
+        raise RuntimeError("no code of a zone may run")
+
+    dst = utcoffset
 
 
 class Loud:
@@ -168,7 +216,11 @@ RECURSIVE.append(RECURSIVE)
         (Loud(), "Loud cannot cross"),
         (np.array([None], dtype=object), "dtype |O"),
         (np.zeros(2, dtype=[("a", "i4")]), "cannot cross"),
-        (np.zeros(2, dtype="U3"), "cannot cross"),
+        (np.zeros(2, dtype="V3"), "cannot cross"),
+        (np.array(["\ud800"]), "no text"),
+        (np.array([1, 2]).astype("T"), "cannot cross"),
+        (datetime(2026, 1, 1, tzinfo=OwnZone()), "OwnZone cannot cross"),
+        (Decimal("9" * 9000), "a Decimal of 9000 characters"),
         (np.zeros(2, dtype=np.longdouble), "cannot cross"),
         (np.ma.masked_array([1], [True]), "MaskedArray cannot cross"),
         (np.zeros(1).view(np.recarray), "recarray cannot cross"),
@@ -238,6 +290,14 @@ def node(*parts: object) -> bytes:
 
 
 ARRAY = int(Tag.ARRAY)
+BAD_DTYPES = (
+    *("U0", "S0", "U9999999", "M8[0s]", "M8[s", "M8[s]//7", "m8[99999999s]", "M8[generic]", "T"),
+    *("|O8", "<f8", "a3", "f8,f8", "(2,)f8", "V1", "f16", "g", "U1\n"),
+)
+BAD_ZONES = (
+    *("../../etc/passwd", "/etc/passwd", "Europe/../UTC", "Europe", "Nowhere/City", "", "UTC\n"),
+    *([86_400_000_000, None], [2**63, None], [0, 1], [0], [True, None], 0),
+)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +318,27 @@ ARRAY = int(Tag.ARRAY)
         node(ARRAY, 0, "f8", [1]),
         node(ARRAY, -1, "f8", [1]),
         node(ARRAY, 2**63, "f8", [1]),
+        node(ARRAY, b"\xff" * 4, "U1", [1]),
+        node(ARRAY, b"\0\xd8\0\0", "U1", [1]),
+        *(node(ARRAY, b"", name, [0]) for name in BAD_DTYPES),
+        node(int(Tag.NUMPY_SCALAR), bytes(4), "U1"),
+        node(int(Tag.NUMPY_TEXT), 1),
+        node(int(Tag.SLICE), 1, 2),
+        node(int(Tag.RANGE), 1, 2, 0),
+        node(int(Tag.RANGE), 1, 2, 1.0),
+        *(node(int(Tag.DECIMAL), text) for text in ("1_0", " 1", "٣", "0x1", "", "1E" + "9" * 19)),
+        node(int(Tag.DECIMAL), "9" * 8193),
+        node(int(Tag.UUID), bytes(15)),
+        node(int(Tag.DATE), 0),
+        node(int(Tag.DATE), 2**40),
+        node(int(Tag.TIME), [24, 0, 0, 0, 0], None),
+        node(int(Tag.TIME), [0, 0, 0, 0, 2], None),
+        node(int(Tag.TIME), [0, 0, 0, 0, 2**63], None),
+        node(int(Tag.DATETIME), [0, 0, 0, 0, 0, 0], None),
+        node(int(Tag.DATETIME), [1, 0, 0, 0, 0], None),
+        node(int(Tag.TIMEDELTA), [10**10, 0, 0]),
+        *(node(int(Tag.TIME), [0, 0, 0, 0, 0], zone) for zone in BAD_ZONES),
+        node(int(Tag.SET), [[int(Tag.DECIMAL), "sNaN"]]),
         node(int(Tag.NUMPY_SCALAR), bytes(7), "f8"),
         node(int(Tag.NUMPY_SCALAR), b"\x02", "b1"),
         node(int(Tag.BIG_INT), b""),

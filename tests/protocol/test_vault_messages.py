@@ -43,7 +43,14 @@ def test_messages_of_the_vault_arrive_and_are_no_notebooks(message: vm.VaultMess
 
 
 @pytest.mark.parametrize(
-    "message", [vm.VaultReady(), vm.StartVault(b"h"), vm.VaultStarted(), vm.VaultFailed("K", "m")]
+    "message",
+    [
+        vm.VaultReady(),
+        vm.VaultReady(("user of its own",)),
+        vm.StartVault(b"h"),
+        vm.VaultStarted(),
+        vm.VaultFailed("K", "m"),
+    ],
 )
 def test_control_messages_arrive(message: vm.ControlMessage) -> None:
     assert vm.decode_control(vm.encode_control(message)) == message
@@ -77,7 +84,10 @@ def test_fields_out_of_range_are_refused(message: vm.SessionMessage) -> None:
 def test_a_frames_head_tells_every_size() -> None:
     buffers = (memoryview(b"abc"), memoryview(bytes(70_000)))
     head = vm.encode_call_head(vm.BodyChunk(), buffers)
-    length, count = vm.decode_call_prefix(head)
+    length, count, sealed = vm.decode_call_prefix(head)
+    assert not sealed
+    in_memfd = vm.encode_call_head(vm.BodyChunk(), buffers, sealed=True)
+    assert vm.decode_call_prefix(in_memfd) == (length, count, True)
     sizes = head[vm.CALL_PREFIX_BYTES : vm.CALL_PREFIX_BYTES + 8 * count]
     assert (length, count) == (len(head) - len(sizes) - vm.CALL_PREFIX_BYTES, 2)
     assert vm.decode_call_sizes(sizes, 70_003) == (3, 70_000)
@@ -86,7 +96,10 @@ def test_a_frames_head_tells_every_size() -> None:
 def test_too_much_is_refused_before_anything_is_read_for_it() -> None:
     with pytest.raises(vm.VaultMessageError, match="4294967295 bytes"):
         vm.decode_call_prefix(b"\xff\xff\xff\xff\0\0\0\0")
-    with pytest.raises(vm.VaultMessageError, match="4294967295 buffers"):
-        vm.decode_call_prefix(b"\0\0\0\1\xff\xff\xff\xff")
+    for count in (b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff"):
+        with pytest.raises(vm.VaultMessageError, match="2147483647 buffers"):
+            vm.decode_call_prefix(b"\0\0\0\1" + count)
+    with pytest.raises(vm.VaultMessageError, match="no buffers"):
+        vm.decode_call_prefix(b"\0\0\0\1\x80\0\0\0")
     with pytest.raises(vm.VaultMessageError, match="at most 10 fit"):
         vm.decode_call_sizes((6).to_bytes(8, "big") * 2, 10)

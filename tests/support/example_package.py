@@ -4,6 +4,8 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from enclave_protocol.chunked_encryption import Encryptor
 from enclave_protocol.manifest import parse_manifest
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
@@ -69,11 +71,17 @@ def make_example(
     name: str = "credit-scorer",
     held: HeldKey | None = None,
     archive: bytes | None = None,
+    announced_files: int | None = None,
 ) -> ExamplePackage:
-    """Encrypt `files`; `archive` replaces their tar, to encrypt what no owner's tool would."""
+    """Encrypt `files`; `archive` replaces their tar, to encrypt what no owner's tool would.
+
+    `announced_files` is put into the label instead of their number.
+    """
     held = held or HeldKey()
     files = {path: files[path] for path in sorted(files, key=str.encode)}
     label = make_label(files, name)
+    if announced_files is not None:
+        label = msgspec.structs.replace(label, file_count=announced_files)
     label_bytes = encode_label(label)
     data_key = secrets.token_bytes(32)
     wrapped = held.wrap(data_key, encryption_context(label, label_bytes))

@@ -16,7 +16,7 @@ module = "grader"
 mean = "mean(values, *, weights=None)"
 best = "best()"
 nap = "nap(seconds)"
-process_id = "process_id()"
+vault_number = "vault_number()"
 [exports.classes]
 Grader = { init = "Grader(bias=0.0)", methods = ["grade(rows, *, scale=1.0)", "shifted(by)"], \
 attributes = ["bias"] }
@@ -62,8 +62,8 @@ def nap(seconds):
     time.sleep(seconds)
 
 
-def process_id():
-    return os.getpid()
+def vault_number():
+    return os.getpid() if os.getpid() > 2 else os.getuid()
 '''
 _LINEAR = """
 from pathlib import Path
@@ -85,13 +85,13 @@ name = "slow"
 version = "1"
 module = "slow"
 [exports.functions]
-process_id = "process_id()"
+vault_number = "vault_number()"
 """
 _SLOW = """
 import os, time
 time.sleep(60)
-def process_id():
-    return os.getpid()
+def vault_number():
+    return os.getpid() if os.getpid() > 2 else os.getuid()
 """
 
 

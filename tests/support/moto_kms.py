@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -44,18 +44,23 @@ class MotoKms:
         return bytearray(answer["Plaintext"])
 
 
-@contextmanager
-def refusing_kms(code: str, message: str) -> Iterator[str]:
+def refusing_kms(code: str, message: str) -> AbstractContextManager[str]:
     """Yield the address of a KMS that answers every request with one error, in KMS's format.
 
     moto checks no policies for KMS in the way AWS answers: its refusals are XML.
     """
-    body = json.dumps({"__type": code, "message": message}).encode()
+    return answering_kms(400, {"__type": code, "message": message})
 
-    class Refusal(BaseHTTPRequestHandler):
+
+@contextmanager
+def answering_kms(status: int, answer: dict[str, str]) -> Iterator[str]:
+    """Yield the address of an endpoint that answers every request with this."""
+    body = json.dumps(answer).encode()
+
+    class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(400)
+            self.send_response(status)
             self.send_header("Content-Type", "application/x-amz-json-1.1")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -64,7 +69,7 @@ def refusing_kms(code: str, message: str) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             """Keep the test's output clean."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusal)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -9,7 +9,16 @@ from jupyter_client.blocking.client import BlockingKernelClient
 
 from tests.support.enclave_home import EnclaveHome
 
-__all__ = ["Cell", "CellError", "finish_cell", "one_line", "run_cell", "start_cell", "vault_pids"]
+__all__ = [
+    "Cell",
+    "CellError",
+    "finish_cell",
+    "one_line",
+    "run_cell",
+    "start_cell",
+    "vault_pid",
+    "vault_pids",
+]
 
 
 @dataclass(frozen=True)
@@ -107,3 +116,15 @@ def vault_pids(home: EnclaveHome) -> set[int]:
         if parent == supervisor and b"/vault/bootstrap.py" in command:
             found.add(int(entry.name))
     return found
+
+
+def vault_pid(home: EnclaveHome, number: int) -> int:
+    """Return the pid of the vault in which `vault_number()` returned `number`.
+
+    A vault that is a user of its own does not know its pid out here: it tells its user.
+    """
+    for pid in vault_pids(home):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        if pid == number or f"Uid:\t{number}\t{number}\t{number}\t{number}" in lines:
+            return pid
+    raise AssertionError(f"no vault {number} runs")

@@ -27,8 +27,13 @@ class SealedPackage:
         return path
 
 
-def seal_package(files: Mapping[str, str | bytes], manifest: str) -> SealedPackage:
-    """Return an encrypted package with these files and this `enclave.toml`."""
+def seal_package(
+    files: Mapping[str, str | bytes], manifest: str, *, file_count: int | None = None
+) -> SealedPackage:
+    """Return an encrypted package with these files and this `enclave.toml`.
+
+    `file_count` is put into the label instead of their number, as no owner's tool would.
+    """
     contents = {
         path: data.encode() if isinstance(data, str) else data for path, data in files.items()
     }
@@ -42,7 +47,7 @@ def seal_package(files: Mapping[str, str | bytes], manifest: str) -> SealedPacka
         policy=parsed.policy,
         kms_key_arn=KEY_ARN,
         archive_bytes=archive_size(entries),
-        file_count=len(entries),
+        file_count=len(entries) if file_count is None else file_count,
     )
     header_raw = encode_header(label, secrets.token_bytes(184))
     key = secrets.token_bytes(32)

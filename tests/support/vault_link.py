@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from enclave_kernel.isolation.control_groups import ControlGroup, ControlGroups
 from enclave_kernel.session.supervisor_link import LoadedVault, LoadRefusedError
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
 from enclave_protocol.errors import EnclaveError
@@ -27,10 +28,58 @@ def runtime_dir() -> Path:
     return path
 
 
-def spawn_vault(directory: Path, *, memory_limit: int | None = None) -> VaultProcess:
+def processes_of(vault_pid: int) -> set[int]:
+    """Return the pids, as seen here, of all that is in the vault's own pid namespace.
+
+    Without root there is none, and the vault is the one process that counts.
+    """
+    if os.geteuid() != 0:
+        return {vault_pid}
+    own = Path("/proc/self/ns/pid").stat().st_ino
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "ns" / "pid").stat().st_ino == own:
+                continue
+            if _ancestor_in(int(entry.name), vault_pid):
+                found.add(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def payload_pid(vault_pid: int) -> int:
+    """Return the pid, as seen here, of the process that runs the package."""
+    for pid in processes_of(vault_pid):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        (inside,) = [line.split()[-1] for line in lines if line.startswith("NSpid:")]
+        if inside == "2" or os.geteuid() != 0:
+            return pid
+    raise AssertionError(f"vault {vault_pid} has no payload")
+
+
+def _ancestor_in(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    return False
+
+
+def spawn_vault(
+    directory: Path,
+    *,
+    memory_limit: int | None = None,
+    control_group: ControlGroup | None = None,
+) -> VaultProcess:
     uid = next(_uids) if os.geteuid() == 0 else None
     return VaultProcess.spawn(
-        uid=uid, gid=uid, runtime_dir=directory, sys_path=SYS_PATH, memory_limit=memory_limit
+        uid=uid,
+        gid=uid,
+        runtime_dir=directory,
+        sys_path=SYS_PATH,
+        memory_limit=memory_limit,
+        control_group=control_group,
     )
 
 
@@ -40,7 +89,10 @@ class VaultLink:
     Use it as a context manager, in a thread that outlives the vaults.
     """
 
-    def __init__(self, *packages: SealedPackage) -> None:
+    def __init__(
+        self, *packages: SealedPackage, control_groups: ControlGroups | None = None
+    ) -> None:
+        self._control_groups = control_groups
         self._keys = {package.header_raw: package.key for package in packages}
         self.directory = runtime_dir()
         self.vaults: dict[str, VaultProcess] = {}
@@ -73,8 +125,11 @@ class VaultLink:
         if key is None:
             # As KMS: a header it does not know has no data key.
             raise LoadRefusedError("PackageTamperedError", f"{file_name}: no data key")
-        vault = spawn_vault(self.directory)
         vault_id = f"vault-{next(self._numbers)}"
+        groups = self._control_groups
+        group = None if groups is None else groups.create(vault_id)
+        limit = None if group is None else group.limit_bytes
+        vault = spawn_vault(self.directory, memory_limit=limit, control_group=group)
         waiter = threading.Thread(target=self._wait, args=(vault_id, vault), daemon=True)
         waiter.start()
         self.vaults[vault_id] = vault
@@ -98,6 +153,12 @@ class VaultLink:
         self._waiters[vault_id].join(2)
         death = self._deaths.get(vault_id)
         return None if death is None else death.reason
+
+    def returncodes(self) -> set[int]:
+        """Return how the vaults ended that are to end now: those of loads that failed."""
+        for waiter in self._waiters.values():
+            waiter.join(5)
+        return {death.returncode for death in self._deaths.values()}
 
     def _wait(self, vault_id: str, vault: VaultProcess) -> None:
         self._deaths[vault_id] = vault.wait()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import enclave_kernel
 import enclave_protocol
-from enclave_kernel.isolation.memory_cgroup import MemoryCgroups
+from enclave_kernel.isolation.control_groups import ControlGroups, GroupLimits
 from enclave_kernel.key_release_errors import WrongEnvironmentError
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
@@ -104,8 +104,9 @@ class Supervisor:
         self._keys = RsaPool()
         self._key_threads = ThreadPoolExecutor(_KEY_THREADS, thread_name_prefix="key-release")
         limit = options.kernel_memory_bytes
-        self._cgroups = MemoryCgroups(limit) if limit is not None else None
-        self._isolation = self._describe_isolation()
+        self._cgroups: ControlGroups | None = None
+        if limit is not None:
+            self._cgroups = ControlGroups(f"enclave-{os.getpid()}", GroupLimits(limit))
         sockets = options.runtime_dir / "k"
         vaults = options.runtime_dir / "v"
         for directory in (sockets, vaults):
@@ -123,14 +124,16 @@ class Supervisor:
         self._zygote = self._new_zygote()
 
     def _describe_isolation(self) -> tuple[str, ...]:
-        applied = ["vault in a process of its own"]
+        """Return what vaults found standing around them, and what was done for kernels."""
+        walls = self._pool.walls
+        described = ["vault: not checked yet"] if walls is None else [f"vault: {w}" for w in walls]
         if os.geteuid() == 0:
-            applied.append("vault under its own uid")
-            applied.append("vault's files in a tmpfs of its own mount namespace")
-            applied.append("notebooks run as root: no wall between them and a vault yet")
+            described.append("notebooks run as root: no wall between them and a vault yet")
+        else:
+            described.append("vault: the enclave's own user, no boundary without root")
         if self._cgroups is not None:
-            applied.append("memory limit per kernel")
-        return tuple(applied)
+            described.append("memory limit per kernel")
+        return tuple(described)
 
     def _new_zygote(self) -> ZygoteProcess:
         environ = {name: os.environ[name] for name in _INHERITED if name in os.environ}
@@ -195,6 +198,8 @@ class Supervisor:
         listener = transport.listen(self._options.listen)
         accepting = asyncio.create_task(self._accept(listener))
         _log.info("listening on %s", self._options.listen)
+        # What it says of its walls is what the enclave reports.
+        self._pool.prepare_spare()
         try:
             await self._stopping.wait()
         finally:
@@ -313,7 +318,7 @@ class Supervisor:
             debug=self._is_debug(),
             uptime_s=round(time.monotonic() - self._started, 1),
             pcrs={str(index): value for index, value in self._pcrs.items()},
-            isolation=self._isolation,
+            isolation=self._describe_isolation(),
             kernels=self._kernels.describe(),
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from enclave_kernel.isolation.memory_cgroup import MemoryCgroup, MemoryCgroups
+from enclave_kernel.isolation.control_groups import ControlGroup, ControlGroups
 from enclave_kernel.session_messages import KernelExited, KernelReady, StartKernel
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
@@ -56,7 +56,7 @@ class Kernel:
     prefix: str
     pid: int = 0
     started: float = field(default_factory=time.monotonic)
-    cgroup: MemoryCgroup | None = None
+    cgroup: ControlGroup | None = None
     channel: SessionChannel | None = None
     vaults: VaultOwner | None = None
     ready: asyncio.Future[None] = field(
@@ -79,7 +79,7 @@ class KernelTable:
         self,
         directory: Path,
         *,
-        cgroups: MemoryCgroups | None,
+        cgroups: ControlGroups | None,
         on_ended: Callable[[KernelEnded], None],
         make_vaults: Callable[[Kernel], VaultOwner],
     ) -> None:

@@ -9,6 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from enclave_kernel.isolation.control_groups import (
+    ControlGroup,
+    ControlGroupError,
+    ControlGroups,
+    GroupLimits,
+)
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
 from enclave_protocol.errors import EnclaveError
 
@@ -21,24 +27,37 @@ _UIDS_PER_SUPERVISOR = 512
 """Counted up, so that no two vaults of a supervisor share a uid (THREATS X-11). An enclave has one
 supervisor; on a developer's machine several start at different numbers."""
 _STARTER_THREADS = 4
+_MAX_TASKS = 1024
+"""Processes and threads of one vault: enough for thread pools on large instances."""
 
 
 class VaultPool:
     """Spawns vaults, and keeps one empty one waiting once the first was asked for.
 
+    A vault may use three quarters of the memory: one that needs more dies alone, and leaves the
+    supervisor enough to say so.
+
     Args:
         directory: Where vaults have their private directories.
         sys_path: What a vault imports from: the image's own site-packages.
+
+    Attributes:
+        walls: What the vault that came up last found standing around it; None before the first.
     """
 
     def __init__(self, directory: Path, sys_path: list[str]) -> None:
         self._directory = directory
         self._sys_path = sys_path
         self._uids = itertools.count(_FIRST_VAULT_UID + os.getpid() * _UIDS_PER_SUPERVISOR)
+        self._numbers = itertools.count(1)
         self._spare: asyncio.Future[VaultProcess] | None = None
         self._living: dict[VaultProcess, Callable[[VaultDeath], None] | None] = {}
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self.walls: tuple[str, ...] | None = None
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self._memory_limit = memory // 4 * 3
+        self._groups = self._make_groups()
         # One thread that lives as long as the pool: a vault dies with the thread that made it.
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="vault-spawner")
         self._starter = ThreadPoolExecutor(_STARTER_THREADS, thread_name_prefix="vault-starter")
@@ -102,8 +121,12 @@ class VaultPool:
             gid=uid,
             runtime_dir=self._directory,
             sys_path=self._sys_path,
-            memory_limit=None,
+            memory_limit=self._memory_limit,
+            control_group=self._new_group(),
         )
+        if vault.walls != self.walls:
+            _log.info("walls of a vault: %s", "; ".join(vault.walls))
+        self.walls = vault.walls
         self._living[vault] = None
         threading.Thread(
             target=self._wait_for, args=(vault,), name=f"vault-{vault.pid}", daemon=True
@@ -121,6 +144,30 @@ class VaultPool:
         if on_death is not None:
             on_death(death)
 
+    def _end_all(self) -> None:
+        for vault in list(self._living):
+            vault.kill()
+            # Whichever thread reaps it: its files are gone when this returns.
+            vault.wait()
+
+    def _make_groups(self) -> ControlGroups | None:
+        if os.geteuid() != 0:
+            return None
+        limits = GroupLimits(self._memory_limit, tasks=_MAX_TASKS, devices=True)
+        try:
+            return ControlGroups(f"enclave-{os.getpid()}-vaults", limits)
+        except ControlGroupError as error:
+            _log.warning("vaults are limited without control groups: %s", error)
+            return None
+
+    def _new_group(self) -> ControlGroup | None:
+        if self._groups is None:
+            return None
+        try:
+            return self._groups.create(f"vault-{next(self._numbers)}")
+        except OSError as error:
+            raise EnclaveError(f"no control group can be made for a vault: {error}") from error
+
     async def start(self, vault: VaultProcess, header_raw: bytes, data_key: bytearray) -> None:
         """Give a vault its package's header and key; the key is wiped here.
 
@@ -136,9 +183,10 @@ class VaultPool:
     def close(self) -> None:
         """Kill every vault, the spare included; return when they are gone."""
         self._closed = True
+        # In the spawner's thread: behind a spawn that runs, and before the end of the thread kills
+        # the outer processes, whose inits would then be somebody else's to reap.
+        self._spawner.submit(self._end_all).result()
         self._spawner.shutdown(wait=True)
-        for vault in list(self._living):
-            vault.kill()
-            # Whichever thread reaps it: its files are gone when this returns.
-            vault.wait()
         self._starter.shutdown(wait=True)
+        if self._groups is not None:
+            self._groups.close()

@@ -5,28 +5,44 @@ The standard library only, and no threads before or during: `unshare` moves just
 Source: THREATS section C; docs/spec/vault_process.md, "Lockdown".
 """
 
-import contextlib
 import ctypes
+import errno
 import os
 import resource
 import signal
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from enclave_kernel.vault.private_mounts import LockdownError, mount_own_view, system_call
+from enclave_kernel.isolation.seccomp import ARCHITECTURES, compile_filter, install_filter
+from enclave_kernel.isolation.vault_syscalls import VAULT_SYSCALLS
+from enclave_kernel.vault.kernel_calls import LIBC, LockdownError, prctl, system_call
+from enclave_kernel.vault.own_processes import become_payload
+from enclave_kernel.vault.own_root import enter_own_root
+from enclave_kernel.vault.self_check import (
+    MAX_FILES,
+    Expected,
+    check_before_filter,
+    check_walls,
+    control_groups_in_force,
+    namespaces_of_this_process,
+    open_descriptors,
+)
 
-__all__ = ["LockdownError", "LockdownSpec", "lock_down"]
+__all__ = ["LockdownError", "LockdownSpec", "Walls", "lock_down"]
 
-_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
-_PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
-_PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 38, 39
-_CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWNET = 0x00020000, 0x08000000, 0x40000000
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 24, 28
+_SECUREBITS: Final = 0b1110_1011
+"""NOROOT and NO_CAP_AMBIENT_RAISE, both locked; KEEP_CAPS and NO_SETUID_FIXUP locked as off."""
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+_NAMESPACES: Final = {"mnt": 0x00020000, "pid": 0x20000000, "net": 0x40000000, "ipc": 0x08000000}
+_OPTIONAL_NAMESPACES: Final = {"uts": 0x04000000, "cgroup": 0x02000000}
 
-_MAX_FILES: Final = 4096
-_MAX_INODES: Final = 131_072
-"""Twice what a package may hold in files: its folders and temporary files fit beside them."""
+_HOSTNAME: Final = b"vault"
+_MAX_TASKS: Final = 1024
+_MAX_LOCKED_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -35,12 +51,14 @@ class LockdownSpec:
 
     Attributes:
         supervisor_pid: The parent whose death ends the vault.
-        private_dir: Existing, empty directory; becomes a tmpfs of the vault's own if `uid` is
+        private_dir: Existing, empty directory; the mount point of the vault's root if `uid` is
             given.
         uid: User to become, which nothing else uses; None to stay who we are (development
             without root).
         gid: Group to become.
         memory_limit: Bytes of private memory, and of files in the tmpfs; None for no limit.
+        control_groups: Controllers that limit this process already, each with the end of its
+            path in /proc/self/cgroup.
     """
 
     supervisor_pid: int
@@ -48,51 +66,97 @@ class LockdownSpec:
     uid: int | None = None
     gid: int | None = None
     memory_limit: int | None = None
+    control_groups: dict[str, str] = field(default_factory=dict)
 
 
-def lock_down(spec: LockdownSpec, *, keep: frozenset[int]) -> None:
+@dataclass(frozen=True)
+class Walls:
+    """What stands.
+
+    Attributes:
+        private_dir: The folder in which the vault may write.
+        checked: What was put up and then read back or tried, in words for `enclave status`.
+    """
+
+    private_dir: Path
+    checked: tuple[str, ...]
+
+
+def lock_down(spec: LockdownSpec, *, keep: frozenset[int]) -> Walls:
     """Put up the walls, in this order, and check that they stand.
+
+    As root this returns in another process than it was called in: see `own_processes`.
 
     Args:
         spec: The supervisor's specification.
         keep: Descriptors above 2 that stay open; all others are closed.
 
     Raises:
-        LockdownError: A step failed, or the result is not what it must be.
+        EnclaveError: A step failed, or the result is not what it must be.
+        OSError: The same.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     # 1. Descriptors: nothing inherited, and 0 to 2 lead nowhere.
     _null_stdio()
     _close_others(keep)
     # 2. No survivor, no shared session, no inherited signal state.
     if os.getsid(0) != os.getpid():
         os.setsid()
-    _prctl(libc, _PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != spec.supervisor_pid:
-        raise LockdownError("the supervisor died while the vault started")
+    _die_with(spec.supervisor_pid)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # 3. Limits.
     os.umask(0o077)
-    _set_limits(spec.memory_limit)
-    if spec.uid is not None:
-        # 4. Mounts, network and System V IPC of its own; files on a tmpfs that ends with it.
-        _isolate(libc, spec)
-        # 5. Another user.
-        gid = spec.uid if spec.gid is None else spec.gid
+    groups = control_groups_in_force(spec.control_groups)
+    _set_limits(None if "memory" in groups else spec.memory_limit)
+    expected = Expected(keep, groups, limited=spec.memory_limit is not None)
+    if spec.uid is None:
+        # 9. No way back.
+        prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        _die_with(spec.supervisor_pid)
+        prctl(_PR_SET_DUMPABLE, 0)
+        # 11. Trust none of the above.
+        return Walls(Path(spec.private_dir), check_walls(expected))
+    return _lock_down_as_root(spec, spec.uid, expected)
+
+
+def _lock_down_as_root(spec: LockdownSpec, uid: int, expected: Expected) -> Walls:
+    gid = uid if spec.gid is None else spec.gid
+    machine = os.uname().machine
+    program = compile_filter(VAULT_SYSCALLS, machine) if machine in ARCHITECTURES else None
+    expected = expected.as_root(uid, gid, filtered=program is not None)
+    private: list[str] = []
+
+    def prepare() -> None:
+        # 7. A root of its own.
+        private.append(
+            enter_own_root(spec.private_dir, uid=uid, gid=gid, memory_limit=spec.memory_limit)
+        )
+
+    def drop(parent: int | None) -> None:
+        # 8. Another user, without capabilities.
         os.setgroups([])
         os.setresgid(gid, gid, gid)
-        os.setresuid(spec.uid, spec.uid, spec.uid)
-    # 6. No way back. The change of user cleared the death signal.
-    _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(libc, _PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != spec.supervisor_pid:
-        raise LockdownError("the supervisor died while the vault started")
-    # Our descriptors can be listed only while the process is dumpable.
-    descriptors = _open_descriptors()
-    _prctl(libc, _PR_SET_DUMPABLE, 0)
-    # 7. Trust none of the above.
-    _check(libc, spec, descriptors, keep)
+        os.setresuid(uid, uid, uid)
+        _drop_capabilities()
+        # 9. No way back. The change of user cleared the death signal.
+        prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        _die_with(parent)
+        prctl(_PR_SET_DUMPABLE, 0)
+        check_before_filter()
+        # 10. From here on, what is not on the list fails.
+        if program is not None:
+            install_filter(program)
+
+    # 4. Namespaces, and keys: those of a session survive fork and change of user.
+    expected = expected.with_namespaces(_unshare())
+    _leave_session_keyring()
+    # 5. What bounds all capabilities, while there is one that may say so.
+    prctl(_PR_SET_SECUREBITS, _SECUREBITS)
+    _drop_bounding_set()
+    # 6. Three processes, see there; only the payload comes back.
+    become_payload(prepare=prepare, drop=drop, keep=expected.descriptors)
+    # 11. Trust none of the above.
+    return Walls(Path(private[0]), check_walls(expected))
 
 
 def _null_stdio() -> None:
@@ -103,90 +167,95 @@ def _null_stdio() -> None:
         os.close(null)
 
 
-def _open_descriptors() -> frozenset[int] | None:
-    """Return the open descriptors, or None where the kernel does not let us list them."""
-    try:
-        listed = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
-    except OSError:
-        return None
-    # The listing's own descriptor is closed again by now.
-    return frozenset(descriptor for descriptor in listed if _is_open(descriptor))
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
-
-
 def _close_others(keep: frozenset[int]) -> None:
-    highest = max(_open_descriptors() or (), default=_MAX_FILES)
+    try:
+        highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    except OSError:
+        highest = max(open_descriptors())
     start = 3
     for descriptor in (*sorted(keep), highest + 1):
         os.closerange(start, descriptor)
         start = descriptor + 1
 
 
+def _die_with(parent: int | None) -> None:
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Out of a pid namespace's sight the parent is 0, dead or alive.
+    if parent is not None and os.getppid() != parent:
+        raise LockdownError("the supervisor died while the vault started")
+
+
 def _set_limits(memory_limit: int | None) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    for kind, wanted in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_NOFILE, MAX_FILES),
+        (resource.RLIMIT_MEMLOCK, _MAX_LOCKED_BYTES),
+    ):
+        _lower(kind, wanted)
+    if os.geteuid() == 0:
+        # Counted per user: only one that nothing else has can be limited like this.
+        _lower(resource.RLIMIT_NPROC, _MAX_TASKS)
     if memory_limit is not None:
         # Private writable memory: an address-space limit would count mapped libraries, too.
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
+        _lower(resource.RLIMIT_DATA, memory_limit)
 
 
-def _isolate(libc: ctypes.CDLL, spec: LockdownSpec) -> None:
-    system_call(libc, "unshare", _CLONE_NEWNS | _CLONE_NEWNET | _CLONE_NEWIPC)
-    gid = spec.uid if spec.gid is None else spec.gid
-    size = "50%" if spec.memory_limit is None else str(spec.memory_limit)
-    options = f"mode=0700,uid={spec.uid},gid={gid},size={size},nr_inodes={_MAX_INODES}"
-    mount_own_view(libc, spec.private_dir, options, sys.path)
+def _lower(kind: int, wanted: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    value = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    resource.setrlimit(kind, (value, value))
 
 
-def _prctl(libc: ctypes.CDLL, option: int, value: int) -> None:
-    zero = ctypes.c_ulong(0)
-    system_call(libc, "prctl", option, ctypes.c_ulong(value), zero, zero, zero)
+def _unshare() -> frozenset[str]:
+    """Return the links of the namespaces this process was in and its children will not be in.
+
+    Linux 4.5 and older have no cgroup namespaces, and a kernel may be built without uts: these
+    two are taken where they are.
+    """
+    before = namespaces_of_this_process()
+    system_call("unshare", sum(_NAMESPACES.values()))
+    left = set(_NAMESPACES)
+    for name, flag in _OPTIONAL_NAMESPACES.items():
+        try:
+            system_call("unshare", flag)
+        except LockdownError as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EINVAL:
+                raise
+        else:
+            left.add(name)
+    if "uts" in left:
+        system_call("sethostname", _HOSTNAME, len(_HOSTNAME))
+    return frozenset(before[name] for name in left)
 
 
-def _check(
-    libc: ctypes.CDLL,
-    spec: LockdownSpec,
-    descriptors: frozenset[int] | None,
-    keep: frozenset[int],
-) -> None:
-    wrong: list[str] = []
-    if descriptors is not None and descriptors != keep | {0, 1, 2}:
-        wrong.append(f"descriptors {sorted(descriptors)}")
-    death_signal = ctypes.c_int(0)
-    libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(death_signal), 0, 0, 0)
-    if death_signal.value != signal.SIGKILL:
-        wrong.append("no death signal")
-    if libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1:
-        wrong.append("privileges can be gained")
-    if libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) != 0:
-        wrong.append("memory can be dumped")
-    if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
-        wrong.append("core files")
-    if spec.uid is not None:
-        wrong += _wrong_identity(spec.uid, spec.uid if spec.gid is None else spec.gid)
-    if wrong:
-        raise LockdownError(f"the vault's walls do not stand: {', '.join(wrong)}")
+def _leave_session_keyring() -> None:
+    architecture = ARCHITECTURES.get(os.uname().machine)
+    if architecture is None:
+        return
+    number = ctypes.c_long(architecture.numbers["keyctl"])
+    try:
+        system_call("syscall", number, _KEYCTL_JOIN_SESSION_KEYRING, None)
+    except LockdownError as error:
+        # A kernel without keys has none to share.
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.ENOSYS:
+            raise
 
 
-def _wrong_identity(uid: int, gid: int) -> list[str]:
-    wrong: list[str] = []
-    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or os.getgroups():
-        wrong.append(f"user {os.getresuid()}, group {os.getresgid()}, groups {os.getgroups()}")
-    with contextlib.suppress(OSError):
-        os.setuid(0)
-        wrong.append("root can be regained")
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        name, _, value = line.partition(":")
-        if name in ("CapInh", "CapPrm", "CapEff", "CapAmb") and int(value, 16) != 0:
-            wrong.append(f"capabilities {name}={value.strip()}")
-    return wrong
+def _drop_bounding_set() -> None:
+    for capability in range(64):
+        try:
+            prctl(_PR_CAPBSET_DROP, capability)
+        except OSError as error:
+            # One more than the kernel has.
+            if error.errno != errno.EINVAL or capability == 0:
+                raise
+            return
+
+
+def _drop_capabilities() -> None:
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    if LIBC.capset(header, nothing) != 0:
+        code = ctypes.get_errno()
+        raise LockdownError(f"capabilities cannot be dropped: {os.strerror(code)}")

@@ -41,17 +41,19 @@ def run(control: socket.socket, calls: socket.socket, spec: dict[str, Any]) -> i
     """
     try:
         lockdown = LockdownSpec(**spec)
-        lock_down(lockdown, keep=frozenset((control.fileno(), calls.fileno())))
+        # As root it comes back in a process further in, the one that will run the package.
+        walls = lock_down(lockdown, keep=frozenset((control.fileno(), calls.fileno())))
         _check_readable(lockdown)
-        private = _prepare(Path(lockdown.private_dir))
-        # Now, while the vault waits: the notebook shall not wait for it.
+        private = _prepare(walls.private_dir)
+        # Now, while the vault waits: the notebook shall not wait for it. Behind the walls, as
+        # whatever a package imports later: what works here works there.
         from enclave_kernel.vault.serving import open_package, serve_package
     except (EnclaveError, OSError, ImportError) as error:
         kind = LockdownError.__name__
         _say(control, VaultFailed(kind, f"the vault could not start: {error}"[:4000]))
         return 1
     _silence_hooks()
-    _say(control, VaultReady())
+    _say(control, VaultReady(walls.checked))
     try:
         header, key = _receive_start(control)
     except EOFError:
@@ -90,7 +92,7 @@ def _prepare(private_dir: Path) -> Path:
     package = private_dir / _PACKAGE_FOLDER
     package.mkdir(mode=0o700)
     temporary = private_dir / _TEMPORARY_FOLDER
-    temporary.mkdir(mode=0o700)
+    temporary.mkdir(mode=0o700, exist_ok=True)
     os.environ["HOME"] = os.environ["TMPDIR"] = str(temporary)
     os.chdir(temporary)
     return package

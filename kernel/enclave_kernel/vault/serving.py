@@ -12,7 +12,7 @@ from enclave_kernel.vault.exports import Exports, build_exports
 from enclave_kernel.vault.importer import PackageImporter
 from enclave_kernel.vault.unpacking import Unpacker
 from enclave_protocol.errors import EnclaveError
-from enclave_protocol.package_errors import PackageError
+from enclave_protocol.package_errors import PackageError, PackageFormatError
 from enclave_protocol.package_header import PackageHeader, decode_header
 from enclave_protocol.package_label import check_label
 from enclave_protocol.vault_messages import (
@@ -55,6 +55,8 @@ def open_package(header_raw: bytes, data_key: bytearray, root: Path) -> OpeningP
         PackageError: The header breaks a rule.
     """
     header = decode_header(header_raw)
+    if len(header.raw) != len(header_raw):
+        raise PackageFormatError("the header has bytes behind its end")
     check_label(header.label)
     return OpeningPackage(header, Unpacker(header, data_key, root), root)
 

@@ -5,8 +5,10 @@ For development, demo and tests: NOT CONFIDENTIAL, root on this machine reads ev
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -42,6 +44,9 @@ _PASSED_ON = ("PATH", "LANG", "TZ", "HOME")
 _MEASURED = ("enclave_kernel", "enclave_protocol")
 _NOBODY = ProcessIdentity(0, -1)
 _PARTS = ("supervisor", "nsm", "cloud")
+_PASSABLE = 0o711
+_MADE_FOR_ROOT = re.compile(r"(/[^/]+)*/enclave-[a-z0-9_]{8}")
+"""What `tempfile.mkdtemp` makes of our prefix."""
 
 
 class LocalBackend:
@@ -108,7 +113,9 @@ class LocalBackend:
         for file in (paths.enclave_socket, paths.nsm_socket, paths.state_file):
             file.unlink(missing_ok=True)
         if state is not None and state.directory is not None:
-            shutil.rmtree(state.directory, ignore_errors=True)
+            directory = Path(state.directory)
+            if _is_enclave_directory(directory, paths):
+                shutil.rmtree(directory, ignore_errors=True)
 
     def credentials(self, paths: EnclavePaths) -> Credentials:
         """Return the local cloud's identity for the parent; the default chain's without an enclave.
@@ -279,8 +286,22 @@ def _enclave_directory(paths: EnclavePaths) -> Path:
         return _own(paths.enclave_runtime)
     parent = "/run" if os.access("/run", os.W_OK) else None
     directory = Path(tempfile.mkdtemp(prefix="enclave-", dir=parent))
-    directory.chmod(0o711)
+    directory.chmod(_PASSABLE)
     return directory
+
+
+def _is_enclave_directory(directory: Path, paths: EnclavePaths) -> bool:
+    """Return whether `_enclave_directory` made this; what a state file says is no proof of it."""
+    try:
+        found = directory.lstat()
+    except OSError:
+        return False
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        return False
+    if directory == paths.enclave_runtime:
+        return True
+    made_for_root = _MADE_FOR_ROOT.fullmatch(str(directory)) is not None
+    return made_for_root and os.geteuid() == 0 and stat.S_IMODE(found.st_mode) == _PASSABLE
 
 
 def _own(path: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.process_memory import occurrences
 from tests.support.sealed_package import seal_package
 from tests.support.vault_link import ROOT
 
@@ -16,7 +17,7 @@ NOTEBOOK = """
 import sys
 from enclave_kernel.session.package_loading import load_package
 from tests.support.sealed_package import SealedPackage
-from tests.support.vault_link import VaultLink
+from tests.support.vault_link import VaultLink, payload_pid
 path, header_bytes, key = sys.stdin.readline().split()
 header = open(path, "rb").read(int(header_bytes))
 with VaultLink(SealedPackage(b"", header, bytes.fromhex(key))) as link:
@@ -29,7 +30,7 @@ with VaultLink(SealedPackage(b"", header, bytes.fromhex(key))) as link:
             kept.append(call())
         except Exception as error:
             kept.append(error)
-    print([vault.pid for vault in link.vaults.values()][0], flush=True)
+    print([payload_pid(vault.pid) for vault in link.vaults.values()][0], flush=True)
     sys.stdin.readline()
 """
 
@@ -75,24 +76,6 @@ def fail():
 def leak():
     return Hidden("returned-{0}")
 '''
-
-
-def occurrences(pid: int, needle: bytes) -> int:
-    """How often `needle` is in the readable memory of a process."""
-    found = 0
-    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-        for line in maps:
-            span, permissions, *_ = line.split()
-            if not permissions.startswith("r") or line.endswith("[vvar]"):
-                continue
-            start, end = (int(part, 16) for part in span.split("-"))
-            try:
-                memory.seek(start)
-                found += memory.read(end - start).count(needle)
-            except (OSError, OverflowError, ValueError):
-                continue
-    return found
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's memory needs root")

@@ -14,6 +14,7 @@ import pytest
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 from enclave_kernel.session.magics import EncryptedMagics
+from enclave_kernel.session.supervisor_link import LoadedVault, LoadRefusedError
 from tests.support.sealed_package import SealedPackage, seal_package
 from tests.support.vault_link import VaultLink
 from tests.support.vault_packages import spy_package
@@ -140,6 +141,88 @@ def test_a_bad_file_gives_one_line_that_names_it(
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{kind}: bad.encrypted: ")
     assert "spy" not in shell.user_ns and not link.vaults
+
+
+HOSTILE = "\x1b]52;c;cm0gLXJm\x07\x1b[2J\r\nAll good.\u202e"
+HOSTILE_SOURCE = f"""
+import gc
+from enclave_kernel.call_channel import CallChannel
+from enclave_protocol.vault_messages import LoadFailed
+for channel in gc.get_objects():
+    if type(channel) is CallChannel:
+        channel.send(LoadFailed("{{}}", {HOSTILE!r} + "x" * 2000))
+        import os
+        os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["PackageTamperedError", "Whatever"])
+def test_a_package_that_writes_its_own_refusal(
+    shell: Shell, link: VaultLink, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    manifest = '[package]\nname="evil"\nversion="1"\nmodule="evil"\n'
+    evil = seal_package({"evil.py": HOSTILE_SOURCE.replace("{}", kind)}, manifest)
+    link.add(evil)
+    evil.write(Path("evil.encrypted"))
+    result = run(shell, "%load_encrypted evil.encrypted")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "All good." in line and line.isprintable() and len(line) < 600
+    message = str(result.error_in_exec)
+    assert message.startswith("evil.encrypted: ") and message.isprintable()
+
+
+class RefusingLink(VaultLink):
+    """A supervisor that refuses, as it does for reasons of its own or of a vault's."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__()
+        self._refusal = kind, message
+
+    def load(self, file_name: str, header_raw: bytes) -> LoadedVault:
+        raise LoadRefusedError(*self._refusal)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("WrongEnvironmentError", "WrongEnvironmentError"),
+        ("KeyReleaseDeniedError", "KeyReleaseDeniedError"),
+        ("GatewayRefusedError", "LoadRefusedError"),
+        ("NoGatewayError", "LoadRefusedError"),
+        ("TooManyVaultsError", "LoadRefusedError"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_refusal_is_typed_and_names_the_file(
+    shell: Shell,
+    package: SealedPackage,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    shown: str,
+    named: bool,
+) -> None:
+    message = ("spy.encrypted: " if named else "") + "no\x1b[2J\nluck"
+    with RefusingLink(kind, message) as link:
+        shell.kernel = SimpleNamespace(supervisor_link=link)
+        result = run(shell, "%load_encrypted spy.encrypted")
+    assert type(result.error_in_exec).__name__ == shown
+    assert capsys.readouterr().out == f"{shown}: spy.encrypted: no [2J luck\n"
+
+
+def test_file_names_that_drive_a_terminal(
+    shell: Shell, package: SealedPackage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("\x1b[2J\nspy.encrypted").write_bytes(package.data)
+    run(shell, "%load_encrypted missing.encrypted")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.isprintable() and "here are" in line
+    name = "\x1b[2Jspy.encrypted"
+    Path(name).write_bytes(package.data)
+    shell.run_line_magic("load_encrypted", f"{name} as s")
+    capsys.readouterr()
+    run(shell, "%encrypted")
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in lines) and "[2Jspy.encrypted" in lines[-1]
 
 
 def test_no_file_to_read(

@@ -8,8 +8,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
+from enclave_kernel.session.proxies import package_proxy
 from tests.support.vault_link import VaultLink
 from tests.support.vault_packages import CANARY, load_sealed, spy_package
 
@@ -43,6 +45,24 @@ def test_signatures_and_docs_are_the_labels(spy: Any) -> None:
     assert spy.Box.get.__doc__ == "What is inside."
     assert (spy.run.__name__, spy.run.__module__, spy.Box.__module__) == ("run", "spy", "spy")
     assert "opts(a, b=2, *, c=..., d)" in spy.__doc__
+
+
+def test_docs_and_names_of_an_unchecked_label_are_plain(spy: Any) -> None:
+    hostile = "\x1b]52;c;x\x07\x1b[2J\r\u202e"
+    label = spy._label
+    package = msgspec.structs.replace(
+        label.package, name=f"spy{hostile}", description=f"About{hostile}\nit."
+    )
+    docs = dict.fromkeys(("run", "Box", "Box.get", "Box.content"), f"Doc{hostile}\nof it.")
+    proxy: Any = package_proxy(
+        spy._client, msgspec.structs.replace(label, package=package, docs=docs)
+    )
+    shown = [repr(proxy), proxy.__doc__, proxy.run.__code__.co_filename]
+    shown += [item.__doc__ for item in (proxy.run, proxy.Box, proxy.Box.get, proxy.Box.content)]
+    for text in shown:
+        assert text.replace("\n", "").isprintable()
+        assert "]52;c;x" in text
+    assert proxy.run.__doc__.splitlines()[1] == "of it."
 
 
 def test_nothing_of_the_package_is_behind_it(spy: Any) -> None:

@@ -13,7 +13,7 @@ from enclave_kernel.session.package_failures import CallLimitError, EncryptedPac
 from enclave_kernel.session.package_loading import LoadedPackage
 from enclave_protocol import vault_messages as vm
 from enclave_protocol.value_codec import ValueRefusedError, decode_value, encode_arguments
-from tests.support.sealed_package import seal_package
+from tests.support.sealed_package import SealedPackage, seal_package
 from tests.support.vault_link import VaultLink
 from tests.support.vault_packages import CANARY, load_sealed, spy_package
 
@@ -252,3 +252,71 @@ def test_the_owners_limits_hold(
             assert limited.f(size) == bytes(size)
         with pytest.raises(CallLimitError, match=message):
             limited.f(sizes[-1])
+
+
+BOXES_MANIFEST = """
+[package]
+name = "boxes"
+version = "1"
+module = "boxes"
+[exports]
+functions = { make = "make(how)" }
+classes = { Box = { init = "Box()", methods = ["get()", "inside(how)"], attributes = ["size"] } }
+[exports.returns]
+make = "Box"
+"Box.inside" = "Box"
+[policy]
+"""
+BOXES_SOURCE = """
+class Box:
+    size = 1
+
+    def get(self):
+        return 1
+
+    def inside(self, how):
+        return make(how, self)
+
+
+def make(how, box=None):
+    box = box or Box()
+    return {
+        "itself": box, "list": [box], "tuple": (box,), "dict": {"a": box}, "deep": [[(box,)]],
+    }[how]
+"""
+
+
+def boxes_package(policy: str = "") -> SealedPackage:
+    return seal_package({"boxes.py": BOXES_SOURCE}, BOXES_MANIFEST + policy)
+
+
+def test_objects_inside_a_declared_result_are_refused(tmp_path: Path) -> None:
+    """By reference comes the result itself; what a list holds was never declared (R-10)."""
+    with VaultLink() as link:
+        boxes: Any = load_sealed(link, boxes_package(), tmp_path).proxy
+        box = boxes.make("itself")
+        assert type(box) is boxes.Box and type(box.inside("itself")) is boxes.Box
+        for how in ("list", "tuple", "dict", "deep"):
+            for call in (boxes.make, box.inside):
+                with pytest.raises(EncryptedPackageError, match="cannot leave the encrypted"):
+                    call(how)
+        assert box.get() == 1
+
+
+def test_every_kind_of_request_counts(tmp_path: Path) -> None:
+    with VaultLink() as link:
+        boxes: Any = load_sealed(link, boxes_package("max_calls = 4"), tmp_path).proxy
+        box = boxes.Box()
+        assert (box.size, boxes.make("itself").__class__, box.get()) == (1, boxes.Box, 1)
+        for request in (lambda: box.size, box.get, boxes.Box, lambda: boxes.make("itself")):
+            with pytest.raises(CallLimitError, match="allows 4 calls"):
+                request()
+
+
+def test_attributes_alone_use_the_calls_up(tmp_path: Path) -> None:
+    with VaultLink() as link:
+        boxes: Any = load_sealed(link, boxes_package("max_calls = 3"), tmp_path).proxy
+        box = boxes.Box()
+        assert (box.size, box.size) == (1, 1)
+        with pytest.raises(CallLimitError, match="allows 3 calls"):
+            box.size  # noqa: B018 (the access is the test)

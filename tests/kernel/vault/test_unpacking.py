@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from enclave_kernel.session.package_loading import load_package
 from enclave_kernel.session.supervisor_link import LoadedVault
 from enclave_protocol.errors import EnclaveError
-from enclave_protocol.package_errors import PackageError
+from enclave_protocol.package_errors import PackageError, PackageFormatError
 from tests.support.sealed_package import SealedPackage, seal_package
 from tests.support.vault_link import VaultLink
 
@@ -24,9 +24,12 @@ functions = { f = "f()" }
 """
 
 
-def witness(marker: Path) -> SealedPackage:
-    """A package that leaves a file when any of its code runs."""
-    source = f"open({str(marker)!r}, 'w').close()\ndef f():\n    return 1\n"
+RAN = 77
+
+
+def witness(exit_code: int) -> SealedPackage:
+    """A package that tells when any of its code runs: a vault leaves nothing but how it ended."""
+    source = f"import os\nos._exit({exit_code})\ndef f():\n    return 1\n"
     return seal_package({"weights.bin": bytes(40_000), "witness.py": source}, MANIFEST)
 
 
@@ -46,19 +49,13 @@ class AnyKeyLink(VaultLink):
 
 @pytest.fixture(scope="module")
 def package() -> SealedPackage:
-    return witness(MARKER)
+    return witness(RAN)
 
 
 @pytest.fixture(scope="module")
 def link(package: SealedPackage) -> Iterator[VaultLink]:
-    MARKER.unlink(missing_ok=True)
     with AnyKeyLink(package) as link:
         yield link
-    MARKER.unlink(missing_ok=True)
-
-
-# Writable for a vault of any user: were its code to run, it could leave the mark.
-MARKER = Path("/dev/shm/enclave-test-witness-ran")  # noqa: S108 (see above)
 
 
 def refuse(data: bytes, folder: Path, link: VaultLink) -> EnclaveError:
@@ -66,7 +63,7 @@ def refuse(data: bytes, folder: Path, link: VaultLink) -> EnclaveError:
     path.write_bytes(data)
     with pytest.raises(EnclaveError) as caught:
         load_package(str(path), link, lambda _stage, _share: None)
-    assert not MARKER.exists()
+    assert RAN not in link.returncodes()
     assert isinstance(caught.value, PackageError) or "altered.encrypted" in str(caught.value)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
     return caught.value
@@ -96,7 +93,7 @@ def test_any_cut_is_refused(
 
 
 def test_more_and_spliced_is_refused(folder: Path, package: SealedPackage, link: VaultLink) -> None:
-    other = witness(MARKER)
+    other = witness(RAN)
     header = len(package.header_raw)
     for data in (
         package.data + b"\0",
@@ -108,11 +105,26 @@ def test_more_and_spliced_is_refused(folder: Path, package: SealedPackage, link:
         refuse(data, folder, link)
 
 
+@pytest.mark.parametrize("announced", [1, 3])
+def test_another_number_of_files_than_announced_is_refused(
+    folder: Path, package: SealedPackage, link: VaultLink, announced: int
+) -> None:
+    """Also when the owner's own tool wrote it: the label is what the user was shown."""
+    other = seal_package(
+        {"weights.bin": bytes(40_000), "witness.py": f"import os\nos._exit({RAN})\n"},
+        MANIFEST,
+        file_count=announced,
+    )
+    with VaultLink(other) as own_link:
+        error = refuse(other.data, folder, own_link)
+    assert isinstance(error, PackageFormatError)
+    assert f"has 2 files, the label announced {announced}" in str(error)
+
+
 def test_the_witness_would_have_testified(
     folder: Path, package: SealedPackage, link: VaultLink
 ) -> None:
     path = package.write(folder / "whole.encrypted")
-    loaded = load_package(str(path), link, lambda _stage, _share: None)
-    assert MARKER.exists()
-    loaded.client.close()
-    MARKER.unlink()
+    with pytest.raises(EnclaveError):
+        load_package(str(path), link, lambda _stage, _share: None)
+    assert RAN in link.returncodes()

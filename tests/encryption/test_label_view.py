@@ -1,0 +1,75 @@
+"""`inspect` shows a stranger's label: as text, never as markup or as orders to the terminal."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from enclave_encryption.label_view import print_label
+from enclave_protocol.manifest import ExportedClass, Exports
+from enclave_protocol.package_header import MAGIC, PackageHeader, decode_header
+from tests.support.example_package import FILES, make_label
+
+COMMAND = [sys.executable, "-c", "from enclave_encryption.cli import main; main()"]
+HOSTILE = "[/][bold]\x1b]52;c;x\x07\r\n\u202e"
+
+
+def header_of(**fields: Any) -> PackageHeader:
+    """A header that no owner's tool would write: what these fields say is not checked."""
+    data = msgspec.json.encode(msgspec.structs.replace(make_label(FILES), **fields), order="sorted")
+    sizes = (1).to_bytes(2, "big") + (5).to_bytes(2, "big") + len(data).to_bytes(4, "big")
+    return decode_header(MAGIC + sizes + data + b"wrapd")
+
+
+def test_nothing_in_a_label_is_markup_or_drives_the_terminal() -> None:
+    package = msgspec.structs.replace(
+        make_label(FILES).package, description=HOSTILE, publisher=HOSTILE, module=HOSTILE
+    )
+    exports = Exports(
+        functions={"f": f"f{HOSTILE}"},
+        classes={"C": ExportedClass(f"C{HOSTILE}", (f"m{HOSTILE}()",), (HOSTILE,))},
+        returns={"f": HOSTILE, f"C.m{HOSTILE}": HOSTILE},
+    )
+    docs = {"f": HOSTILE, "C": HOSTILE, f"C.{HOSTILE}": HOSTILE}
+    output = io.StringIO()
+    print_label(
+        Console(file=output, width=200),
+        Path(f"x{HOSTILE}"),
+        header_of(package=package, exports=exports, docs=docs),
+        1,
+    )
+    shown = output.getvalue()
+    assert all(line.isprintable() for line in shown.splitlines())
+    # The four rows, four exports with what two of them return, and three docs.
+    assert shown.count("[/][bold]") == 13
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"exports": Exports(functions={"f": "f("})}, "functions.f"),
+        (
+            {"exports": Exports(functions={"f": "f()"}, returns={"f": "[/]"}), "docs": {}},
+            "returns.f is '[/]', expected one of",
+        ),
+        ({"docs": {"score": "\x1b[2J"}}, "[docs] score has characters that do not print"),
+    ],
+)
+def test_a_label_that_breaks_a_rule_is_one_line(
+    tmp_path: Path, option: list[str], fields: dict[str, Any], rule: str
+) -> None:
+    path = tmp_path / "x.encrypted"
+    path.write_bytes(header_of(**fields).raw)
+    done = subprocess.run(
+        [*COMMAND, "inspect", str(path), *option], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"enclave-owner: {path}: the label is malformed: ")
+    assert rule in line and line.isprintable()

@@ -1,0 +1,87 @@
+"""Control groups as the kernel applies them. As root, where the system has them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from enclave_kernel.isolation.control_groups import ControlGroupError, ControlGroups, GroupLimits
+
+LIMIT = 64 * 2**20
+
+
+@pytest.fixture
+def groups() -> Iterator[ControlGroups]:
+    try:
+        made = ControlGroups(
+            f"enclave-test-{os.getpid()}", GroupLimits(LIMIT, tasks=20, devices=True)
+        )
+    except ControlGroupError as error:
+        pytest.skip(str(error))
+    yield made
+    made.close()
+
+
+def run_inside(groups: ControlGroups, code: str) -> tuple[subprocess.CompletedProcess[str], bool]:
+    group = groups.create("one")
+    command = [sys.executable, "-I", "-S", "-c", f"input(); {code}"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        group.add(process.pid)
+        output, errors = process.communicate("\n", timeout=30)
+    over = group.killed_for_memory()
+    group.remove()
+    completed = subprocess.CompletedProcess(command, process.returncode, output, errors)
+    return completed, over
+
+
+def test_one_that_needs_too_much_memory_is_killed_and_that_is_known(groups: ControlGroups) -> None:
+    for size, returncode in ((LIMIT // 4, 0), (LIMIT * 2, -9)):
+        completed, over = run_inside(groups, f"x = b'x' * {size}")
+        assert (completed.returncode, over) == (returncode, returncode != 0)
+
+
+def test_a_fork_bomb_ends_at_the_limit(groups: ControlGroups) -> None:
+    code = """
+import os, signal, time
+made = []
+try:
+    while len(made) < 100:
+        pid = os.fork()
+        if not pid: time.sleep(60)
+        made.append(pid)
+except BlockingIOError:
+    print(len(made), flush=True)
+for pid in made: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
+"""
+    group = groups.create("probe")
+    limited = "pids" in group.controllers
+    group.remove()
+    if not limited:
+        pytest.skip("no pids controller")
+    completed, _ = run_inside(groups, f"exec({code!r})")
+    assert completed.stdout.strip() == "19"
+
+
+def test_only_harmless_devices_open(groups: ControlGroups) -> None:
+    group = groups.create("probe")
+    limited = "devices" in group.controllers
+    group.remove()
+    if not limited:
+        pytest.skip("no devices controller of version 1")
+    code = "[open('/dev/' + n, 'rb').close() for n in ('null','zero','full','random','urandom')]"
+    completed, _ = run_inside(groups, code)
+    assert completed.returncode == 0, completed.stderr
+    completed, _ = run_inside(groups, "open('/dev/kmsg', 'rb')")
+    assert "PermissionError" in completed.stderr
+
+
+def test_a_name_is_there_once(groups: ControlGroups) -> None:
+    group = groups.create("one")
+    with pytest.raises(FileExistsError):
+        groups.create("one")
+    group.remove()
+    groups.create("one").remove()
