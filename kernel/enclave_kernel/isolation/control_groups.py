@@ -101,6 +101,7 @@ class ControlGroups:
 
     def __init__(self, name: str, limits: GroupLimits) -> None:
         self._limits = limits
+        _sweep()
         try:
             if (_ROOT / "memory" / "memory.limit_in_bytes").exists():
                 self._version = 1
@@ -192,4 +193,16 @@ class ControlGroups:
                     if path.is_dir():
                         with contextlib.suppress(OSError):
                             path.rmdir()
+                base.rmdir()
+
+
+def _sweep() -> None:
+    """Remove the empty groups of supervisors that were killed; those of living ones are left."""
+    for base in (*_ROOT.glob("enclave-*"), *_ROOT.glob("*/enclave-*")):
+        pid = base.name.split("-")[1]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            with contextlib.suppress(OSError):
+                for group in base.iterdir():
+                    if group.is_dir():
+                        group.rmdir()
                 base.rmdir()
