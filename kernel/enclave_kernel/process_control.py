@@ -4,20 +4,11 @@ import ctypes
 import os
 import signal
 
-__all__ = ["die_with_parent", "forbid_new_privileges", "forbid_ptrace_and_dumps", "reset_signals"]
+__all__ = ["die_with_parent", "reset_signals"]
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
-_PR_SET_NO_NEW_PRIVS = 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _prctl(option: int, value: int) -> None:
-    zero = ctypes.c_ulong(0)
-    if _libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -29,19 +20,12 @@ def die_with_parent(parent_pid: int) -> None:
     Raises:
         OSError: The kernel refused.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    zero = ctypes.c_ulong(0)
+    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), zero, zero, zero) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
     if os.getppid() != parent_pid:
         os._exit(1)
-
-
-def forbid_new_privileges() -> None:
-    """No setuid file and no file capability gives this process anything from now on."""
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-
-
-def forbid_ptrace_and_dumps() -> None:
-    """Keep same-uid processes from tracing or reading this one; write no core. Reset by exec."""
-    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def reset_signals() -> None:

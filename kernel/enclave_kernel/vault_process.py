@@ -140,19 +140,8 @@ class VaultProcess:
         _make_private_dir(private_dir)
         control, vault_control = socket.socketpair()
         session_socket, vault_calls = socket.socketpair()
-        descriptors = (vault_control.fileno(), vault_calls.fileno())
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_BOOTSTRAP), *map(str, descriptors)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                # From nothing: no variable of ours or of a user's changes what runs in there.
-                env=_ENVIRON,
-                pass_fds=descriptors,
-                start_new_session=True,
-            )
+            process = _execute((vault_control.fileno(), vault_calls.fileno()))
         except OSError as error:
             control.close()
             session_socket.close()
@@ -298,6 +287,20 @@ class VaultProcess:
                 raise VaultStartError(f"the vault broke the protocol: {error}") from None
             if not data:
                 raise VaultStartError("the vault ended before it was ready")
+
+
+def _execute(descriptors: tuple[int, int]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(_BOOTSTRAP), *map(str, descriptors)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        # From nothing: no variable of ours or of a user's changes what runs in there.
+        env=_ENVIRON,
+        pass_fds=descriptors,
+        start_new_session=True,
+    )
 
 
 def _make_private_dir(path: Path) -> None:

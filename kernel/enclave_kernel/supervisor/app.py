@@ -57,8 +57,6 @@ __all__ = ["Supervisor", "SupervisorOptions"]
 
 _log = logging.getLogger(__name__)
 _OPEN_TIMEOUT_S = 5.0
-_SPARE_DELAY_S = 1.0
-"""A first vault is made ready once a kernel runs, but not in the way of its first cell."""
 _MAX_UNOPENED = 64
 _ACCEPT_PAUSE_S = 0.1
 _KEY_THREADS = 8
@@ -296,7 +294,6 @@ class Supervisor:
     async def _handle(self, body: Body) -> Body:
         if isinstance(body, LaunchKernel):
             kernel = await self._kernels.launch(body, self._zygote)
-            asyncio.get_running_loop().call_later(_SPARE_DELAY_S, self._pool.prepare_spare)
             return KernelLaunched(pid=kernel.pid)
         if isinstance(body, SignalKernel):
             self._zygote.signal(body.kernel_id, body.signum)

@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import logging
-import traceback
 from collections.abc import Awaitable, Callable
 
+from enclave_kernel.supervisor.failure_log import log_failure
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, encode_frame
 from enclave_protocol.messages import (
@@ -101,9 +101,7 @@ class ControlStream:
         except EnclaveError as error:
             body = Failed(kind=type(error).__name__, message=str(error))
         except Exception as error:
-            # Only type and place go to the log: a message could quote what came over the stream.
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            _log.error("a control request failed: %s at %s", type(error).__name__, place)
+            log_failure(_log, "a control request failed", error)
             body = Failed(kind="EnclaveError", message="the supervisor failed; see: enclave logs")
         self._send(Envelope(body=body, reply_to=envelope.request_id))
 

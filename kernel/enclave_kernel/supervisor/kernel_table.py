@@ -234,9 +234,9 @@ class KernelTable:
             self.ended(KernelExited(kernel_id=kernel_id, returncode=-_SIGKILL))
 
     def _reason(self, kernel: Kernel, returncode: int) -> str:
-        killed = returncode == -_SIGKILL and kernel.cgroup is not None
-        if killed and kernel.cgroup is not None and kernel.cgroup.killed_for_memory():
-            limit = kernel.cgroup.limit_bytes // 2**20
+        group = kernel.cgroup
+        if returncode == -_SIGKILL and group is not None and group.killed_for_memory():
+            limit = group.limit_bytes // 2**20
             return f"was ended because it needed more than its {limit} MiB of memory"
         if returncode < 0:
             return f"was ended by signal {-returncode}"

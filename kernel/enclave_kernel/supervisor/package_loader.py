@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import secrets
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +17,7 @@ from enclave_kernel.session_messages import (
     VaultDeathRequest,
 )
 from enclave_kernel.session_messages import VaultDeath as VaultDeathMessage
+from enclave_kernel.supervisor.failure_log import log_failure
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
 from enclave_kernel.supervisor.vault_pool import VaultPool
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
@@ -141,9 +141,7 @@ class PackageLoader:
         except EnclaveError as error:
             self._refuse(message.request_id, error)
         except Exception as error:
-            # Only type and place go to the log: a message could quote the package.
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            _log.error("loading a package failed: %s at %s", type(error).__name__, place)
+            log_failure(_log, "loading a package failed", error)
             failure = EnclaveError("the supervisor failed to load the package; see: enclave logs")
             self._refuse(message.request_id, failure)
 

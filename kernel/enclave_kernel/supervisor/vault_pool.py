@@ -32,7 +32,7 @@ _MAX_TASKS = 1024
 
 
 class VaultPool:
-    """Spawns vaults, and keeps one empty one waiting once the first was asked for.
+    """Spawns vaults, and keeps one empty one waiting once `prepare_spare` was called.
 
     A vault may use three quarters of the memory: one that needs more dies alone, and leaves the
     supervisor enough to say so.

@@ -22,6 +22,8 @@ from enclave_protocol.frame import FrameDecoder, encode_frame
 __all__ = ["ZygoteError", "ZygoteProcess"]
 
 _log = logging.getLogger(__name__)
+# Frozen modules off as for the stock ipykernel: its debugger needs it.
+_PYTHON = (sys.executable, "-I", "-X", "frozen_modules=off")
 _FORK_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 5.0
 
@@ -54,15 +56,7 @@ class ZygoteProcess:
         with theirs:
             # Spawned from the main thread: the zygote dies with the thread that made it.
             self._process = subprocess.Popen(
-                [
-                    *(
-                        sys.executable,
-                        "-I",
-                        "-X",
-                        "frozen_modules=off",
-                    ),  # as ipykernel: for its debugger
-                    *("-m", "enclave_kernel.zygote", str(theirs.fileno())),
-                ],
+                [*_PYTHON, "-m", "enclave_kernel.zygote", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=environ,
                 cwd="/",
