@@ -50,34 +50,33 @@ class Control:
     events: list[KernelEnded] = field(default_factory=list)
     _decoder: FrameDecoder = field(default_factory=FrameDecoder)
     _last: int = 0
+    _replies: dict[int, Body] = field(default_factory=dict)
 
     def request(self, body: Body) -> Body:
         self._last += 1
         self.sock.sendall(encode_frame(encode(Envelope(body=body, request_id=self._last))))
-        while True:
-            envelope = self._next()
-            if envelope.reply_to == self._last:
-                if isinstance(envelope.body, Failed):
-                    raise Refused(envelope.body)
-                return envelope.body
+        while self._last not in self._replies:
+            self._receive()
+        answer = self._replies.pop(self._last)
+        if isinstance(answer, Failed):
+            raise Refused(answer)
+        return answer
 
-    def _next(self) -> Envelope:
-        while True:
-            data = self.sock.recv(65536)
-            if not data:
-                raise ConnectionError("the supervisor closed the control stream")
-            for payload in self._decoder.feed(data):
-                envelope = decode_envelope(payload)
-                if isinstance(envelope.body, KernelEnded):
-                    self.events.append(envelope.body)
-                else:
-                    return envelope
-            if self.events:
-                return Envelope(body=self.events[-1])
+    def _receive(self) -> None:
+        """Take what one read brings: replies, events, and requests that stay unanswered."""
+        data = self.sock.recv(65536)
+        if not data:
+            raise ConnectionError("the supervisor closed the control stream")
+        for payload in self._decoder.feed(data):
+            envelope = decode_envelope(payload)
+            if isinstance(envelope.body, KernelEnded):
+                self.events.append(envelope.body)
+            elif envelope.reply_to:
+                self._replies[envelope.reply_to] = envelope.body
 
     def next_event(self) -> KernelEnded:
         while not self.events:
-            self._next()
+            self._receive()
         return self.events.pop(0)
 
 
