@@ -17,7 +17,9 @@ __all__ = [
     "ForkKernel",
     "InterruptVault",
     "KernelExited",
+    "KernelFailed",
     "KernelForked",
+    "KernelPlace",
     "KernelReady",
     "LoadPackage",
     "LoadRefused",
@@ -40,6 +42,9 @@ MAX_SESSION_BYTES = 1024 * 1024
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 VaultId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 _FileName = Annotated[str, msgspec.Meta(max_length=4096)]
+_Wall = Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
+_Reason = Annotated[str, msgspec.Meta(max_length=4096)]
+_MAX_WALLS = 32
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
@@ -83,6 +88,20 @@ class KernelExited(_Message, frozen=True, tag="exited"):
 # Kernel process
 
 
+class KernelPlace(_Message, frozen=True, tag="place"):
+    """The walls of a kernel process, as in `isolation.notebook_walls.WallsSpec`.
+
+    `use_folder`: the notebook's own directory is shown to it (a developer's machine).
+    """
+
+    uid: int
+    gid: int
+    use_folder: bool
+    hidden: tuple[str, ...]
+    code: tuple[str, ...]
+    memory_limit: int | None
+
+
 class StartKernel(_Message, frozen=True, tag="start"):
     """Supervisor to a forked kernel process: become this kernel.
 
@@ -96,13 +115,25 @@ class StartKernel(_Message, frozen=True, tag="start"):
     cwd: str
     environ: dict[str, str]
     arguments: tuple[str, ...]
+    place: KernelPlace | None = None
 
     def __repr__(self) -> str:
         return f"StartKernel(kernel_id={self.kernel_id!r}, ...)"
 
 
 class KernelReady(_Message, frozen=True, tag="ready"):
-    """Kernel process to supervisor: all five sockets are bound."""
+    """Kernel process to supervisor: all five sockets are bound.
+
+    `walls` is what its self-check found standing, in words for `enclave status`.
+    """
+
+    walls: Annotated[tuple[_Wall, ...], msgspec.Meta(max_length=_MAX_WALLS)] = ()
+
+
+class KernelFailed(_Message, frozen=True, tag="failed"):
+    """Kernel process to supervisor: it ends before it ran anything."""
+
+    message: _Reason
 
 
 class LoadPackage(_Message, frozen=True, tag="load"):
@@ -167,7 +198,13 @@ class VaultDeath(_Message, frozen=True, tag="death"):
 
 
 _FromSession = (
-    KernelReady | LoadPackage | CancelLoad | InterruptVault | UnloadVault | VaultDeathRequest
+    KernelReady
+    | KernelFailed
+    | LoadPackage
+    | CancelLoad
+    | InterruptVault
+    | UnloadVault
+    | VaultDeathRequest
 )
 _FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath
 _ToZygote = ForkKernel | SignalChild

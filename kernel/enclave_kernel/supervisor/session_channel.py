@@ -10,6 +10,7 @@ from enclave_kernel.session_messages import (
     MAX_SESSION_BYTES,
     CancelLoad,
     InterruptVault,
+    KernelFailed,
     KernelReady,
     LoadPackage,
     LoadRefused,
@@ -27,7 +28,13 @@ __all__ = ["FromSession", "SessionChannel"]
 _MAX_UNSENT_BYTES = 2 * MAX_SESSION_BYTES
 
 FromSession = (
-    KernelReady | LoadPackage | CancelLoad | InterruptVault | UnloadVault | VaultDeathRequest
+    KernelReady
+    | KernelFailed
+    | LoadPackage
+    | CancelLoad
+    | InterruptVault
+    | UnloadVault
+    | VaultDeathRequest
 )
 
 
