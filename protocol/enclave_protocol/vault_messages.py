@@ -8,16 +8,18 @@ Source: docs/spec/vault_calls.md.
 """
 
 import struct
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from enclave_protocol.errors import ProtocolError
+from enclave_protocol.output_text import MAX_TEXT_CHARS
 from enclave_protocol.value_limits import DEFAULT_LIMITS
 
 __all__ = [
     "BODY_CHUNK_BYTES",
     "CALL_PREFIX_BYTES",
+    "FRACTION_BAR",
     "KEY_BYTES",
     "MAX_CALL_MESSAGE_BYTES",
     "BodyChunk",
@@ -28,12 +30,14 @@ __all__ = [
     "GetAttribute",
     "LoadFailed",
     "Loaded",
+    "Progress",
     "Raised",
     "Refused",
     "Release",
     "Result",
     "SessionMessage",
     "StartVault",
+    "Text",
     "VaultFailed",
     "VaultMessage",
     "VaultMessageError",
@@ -54,6 +58,8 @@ KEY_BYTES: Final = 32
 """The data key follows `StartVault` as raw bytes: a message would leave a copy nobody can wipe."""
 MAX_CALL_MESSAGE_BYTES: Final = DEFAULT_LIMITS.header_bytes + 64 * 1024
 """The longest value header, and what a message has around it."""
+FRACTION_BAR: Final = 0
+"""The bar of a call that shows a share from 0 to 1 and counts nothing."""
 _MAX_RELEASED: Final = 4096
 _MAX_WALLS: Final = 32
 
@@ -168,7 +174,32 @@ class Refused(_Message, frozen=True, tag=25):
     message: _Text
 
 
-VaultMessage = Loaded | LoadFailed | Result | Raised | Refused
+class Progress(_Message, frozen=True, tag=26):
+    """How far a call is: numbers and nothing else, so that no label of the owner's can come along.
+
+    Attributes:
+        bar: Which of the call's bars; `FRACTION_BAR` is the one of `vault.progress`.
+        done: How much is done, of `total` if that is known.
+        rate: How much of it a second; None where that is not known.
+        state: 0 it goes on, 1 it is finished and stays to be seen, 2 it is to be taken away.
+    """
+
+    request_id: _RequestId
+    bar: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+    done: float
+    total: float | None
+    rate: float | None
+    state: Literal[0, 1, 2]
+
+
+class Text(_Message, frozen=True, tag=27):
+    """What a call printed, without escapes and control characters; line feeds and tabs stay."""
+
+    request_id: _RequestId
+    text: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)]
+
+
+VaultMessage = Loaded | LoadFailed | Result | Raised | Refused | Progress | Text
 
 
 class VaultReady(_Message, frozen=True, tag=41):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from enclave_kernel.call_channel import CallChannel, ChannelClosedError
+from enclave_kernel.session.call_display import CallDisplay
 from enclave_kernel.session.call_interrupt import CallInterrupt
 from enclave_kernel.session.package_failures import (
     VaultDiedError,
@@ -37,10 +38,12 @@ from enclave_protocol.vault_messages import (
     GetAttribute,
     Loaded,
     LoadFailed,
+    Progress,
     Raised,
     Refused,
     Release,
     Result,
+    Text,
     VaultMessageError,
     decode_vault_message,
 )
@@ -266,13 +269,16 @@ class VaultClient:
         if self._end is not None or os.getpid() != self._pid:
             raise self._died()
         watch = CallInterrupt(self._interrupt_vault, self._kill_unresponsive)
+        # In the thread that called: what it shows belongs to the cell that this thread runs.
+        display = CallDisplay()
         try:
             with watch:
                 self._send_released()
-                reply = self._round_trip(make, buffers)
+                reply = self._round_trip(make, buffers, display)
                 while _came_too_early(reply[0]) and not watch.happened:
                     # An interrupt meant for an earlier call; this one did not begin.
-                    reply = self._round_trip(make, buffers)
+                    reply = self._round_trip(make, buffers, display)
+                display.finish()
         except ProtocolError:
             error = self._died()
             if watch.happened:
@@ -292,14 +298,19 @@ class VaultClient:
         self,
         make: Callable[[int], Call | Construct | CallMethod | GetAttribute],
         buffers: tuple[memoryview, ...],
+        display: CallDisplay,
     ) -> _Reply:
         self._last_request = number = self._last_request + 1
         request = make(number)
         self._mid_frame = True
         self._channel.send(request, buffers)
         payload, contents = self._channel.receive()
-        self._mid_frame = False
         reply = decode_vault_message(payload)
+        while isinstance(reply, Progress | Text) and reply.request_id == number and not contents:
+            display.show(reply)
+            payload, contents = self._channel.receive()
+            reply = decode_vault_message(payload)
+        self._mid_frame = False
         if not isinstance(reply, Result | Raised | Refused) or reply.request_id != number:
             raise VaultMessageError("the vault answered something that was not asked")
         return reply, contents

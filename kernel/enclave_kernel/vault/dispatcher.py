@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from enclave_kernel.call_channel import CallChannel, ChannelClosedError
 from enclave_kernel.vault.budget import BudgetExceededError, CallBudget
+from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.exports import ArgumentsError, Export, ExportedType, Exports
 from enclave_kernel.vault.failures import raised
 from enclave_protocol.errors import EnclaveError
@@ -63,13 +64,17 @@ class Dispatcher:
         channel: The socket to the notebook's process.
         exports: All that can be reached.
         policy: The owner's policy, from the verified label.
+        output: What a call shows besides its result.
 
     Raises:
         BudgetExceededError: The policy cannot be understood.
     """
 
-    def __init__(self, channel: CallChannel, exports: Exports, policy: Policy) -> None:
+    def __init__(
+        self, channel: CallChannel, exports: Exports, policy: Policy, output: CallOutput
+    ) -> None:
         self._channel = channel
+        self._output = output
         self._exports = exports
         self._budget = CallBudget(policy)
         self._shown_errors = frozenset(policy.errors)
@@ -87,7 +92,7 @@ class Dispatcher:
         """
         signal.signal(signal.SIGINT, self._on_interrupt)
         # A child of the package's must not keep the socket open when the vault dies.
-        os.register_at_fork(after_in_child=self._channel.close)
+        os.register_at_fork(after_in_child=self._leave_to_parent)
         while True:
             try:
                 payload, buffers = self._channel.receive()
@@ -98,14 +103,18 @@ class Dispatcher:
                 for number in message.handles:
                     self._objects.pop(number, None)
                 continue
-            reply, contents = self._answer(message, buffers)
-            # The arguments' memory is the package's to keep or not; we do not hold on to it.
-            del buffers, message
             try:
+                reply, contents = self._answer(message, buffers)
+                # The arguments' memory is the package's to keep or not; we do not hold on to it.
+                del buffers, message
                 self._channel.send(reply, contents)
             except ChannelClosedError:
                 return
             del reply, contents
+
+    def _leave_to_parent(self) -> None:
+        self._output.disable()
+        self._channel.close()
 
     def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
         if self._in_call:
@@ -142,6 +151,7 @@ class Dispatcher:
         self._budget.take()
         value: object = None
         failure: Raised | None = None
+        self._output.begin(request.request_id)
         try:
             self._in_call = True
             value = target(*args, **kwargs)
@@ -153,6 +163,7 @@ class Dispatcher:
         if os.getpid() != self._pid:
             # A fork in the package's code came back here: there is one vault, and it is not this.
             os._exit(0)
+        self._output.end()
         if failure is not None:
             return failure, ()
         # What a package made of its arguments must not keep them alive while the result travels.
