@@ -21,6 +21,7 @@ __all__ = [
     "CALL_PREFIX_BYTES",
     "FRACTION_BAR",
     "KEY_BYTES",
+    "MAX_BATCH_ITEMS",
     "MAX_CALL_MESSAGE_BYTES",
     "BodyChunk",
     "BodyEnd",
@@ -28,8 +29,11 @@ __all__ = [
     "CallMethod",
     "Construct",
     "GetAttribute",
+    "Items",
+    "IteratorOpened",
     "LoadFailed",
     "Loaded",
+    "NextItems",
     "Progress",
     "Raised",
     "Refused",
@@ -58,6 +62,8 @@ KEY_BYTES: Final = 32
 """The data key follows `StartVault` as raw bytes: a message would leave a copy nobody can wipe."""
 MAX_CALL_MESSAGE_BYTES: Final = DEFAULT_LIMITS.header_bytes + 64 * 1024
 """The longest value header, and what a message has around it."""
+MAX_BATCH_ITEMS: Final = 1024
+"""Items of an iterator in one frame: then a round trip costs nothing beside them."""
 FRACTION_BAR: Final = 0
 """The bar of a call that shows a share from 0 to 1 and counts nothing."""
 _MAX_RELEASED: Final = 4096
@@ -132,7 +138,16 @@ class Release(_Message, frozen=True, tag=7):
     handles: Annotated[tuple[_Number, ...], msgspec.Meta(max_length=_MAX_RELEASED)]
 
 
-SessionMessage = BodyChunk | BodyEnd | Call | Construct | CallMethod | GetAttribute | Release
+class NextItems(_Message, frozen=True, tag=8):
+    """Take the next items of an iterator; answered with `Items`."""
+
+    request_id: _RequestId
+    handle: _Number
+
+
+SessionMessage = (
+    BodyChunk | BodyEnd | Call | Construct | CallMethod | GetAttribute | Release | NextItems
+)
 
 
 class Loaded(_Message, frozen=True, tag=21):
@@ -199,7 +214,31 @@ class Text(_Message, frozen=True, tag=27):
     text: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)]
 
 
-VaultMessage = Loaded | LoadFailed | Result | Raised | Refused | Progress | Text
+class IteratorOpened(_Message, frozen=True, tag=28):
+    """A call returned an iterator, which stays in the vault under this handle."""
+
+    request_id: _RequestId
+    handle: _Number
+
+
+class Items(_Message, frozen=True, tag=29):
+    """The next items of an iterator; none only if it has ended, or an interrupt came.
+
+    Attributes:
+        values: One for each item.
+        buffer_counts: How many of the frame's buffers are of which item, in the same order.
+        ended: There are no more, and the handle is gone.
+    """
+
+    request_id: _RequestId
+    values: Annotated[tuple[_Value, ...], msgspec.Meta(max_length=MAX_BATCH_ITEMS)]
+    buffer_counts: Annotated[tuple[_Number, ...], msgspec.Meta(max_length=MAX_BATCH_ITEMS)]
+    ended: bool
+
+
+VaultMessage = (
+    Loaded | LoadFailed | Result | Raised | Refused | Progress | Text | IteratorOpened | Items
+)
 
 
 class VaultReady(_Message, frozen=True, tag=41):
