@@ -239,8 +239,14 @@ _MSGPACK_INT: Final = range(-(2**63), 2**64)
 def _describe(value: object) -> str:
     """Return what `value` is, for the person who passed it; runs none of its code."""
     kind = type(value)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    plain = name.removeprefix("builtins.")
+    # As `type` has them, whatever a metaclass makes of these names; a class made by `exec` may
+    # have no module, and any class may set one that is no text.
+    name: str = type.__dict__["__qualname__"].__get__(kind)
+    try:
+        module: object = type.__dict__["__module__"].__get__(kind)
+    except AttributeError:
+        module = None
+    plain = name if type(module) is not str or module == "builtins" else f"{module}.{name}"
     return {"function": "a function", "type": "a class", "module": "a module"}.get(
         plain, f"a value of type {plain[:120]}"
     )

@@ -11,6 +11,7 @@ import resource
 import socket
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -88,7 +89,7 @@ def put_up_notebook_walls(spec: WallsSpec) -> NotebookWalls:
     machine = os.uname().machine
     if machine not in ARCHITECTURES:
         raise LockdownError(f"no system call filter is known for {machine}")
-    program = compile_filter(KERNEL_SYSCALLS, machine)
+    program = _program(machine)
     # 1. Namespaces; the loopback interface, which a kernel's children and debugger need.
     left = unshare(_HOSTNAME, own_pids=True)
     _raise_loopback()
@@ -160,6 +161,16 @@ def check_notebook_walls(walls: NotebookWalls) -> tuple[str, ...]:
         "read-only system, own /proc, /dev, /tmp and home",
         "system call deny-list",
     )
+
+
+@cache
+def _program(machine: str) -> bytes:
+    return compile_filter(KERNEL_SYSCALLS, machine)
+
+
+# The zygote imports this before it forks: no kernel compiles it again.
+if os.uname().machine in ARCHITECTURES:
+    _program(os.uname().machine)
 
 
 def _raise_loopback() -> None:

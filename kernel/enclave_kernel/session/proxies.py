@@ -7,24 +7,22 @@ them. Convenience, not protection: the vault checks every request again.
 import inspect
 import weakref
 from collections.abc import Callable, Sequence
-from types import CodeType, FunctionType
-from typing import Any, NoReturn
+from types import FunctionType
+from typing import Any
 
+from enclave_kernel.session.iterators import EncryptedIterator, iterator_class
 from enclave_kernel.session.package_failures import EncryptedPackageError
-from enclave_kernel.session.vault_client import VaultClient
+from enclave_kernel.session.proxy_parts import StaysInVault, shown_name, with_package_frame
+from enclave_kernel.session.vault_client import ITERATOR, VaultClient
 from enclave_protocol.package_label import Label
 from enclave_protocol.plain_text import plain_text
 from enclave_protocol.signature import parse_signature
 from enclave_protocol.value_codec import Handle
 
-__all__ = ["EncryptedObject", "EncryptedPackage", "package_proxy", "shown_name"]
+__all__ = ["EncryptedObject", "EncryptedPackage", "package_proxy"]
 
+_Resolve = Callable[[Handle], object]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def shown_name(label: Label) -> str:
-    """Return how a package is shown wherever it is shown: `<encrypted NAME VERSION>`."""
-    return f"<encrypted {plain_text(f'{label.package.name} {label.package.version}')}>"
 
 
 def _doc(label: Label, *names: str) -> str | None:
@@ -45,22 +43,7 @@ class _Undisclosed:
 _UNDISCLOSED = _Undisclosed()
 
 
-class _StaysInVault:
-    """What no proxy does: be pickled or copied."""
-
-    __slots__ = ()
-
-    def __reduce_ex__(self, _protocol: Any) -> NoReturn:
-        raise TypeError(
-            f"{self!r} stays in its vault: it cannot be pickled or copied; "
-            "save what its functions return instead"
-        )
-
-    def __reduce__(self) -> NoReturn:
-        self.__reduce_ex__(0)
-
-
-class EncryptedObject(_StaysInVault):
+class EncryptedObject(StaysInVault):
     """An object of an exported class; the object itself is in the vault."""
 
     __slots__ = ("__weakref__", "_client", "_handle")
@@ -72,7 +55,7 @@ class EncryptedObject(_StaysInVault):
         return f"{self._client.package.removesuffix('>')}: {type(self).__name__} object>"
 
 
-class EncryptedPackage(_StaysInVault):
+class EncryptedPackage(StaysInVault):
     """The name that `%load_encrypted` binds. Its attributes are the package's exports."""
 
     __slots__ = ("_client", "_label", "_members")
@@ -125,7 +108,11 @@ def package_proxy(client: VaultClient, label: Label) -> EncryptedPackage:
     members: dict[str, Any] = {}
     classes: dict[str, type[EncryptedObject]] = {}
 
-    def resolve(handle: Handle) -> EncryptedObject:
+    iterators = iterator_class(client, label)
+
+    def resolve(handle: Handle) -> EncryptedObject | EncryptedIterator:
+        if handle.class_name == ITERATOR:
+            return iterators(handle.number)
         cls = classes.get(handle.class_name)
         if cls is None:
             raise EncryptedPackageError(f"{client.package} returned an object of no known class")
@@ -151,7 +138,7 @@ def _function_proxy(
     label: Label,
     name: str,
     text: str,
-    resolve: Callable[[Handle], EncryptedObject],
+    resolve: _Resolve,
 ) -> FunctionType:
     _, signature = parse_signature(text)
     names = _positional_names(signature)
@@ -170,7 +157,7 @@ def _class_proxy(
     client: VaultClient,
     label: Label,
     name: str,
-    resolve: Callable[[Handle], EncryptedObject],
+    resolve: _Resolve,
 ) -> type[EncryptedObject]:
     declared = label.exports.classes[name]
     namespace: dict[str, Any] = {
@@ -194,7 +181,7 @@ def _class_proxy(
         return _adopt(object.__new__(cls), client, handle)
 
     # What was made is complete; nothing is left for __init__ but to take the arguments.
-    namespace["__new__"] = _with_code(new, label, name, f"{name}")
+    namespace["__new__"] = with_package_frame(new, label, name, f"{name}")
     namespace["__init__"] = lambda _self, /, *_args, **_kwargs: None
     for text in declared.methods:
         method, signature = parse_signature(text)
@@ -210,7 +197,7 @@ def _method_proxy(
     class_name: str,
     method: str,
     signature: inspect.Signature,
-    resolve: Callable[[Handle], EncryptedObject],
+    resolve: _Resolve,
 ) -> FunctionType:
     names = _positional_names(signature)
 
@@ -237,7 +224,7 @@ def _attribute_proxy(client: VaultClient, label: Label, class_name: str, name: s
             raise error.with_traceback(None) from None
 
     qualified = f"{class_name}.{name}"
-    return property(_with_code(get, label, name, qualified), doc=_doc(label, qualified))
+    return property(with_package_frame(get, label, name, qualified), doc=_doc(label, qualified))
 
 
 def _positional_names(signature: inspect.Signature) -> Sequence[str]:
@@ -265,25 +252,8 @@ def _dress(
     qualified: str,
     signature: inspect.Signature,
 ) -> FunctionType:
-    dressed = _with_code(function, label, name, qualified)
+    dressed = with_package_frame(function, label, name, qualified)
     dressed.__doc__ = _doc(label, qualified, name)
     dressed.__module__ = label.package.module
     dressed.__signature__ = _shown(signature)  # type: ignore[attr-defined]
-    return dressed
-
-
-def _with_code(
-    function: Callable[..., Any], label: Label, name: str, qualified: str
-) -> FunctionType:
-    """Return `function` as tracebacks shall show it: `<encrypted NAME VERSION>` is its file."""
-    if not isinstance(function, FunctionType):
-        raise TypeError(f"{function!r} is no function")
-    code: CodeType = function.__code__.replace(
-        co_filename=shown_name(label), co_name=name, co_qualname=qualified, co_firstlineno=1
-    )
-    dressed = FunctionType(
-        code, function.__globals__, name, function.__defaults__, function.__closure__
-    )
-    dressed.__qualname__ = qualified
-    dressed.__kwdefaults__ = function.__kwdefaults__
     return dressed

@@ -13,7 +13,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from enclave_kernel.isolation.control_groups import ControlGroups, GroupLimits
+from enclave_kernel.isolation.control_groups import ControlGroupError, ControlGroups, GroupLimits
 from enclave_kernel.key_release_errors import WrongEnvironmentError
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
@@ -61,6 +61,8 @@ _MAX_UNOPENED = 64
 _ACCEPT_PAUSE_S = 0.1
 _KEY_THREADS = 8
 """Releases at once; a notebook has one at most, and a silent KMS holds it for a minute."""
+_MAX_TASKS = 4096
+"""Processes and threads of one notebook."""
 _PCR_INDICES = (0, 1, 2, 3, 4, 8)
 _INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "HOME", "TMPDIR")
 
@@ -103,10 +105,7 @@ class Supervisor:
         self._module_id = self._nsm.describe().module_id
         self._keys = RsaPool()
         self._key_threads = ThreadPoolExecutor(_KEY_THREADS, thread_name_prefix="key-release")
-        limit = options.kernel_memory_bytes
-        self._cgroups: ControlGroups | None = None
-        if limit is not None:
-            self._cgroups = ControlGroups(f"enclave-{os.getpid()}", GroupLimits(limit))
+        self._cgroups = _groups_for_kernels(options.kernel_memory_bytes)
         sockets = options.runtime_dir / "k"
         vaults = options.runtime_dir / "v"
         for directory in (sockets, vaults):
@@ -342,6 +341,25 @@ class Supervisor:
             isolation=self._describe_isolation(),
             kernels=self._kernels.describe(),
         )
+
+
+def _groups_for_kernels(limit_bytes: int | None) -> ControlGroups | None:
+    """Return what limits kernels; without a limit asked for, three quarters of the memory each.
+
+    Raises:
+        ControlGroupError: A limit was asked for and cannot be held.
+    """
+    name = f"enclave-{os.getpid()}"
+    if limit_bytes is not None:
+        return ControlGroups(name, GroupLimits(limit_bytes, tasks=_MAX_TASKS))
+    if os.geteuid() != 0:
+        return None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return ControlGroups(name, GroupLimits(memory // 4 * 3, tasks=_MAX_TASKS))
+    except ControlGroupError as error:
+        _log.warning("kernels are limited without control groups: %s", error)
+        return None
 
 
 def _wipe(releasing: "asyncio.Future[bytearray]") -> None:

@@ -39,7 +39,7 @@ class Export:
     Attributes:
         target: The function or class of the package; None for a method, found on its object.
         attribute: The method's name; "" otherwise.
-        returns: `value`, `none`, or the name of the exported class it returns by reference.
+        returns: `value`, `iter`, `none`, or the name of the exported class it returns by reference.
 
     `actual` is the code's own signature without `self`, None where Python cannot tell.
     """
@@ -211,9 +211,9 @@ def build_exports(label: Label, module: ModuleType) -> Exports:
 
 def _returns(label: Label, name: str) -> str:
     returns = label.exports.returned_by(name)
-    if returns not in ("value", "none", *label.exports.classes):
+    if returns not in ("value", "iter", "none", *label.exports.classes):
         raise ExportError(
             f"its {name} returns {returns!r}, which this version of the enclave cannot deliver; "
-            "expected value, none or an exported class"
+            "expected value, iter, none or an exported class"
         )
     return returns
