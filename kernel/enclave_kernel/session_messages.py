@@ -13,6 +13,8 @@ from enclave_protocol.messages import KernelId, MessageError
 
 __all__ = [
     "MAX_SESSION_BYTES",
+    "About",
+    "AboutRequest",
     "CancelLoad",
     "ForkKernel",
     "InterruptVault",
@@ -172,6 +174,29 @@ class VaultDeathRequest(_Message, frozen=True, tag="why"):
     vault_id: VaultId
 
 
+class AboutRequest(_Message, frozen=True, tag="about?"):
+    """Kernel process to supervisor: what enclave is this?"""
+
+    request_id: RequestId
+
+
+class About(_Message, frozen=True, tag="about"):
+    """Reply to `AboutRequest`: the enclave as the supervisor knows it.
+
+    `development` and `debug` each mean that it is not confidential. `isolation` is what was
+    checked, in words; of other notebooks nothing is told.
+    """
+
+    request_id: RequestId
+    version: str
+    module_id: str
+    pcr0: str
+    debug: bool
+    development: bool
+    uptime_s: float
+    isolation: tuple[str, ...]
+
+
 class PackageLoaded(_Message, frozen=True, tag="loaded"):
     """Supervisor to kernel process, with one descriptor: the socket to the vault.
 
@@ -205,8 +230,9 @@ _FromSession = (
     | InterruptVault
     | UnloadVault
     | VaultDeathRequest
+    | AboutRequest
 )
-_FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath
+_FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath | About
 _ToZygote = ForkKernel | SignalChild
 _FromZygote = KernelForked | KernelExited
 

@@ -18,7 +18,7 @@ from enclave_kernel.key_release_errors import WrongEnvironmentError
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
-from enclave_kernel.session_messages import KernelPlace
+from enclave_kernel.session_messages import About, KernelPlace
 from enclave_kernel.supervisor import transport
 from enclave_kernel.supervisor.code_folders import code_folders, import_path
 from enclave_kernel.supervisor.control_stream import ControlStream, NoGatewayError
@@ -166,7 +166,19 @@ class Supervisor:
             self._zygote = self._new_zygote()
 
     def _vaults_of(self, kernel: Kernel) -> PackageLoader:
-        return PackageLoader(kernel, self._pool, self._release_key)
+        return PackageLoader(kernel, self._pool, self._release_key, self._about)
+
+    def _about(self, request_id: int) -> About:
+        return About(
+            request_id=request_id,
+            version=version("enclave-kernel"),
+            module_id=self._module_id,
+            pcr0=self._pcrs[0],
+            debug=self._is_debug(),
+            development=self._options.development,
+            uptime_s=round(time.monotonic() - self._started, 1),
+            isolation=self._describe_isolation(),
+        )
 
     def _tell_ended(self, event: KernelEnded) -> None:
         if self._control is not None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from enclave_kernel import session_messages
 from enclave_kernel.session_messages import (
     MAX_SESSION_BYTES,
+    About,
+    AboutRequest,
     CancelLoad,
     InterruptVault,
     KernelFailed,
@@ -35,6 +37,7 @@ FromSession = (
     | InterruptVault
     | UnloadVault
     | VaultDeathRequest
+    | AboutRequest
 )
 
 
@@ -65,7 +68,7 @@ class SessionChannel:
 
     def send(
         self,
-        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath,
+        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath | About,
         descriptors: tuple[int, ...] = (),
     ) -> None:
         """Send one message; what does not fit into the socket's buffer follows when it is read.
