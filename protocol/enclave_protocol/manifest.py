@@ -12,7 +12,7 @@ import keyword
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
@@ -50,6 +50,17 @@ _REQUIREMENT: Final = re.compile(
 _MAX_LIMIT: Final = 2**53
 """Limits are plain JSON integers for every reader of a label."""
 _RETURNS: Final = ("value", "iter", "none")
+_TOML_WORDS: Final = {
+    "array": "a list",
+    "bool": "true or false",
+    "date": "a date",
+    "datetime": "a time",
+    "float": "a number with a fraction",
+    "int": "a whole number",
+    "object": "a table",
+    "str": "text",
+    "time": "a time of day",
+}
 _ERRORS: Final = frozenset(
     name
     for name, kind in vars(builtins).items()
@@ -146,8 +157,9 @@ def parse_manifest(text: str) -> Manifest:
     try:
         table = tomllib.loads(text)
         _check_keys(table, Manifest, "")
-        expires = table.get("policy", {}).get("expires")
-        if isinstance(expires, datetime):  # TOML has dates of its own; a label has text
+        policy = table.get("policy")
+        expires = policy.get("expires") if isinstance(policy, dict) else None
+        if isinstance(expires, date):  # TOML has dates of its own; a label has text
             table["policy"]["expires"] = expires.isoformat()
         manifest = msgspec.convert(table, Manifest)
         check_manifest(manifest)
@@ -210,10 +222,26 @@ def _check_keys(table: Any, struct: type[msgspec.Struct], path: str) -> None:
         where = f"{path}.{key}" if path else key
         if key not in fields:
             section = f"[{path}]" if path else "the file"
-            hint = did_you_mean(key, fields) or f"; known are {', '.join(fields)}"
+            hint = _right_table(key) or did_you_mean(key, fields)
+            hint = hint or f"; known are {', '.join(fields)}"
             raise ManifestError(f"unknown key {key!r} in {section}{hint}")
+        if get_origin(fields[key]) is Literal and isinstance(value, str):
+            known = get_args(fields[key])
+            if value not in known:
+                raise ManifestError(
+                    f"[{path}] {key} is {value!r}, expected one of {', '.join(known)}"
+                    f"{did_you_mean(value, known)}"
+                )
         for nested, inner, label in _nested(value, fields[key], where):
             _check_keys(nested, inner, label)
+
+
+def _right_table(key: str) -> str:
+    """Say where `key` belongs, for one that is right but in the wrong table."""
+    for table in msgspec.structs.fields(Manifest):
+        if isinstance(table.type, type) and key in getattr(table.type, "__struct_fields__", ()):
+            return f"; it belongs in [{table.name}]"
+    return ""
 
 
 def _nested(value: Any, kind: Any, path: str) -> Iterator[tuple[Any, type[msgspec.Struct], str]]:
@@ -229,6 +257,7 @@ def _nested(value: Any, kind: Any, path: str) -> Iterator[tuple[Any, type[msgspe
 def _explain(error: msgspec.ValidationError) -> str:
     message, _, where = str(error).partition(" - at `$")
     place = where.rstrip("`").lstrip(".") or "the file"
+    message = re.sub(r"`(\w+)`", lambda word: _TOML_WORDS.get(word[1], word[0]), message)
     return f"{place}: {message[:1].lower()}{message[1:]}"
 
 
