@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 import msgspec
 
 from enclave_protocol.package_errors import PackageError
-from enclave_protocol.signature import SignatureTextError, parse_signature
+from enclave_protocol.signature import SignatureTextError, is_async, parse_signature
 
 __all__ = [
     "MANIFEST_NAME",
@@ -270,6 +270,8 @@ def _check_exports(exports: Exports) -> None:
         where = f"[exports] classes.{name}"
         _check_public(name, "[exports] classes")
         if exported.init:
+            if is_async(exported.init):
+                raise ManifestError(f"{where}.init: objects are made at once; leave out 'async'")
             _check_signature(exported.init, name, f"{where}.init")
         seen: set[str] = set()
         for text in exported.methods:

@@ -83,6 +83,7 @@ def test_defaults_deny() -> None:
         ('fit = "Scorer"', 'fit = "Scorre"', "did you mean 'Scorer'?"),
         ('fit = "Scorer"', 'fti = "Scorer"', "did you mean 'fit'?"),
         ("{ score =", "{ _score =", "'_score' is private"),
+        ('init = "Scorer(', 'init = "async Scorer(', "leave out 'async'"),
         ('"predict(x)"', '"__reduce__()"', "is private"),
         ('"threshold"', '"a.b"', "not a Python name"),
         ('"threshold"', '"predict"', "declared twice"),
