@@ -10,7 +10,7 @@ from enclave_encryption.errors import ExportError
 from enclave_encryption.package_code import PackageCode
 from enclave_encryption.package_plan import DEFAULT_VERSION, choose_module, default_name
 from enclave_encryption.source_tree import scan
-from enclave_protocol.manifest import MANIFEST_NAME, NAME_PATTERN, parse_manifest
+from enclave_protocol.manifest import CONTEXT_METHODS, MANIFEST_NAME, NAME_PATTERN, parse_manifest
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.signature import format_signature, parse_signature
 
@@ -119,6 +119,9 @@ def _class_lines(name: str, definition: ast.ClassDef, docs: dict[str, str]) -> l
         elif not statement.name.startswith("_") and not _is_property(statement):
             methods.append(_signature(statement.name, statement, bound=not _is_static(statement)))
             _add_doc(docs, f"{name}.{statement.name}", statement)
+    names = {s.name for s in definition.body if isinstance(s, ast.FunctionDef)}
+    if {"__enter__", "__exit__"} <= names:
+        methods += CONTEXT_METHODS
     return [
         "",
         f"[exports.classes.{name}]",

@@ -42,6 +42,8 @@ class Scorer:
     @property
     def state(self): ...
     def _hidden(self): ...
+    def __enter__(self): return self
+    def __exit__(self, kind, error, traceback): ...
 '''
 
 
@@ -70,6 +72,7 @@ def test_draft_says_what_the_code_does(folder: Path) -> None:
     assert scorer.init == "Scorer(model='base')"
     assert scorer.methods == (
         "predict(x)", "default(a)", "load(name)", "async each()", "not_each()",
+        "__enter__()", "__exit__()",
     )  # fmt: skip
     assert manifest.exports.returns == {"rows": "iter", "Scorer.each": "iter"}
     assert scorer.attributes == ()

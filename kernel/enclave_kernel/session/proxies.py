@@ -8,7 +8,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, Self
 
 from enclave_kernel.session.call_interrupt import CallInterrupt
 from enclave_kernel.session.call_thread import in_thread
@@ -20,6 +20,7 @@ from enclave_kernel.session.iterators import (
 from enclave_kernel.session.package_failures import EncryptedPackageError
 from enclave_kernel.session.proxy_parts import StaysInVault, shown_name, with_package_frame
 from enclave_kernel.session.vault_client import ITERATOR, VaultClient
+from enclave_protocol.manifest import CONTEXT_METHODS
 from enclave_protocol.package_label import Label
 from enclave_protocol.plain_text import plain_text
 from enclave_protocol.signature import is_async, parse_signature
@@ -53,12 +54,22 @@ _UNDISCLOSED = _Undisclosed()
 
 
 class EncryptedObject(StaysInVault):
-    """An object of an exported class; the object itself is in the vault."""
+    """An object of an exported class; the object itself is in the vault.
 
-    __slots__ = ("__weakref__", "_client", "_handle")
+    At the end of a `with` block the vault forgets it, unless its class says what happens then.
+    """
+
+    __slots__ = ("__weakref__", "_client", "_handle", "_release")
 
     _client: VaultClient
     _handle: int
+    _release: Callable[[], object]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self._release()
 
     def __repr__(self) -> str:
         return f"{self._client.package.removesuffix('>')}: {type(self).__name__} object>"
@@ -138,7 +149,9 @@ def _adopt(instance: EncryptedObject, client: VaultClient, handle: Handle) -> En
     instance._client = client
     instance._handle = handle.number
     # Not at exit: the vault goes with the notebook.
-    weakref.finalize(instance, client.release, handle.number).atexit = False
+    finalizer = weakref.finalize(instance, client.release, handle.number)
+    finalizer.atexit = False
+    instance._release = finalizer
     return instance
 
 
@@ -223,8 +236,12 @@ def _class_proxy(
     namespace["__new__"] = with_package_frame(new, label, name, f"{name}")
     namespace["__init__"] = lambda _self, /, *_args, **_kwargs: None
     for text in declared.methods:
+        if text in CONTEXT_METHODS:
+            continue
         method, _ = parse_signature(text)
         namespace[method] = _method_proxy(client, label, name, text, resolve)
+    if set(CONTEXT_METHODS) <= set(declared.methods):
+        namespace.update(_context_methods(client, label, name))
     for attribute in declared.attributes:
         namespace[attribute] = _attribute_proxy(client, label, name, attribute)
     return type(name, (EncryptedObject,), namespace)
@@ -256,6 +273,36 @@ def _method_proxy(
     qualified = f"{class_name}.{method}"
     kind = _kind(label, text, qualified)
     return _dress(_caller(client, label, kind, make), label, method, qualified, whole)
+
+
+def _context_methods(client: VaultClient, label: Label, class_name: str) -> dict[str, Any]:
+    """Return what `with` calls on an object of a class that declares it.
+
+    The vault learns whether the block raised, and nothing about it; what it answers changes
+    nothing about the exception.
+    """
+
+    def enter(self: EncryptedObject) -> EncryptedObject:
+        try:
+            client.call_method(self._handle, "__enter__", ((), {}), ())
+            return self
+        except BaseException as error:
+            raise error.with_traceback(None) from None
+
+    def leave(self: EncryptedObject, kind: object, _error: object, _traceback: object) -> None:
+        failure: BaseException | None = None
+        try:
+            client.call_method(self._handle, "__exit__", ((kind is not None,), {}), ())
+        except BaseException as error:
+            failure = error.with_traceback(None)
+        if failure is not None:
+            # Not from None: the block's own exception stays to be seen, as the context of this one.
+            raise failure
+
+    return {
+        name: with_package_frame(code, label, name, f"{class_name}.{name}")
+        for name, code in (("__enter__", enter), ("__exit__", leave))
+    }
 
 
 def _attribute_proxy(client: VaultClient, label: Label, class_name: str, name: str) -> property:

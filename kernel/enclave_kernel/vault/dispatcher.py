@@ -5,6 +5,7 @@ One call at a time, in the main thread, where SIGINT can reach the package's cod
 Source: docs/spec/vault_calls.md, "Calls"; THREATS section D.
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -182,6 +183,8 @@ class Dispatcher:
         export = exported.methods.get(request.method)
         if export is None:
             raise RefusedError("AttributeError", f"{exported.name} objects export no such method")
+        if export.target is not None:
+            return functools.partial(export.target, instance), export
         attribute = export.attribute
         return lambda *args, **kwargs: getattr(instance, attribute)(*args, **kwargs), export
 
