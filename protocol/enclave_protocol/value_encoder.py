@@ -24,6 +24,7 @@ from enclave_protocol.value_nodes import (
     check_text_array,
     count,
     dtype_of,
+    module_of,
     refuse_header,
 )
 
@@ -239,14 +240,9 @@ _MSGPACK_INT: Final = range(-(2**63), 2**64)
 def _describe(value: object) -> str:
     """Return what `value` is, for the person who passed it; runs none of its code."""
     kind = type(value)
-    # As `type` has them, whatever a metaclass makes of these names; a class made by `exec` may
-    # have no module, and any class may set one that is no text.
     name: str = type.__dict__["__qualname__"].__get__(kind)
-    try:
-        module: object = type.__dict__["__module__"].__get__(kind)
-    except AttributeError:
-        module = None
-    plain = name if type(module) is not str or module == "builtins" else f"{module}.{name}"
+    module = module_of(kind)
+    plain = name if module in ("", "builtins") else f"{module}.{name}"
     return {"function": "a function", "type": "a class", "module": "a module"}.get(
         plain, f"a value of type {plain[:120]}"
     )

@@ -8,20 +8,30 @@ import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, Self
 
-from enclave_kernel.session.iterators import EncryptedIterator, iterator_class
+from enclave_kernel.session.call_interrupt import CallInterrupt
+from enclave_kernel.session.call_thread import in_thread
+from enclave_kernel.session.iterators import (
+    EncryptedIterator,
+    async_iterator_class,
+    iterator_class,
+)
 from enclave_kernel.session.package_failures import EncryptedPackageError
 from enclave_kernel.session.proxy_parts import StaysInVault, shown_name, with_package_frame
 from enclave_kernel.session.vault_client import ITERATOR, VaultClient
+from enclave_protocol.manifest import CONTEXT_METHODS
 from enclave_protocol.package_label import Label
 from enclave_protocol.plain_text import plain_text
-from enclave_protocol.signature import parse_signature
+from enclave_protocol.signature import is_async, parse_signature
 from enclave_protocol.value_codec import Handle
 
 __all__ = ["EncryptedObject", "EncryptedPackage", "package_proxy"]
 
 _Resolve = Callable[[Handle], object]
+_Positional = tuple[Any, ...]
+_Named = dict[str, Any]
+_MakeCall = Callable[[_Positional, _Named, CallInterrupt | None], Any]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -44,12 +54,22 @@ _UNDISCLOSED = _Undisclosed()
 
 
 class EncryptedObject(StaysInVault):
-    """An object of an exported class; the object itself is in the vault."""
+    """An object of an exported class; the object itself is in the vault.
 
-    __slots__ = ("__weakref__", "_client", "_handle")
+    At the end of a `with` block the vault forgets it, unless its class says what happens then.
+    """
+
+    __slots__ = ("__weakref__", "_client", "_handle", "_release")
 
     _client: VaultClient
     _handle: int
+    _release: Callable[[], object]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self._release()
 
     def __repr__(self) -> str:
         return f"{self._client.package.removesuffix('>')}: {type(self).__name__} object>"
@@ -129,7 +149,9 @@ def _adopt(instance: EncryptedObject, client: VaultClient, handle: Handle) -> En
     instance._client = client
     instance._handle = handle.number
     # Not at exit: the vault goes with the notebook.
-    weakref.finalize(instance, client.release, handle.number).atexit = False
+    finalizer = weakref.finalize(instance, client.release, handle.number)
+    finalizer.atexit = False
+    instance._release = finalizer
     return instance
 
 
@@ -143,14 +165,44 @@ def _function_proxy(
     _, signature = parse_signature(text)
     names = _positional_names(signature)
 
+    def make(args: _Positional, kwargs: _Named, watch: CallInterrupt | None) -> Any:
+        return client.call(name, (args, kwargs), names, resolve, watch)
+
+    kind = _kind(label, text, name)
+    return _dress(_caller(client, label, kind, make), label, name, name, signature)
+
+
+def _kind(label: Label, text: str, name: str) -> str:
+    """Return how a call is used: "sync", "async", or "iter" for what `async for` takes."""
+    if not is_async(text):
+        return "sync"
+    return "iter" if label.exports.returned_by(name) == "iter" else "async"
+
+
+def _caller(client: VaultClient, label: Label, kind: str, make: _MakeCall) -> Callable[..., Any]:
+    """Return a function that makes the call as its signature says it is used."""
+
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return client.call(name, (args, kwargs), names, resolve)
+            return make(args, kwargs, None)
         except BaseException as error:
             # The frames below are this project's: the user sees the package as one frame.
             raise error.with_traceback(None) from None
 
-    return _dress(call, label, name, name, signature)
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        watch = client.new_watch()
+        try:
+            return await in_thread(lambda: make(args, kwargs, watch), watch.press)
+        except BaseException as error:
+            raise error.with_traceback(None) from None
+
+    iterators = async_iterator_class(client, label)
+
+    def iterated(*args: Any, **kwargs: Any) -> Any:
+        return iterators(lambda watch: make(args, kwargs, watch))
+
+    kinds: dict[str, Callable[..., Any]] = {"sync": call, "async": awaited, "iter": iterated}
+    return kinds[kind]
 
 
 def _class_proxy(
@@ -184,8 +236,12 @@ def _class_proxy(
     namespace["__new__"] = with_package_frame(new, label, name, f"{name}")
     namespace["__init__"] = lambda _self, /, *_args, **_kwargs: None
     for text in declared.methods:
-        method, signature = parse_signature(text)
-        namespace[method] = _method_proxy(client, label, name, method, signature, resolve)
+        if text in CONTEXT_METHODS:
+            continue
+        method, _ = parse_signature(text)
+        namespace[method] = _method_proxy(client, label, name, text, resolve)
+    if set(CONTEXT_METHODS) <= set(declared.methods):
+        namespace.update(_context_methods(client, label, name))
     for attribute in declared.attributes:
         namespace[attribute] = _attribute_proxy(client, label, name, attribute)
     return type(name, (EncryptedObject,), namespace)
@@ -195,17 +251,18 @@ def _method_proxy(
     client: VaultClient,
     label: Label,
     class_name: str,
-    method: str,
-    signature: inspect.Signature,
+    text: str,
     resolve: _Resolve,
 ) -> FunctionType:
+    method, signature = parse_signature(text)
     names = _positional_names(signature)
 
-    def call(self: EncryptedObject, /, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return client.call_method(self._handle, method, (args, kwargs), names, resolve)
-        except BaseException as error:
-            raise error.with_traceback(None) from None
+    def make(args: _Positional, kwargs: _Named, watch: CallInterrupt | None) -> Any:
+        # The object itself, which lives as long as `args`: a handle alone would not hold it.
+        if not args or not isinstance(args[0], EncryptedObject):
+            raise TypeError(f"{method}() takes an object of {class_name} first")
+        handle = args[0]._handle
+        return client.call_method(handle, method, (args[1:], kwargs), names, resolve, watch)
 
     parameters = list(signature.parameters.values())
     # Two of one name are refused; a first parameter of positional-only ones must be one, too.
@@ -213,7 +270,39 @@ def _method_proxy(
     only = any(parameter.kind is inspect.Parameter.POSITIONAL_ONLY for parameter in parameters)
     first = inspect.Parameter(own, _POSITIONAL[0] if only else _POSITIONAL[1])
     whole = inspect.Signature([first, *parameters])
-    return _dress(call, label, method, f"{class_name}.{method}", whole)
+    qualified = f"{class_name}.{method}"
+    kind = _kind(label, text, qualified)
+    return _dress(_caller(client, label, kind, make), label, method, qualified, whole)
+
+
+def _context_methods(client: VaultClient, label: Label, class_name: str) -> dict[str, Any]:
+    """Return what `with` calls on an object of a class that declares it.
+
+    The vault learns whether the block raised, and nothing about it; what it answers changes
+    nothing about the exception.
+    """
+
+    def enter(self: EncryptedObject) -> EncryptedObject:
+        try:
+            client.call_method(self._handle, "__enter__", ((), {}), ())
+            return self
+        except BaseException as error:
+            raise error.with_traceback(None) from None
+
+    def leave(self: EncryptedObject, kind: object, _error: object, _traceback: object) -> None:
+        failure: BaseException | None = None
+        try:
+            client.call_method(self._handle, "__exit__", ((kind is not None,), {}), ())
+        except BaseException as error:
+            failure = error.with_traceback(None)
+        if failure is not None:
+            # Not from None: the block's own exception stays to be seen, as the context of this one.
+            raise failure
+
+    return {
+        name: with_package_frame(code, label, name, f"{class_name}.{name}")
+        for name, code in (("__enter__", enter), ("__exit__", leave))
+    }
 
 
 def _attribute_proxy(client: VaultClient, label: Label, class_name: str, name: str) -> property:

@@ -177,6 +177,7 @@ class VaultClient:
         arguments: _Arguments,
         names: Sequence[str],
         resolve: Callable[[Handle], object] | None = None,
+        watch: CallInterrupt | None = None,
     ) -> Any:
         """Call an exported function.
 
@@ -185,6 +186,7 @@ class VaultClient:
             arguments: Positional and keyword arguments.
             names: Names of the positional parameters, for messages.
             resolve: Makes an object of a handle that comes back; None refuses handles.
+            watch: From `new_watch`, for another thread to interrupt the call.
 
         Raises:
             ValueRefusedError: An argument cannot go into the package.
@@ -194,7 +196,7 @@ class VaultClient:
         """
         encoded = encode_arguments(*arguments, names=names)
         return self._request(
-            lambda number: Call(number, function, encoded.header), encoded.buffers, resolve
+            lambda number: Call(number, function, encoded.header), encoded.buffers, resolve, watch
         )
 
     def construct(self, class_name: str, arguments: _Arguments, names: Sequence[str]) -> Handle:
@@ -216,6 +218,7 @@ class VaultClient:
         arguments: _Arguments,
         names: Sequence[str],
         resolve: Callable[[Handle], object] | None = None,
+        watch: CallInterrupt | None = None,
     ) -> Any:
         """Call a declared method of an object. Arguments and errors as for `call`."""
         encoded = encode_arguments(*arguments, names=names)
@@ -223,11 +226,16 @@ class VaultClient:
             lambda number: CallMethod(number, handle, method, encoded.header),
             encoded.buffers,
             resolve,
+            watch,
         )
 
     def get_attribute(self, handle: int, attribute: str) -> Any:
         """Return a declared attribute of an object. Errors as for `call`."""
         return self._request(lambda number: GetAttribute(number, handle, attribute), (), None)
+
+    def new_watch(self) -> CallInterrupt:
+        """Return what interrupts one call when its `press` is called."""
+        return CallInterrupt(self._interrupt_vault, self._kill_unresponsive)
 
     def release(self, handle: int) -> None:
         """Forget an object in the vault. Never waits: safe in finalizers, whoever runs them."""
@@ -249,13 +257,13 @@ class VaultClient:
         with self._lock:
             self._channel.close()
 
-    def next_items(self, handle: int) -> tuple[list[Any], bool]:
+    def next_items(self, handle: int, watch: CallInterrupt | None = None) -> tuple[list[Any], bool]:
         """Return the next items of an iterator, and whether these are the last.
 
         Errors as for `call`. There may be none, even if there are more: when an interrupt of
         somebody else's came.
         """
-        reply, contents = self._ask(lambda number: NextItems(number, handle), ())
+        reply, contents = self._ask(lambda number: NextItems(number, handle), (), watch)
         if not isinstance(reply, Items) or len(reply.values) != len(reply.buffer_counts):
             raise self._broke_protocol()
         if sum(reply.buffer_counts) != len(contents):
@@ -272,8 +280,9 @@ class VaultClient:
         make: _Make,
         buffers: tuple[memoryview, ...],
         resolve: Callable[[Handle], object] | None,
+        watch: CallInterrupt | None = None,
     ) -> Any:
-        reply, contents = self._ask(make, buffers)
+        reply, contents = self._ask(make, buffers, watch)
         if isinstance(reply, IteratorOpened) and resolve is not None:
             return resolve(Handle(reply.handle, ITERATOR))
         if not isinstance(reply, Result):
@@ -281,10 +290,10 @@ class VaultClient:
         return self._decode(reply.value, contents, resolve)
 
     def _ask(
-        self, make: _Make, buffers: tuple[memoryview, ...]
+        self, make: _Make, buffers: tuple[memoryview, ...], watch: CallInterrupt | None
     ) -> tuple[_Answer, tuple[memoryview, ...]]:
         with self._lock:
-            reply, contents = self._exchange(make, buffers)
+            reply, contents = self._exchange(make, buffers, watch or self.new_watch())
         if isinstance(reply, Raised):
             raise rebuild_raised(reply, self.package)
         if isinstance(reply, Refused):
@@ -311,15 +320,17 @@ class VaultClient:
         self,
         make: _Make,
         buffers: tuple[memoryview, ...],
+        watch: CallInterrupt,
     ) -> _Reply:
         """Send one request and return its reply; the lock is held."""
         if self._end is not None or os.getpid() != self._pid:
             raise self._died()
-        watch = CallInterrupt(self._interrupt_vault, self._kill_unresponsive)
         # In the thread that called: what it shows belongs to the cell that this thread runs.
         display = CallDisplay()
         try:
             with watch:
+                if watch.happened:
+                    raise KeyboardInterrupt
                 self._send_released()
                 reply = self._round_trip(make, buffers, display)
                 while _came_too_early(reply[0]) and not watch.happened:

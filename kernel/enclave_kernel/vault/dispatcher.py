@@ -5,6 +5,7 @@ One call at a time, in the main thread, where SIGINT can reach the package's cod
 Source: docs/spec/vault_calls.md, "Calls"; THREATS section D.
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.exports import ArgumentsError, Export, Exports
 from enclave_kernel.vault.failures import raised
 from enclave_kernel.vault.live_objects import LiveObjects
-from enclave_kernel.vault.open_iterator import OpenIterator
+from enclave_kernel.vault.open_iterator import OpenIterator, source_of
 from enclave_kernel.vault.package_runner import PackageRunner
 from enclave_kernel.vault.refusals import RefusedError, cannot_leave, result_too_large
 from enclave_protocol.manifest import Policy
@@ -135,7 +136,7 @@ class Dispatcher:
         failure: Raised | None = None
         self._output.begin(request.request_id)
         try:
-            value = self._runner.run(target, args, kwargs)
+            value = self._runner.call(target, args, kwargs)
         except BaseException as error:  # SystemExit and what else a package may let out
             failure = raised(request.request_id, error, self._shown_errors)
         self._output.end()
@@ -182,6 +183,8 @@ class Dispatcher:
         export = exported.methods.get(request.method)
         if export is None:
             raise RefusedError("AttributeError", f"{exported.name} objects export no such method")
+        if export.target is not None:
+            return functools.partial(export.target, instance), export
         attribute = export.attribute
         return lambda *args, **kwargs: getattr(instance, attribute)(*args, **kwargs), export
 
@@ -206,22 +209,15 @@ class Dispatcher:
         return encoded
 
     def _open(self, request_id: int, value: object) -> Reply:
-        if not hasattr(type(value), "__iter__"):
+        source = source_of(value, self._runner.complete)
+        if source is None:
             raise cannot_leave()
         try:
-            iterator = self._runner.run(lambda: iter(value))  # type: ignore[call-overload]
+            step, finish = self._runner.run(source)
         except BaseException as error:
             # What Python says of an `__iter__` that does not return an iterator names its type.
             return raised(request_id, error, frozenset()), ()
-
-        def finish() -> None:
-            close = getattr(iterator, "close", None)
-            if callable(close):
-                close()
-
-        opened = OpenIterator(
-            lambda: next(iterator), finish, self._encode_item, self._max_result_bytes
-        )
+        opened = OpenIterator(step, finish, self._encode_item, self._max_result_bytes)
         return IteratorOpened(request_id, self._live.add_iterator(opened)), ()
 
     def _encode_item(self, value: object) -> EncodedValue:

@@ -4,14 +4,14 @@ Source: docs/spec/vault_calls.md, "Iterators".
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from enclave_kernel.vault.refusals import RefusedError, result_too_large
 from enclave_protocol.value_codec import DEFAULT_LIMITS, EncodedValue
 from enclave_protocol.vault_messages import MAX_BATCH_ITEMS
 
-__all__ = ["Batch", "OpenIterator"]
+__all__ = ["Batch", "OpenIterator", "source_of"]
 
 _BATCH_BYTES: Final = 1024 * 1024
 _BATCH_S: Final = 0.02
@@ -19,6 +19,50 @@ _BATCH_S: Final = 0.02
 _GROWTH: Final = 4
 """Each full batch makes the next one so much larger: an item is made to wait for the one after it
 only where those before came fast. Nothing can take an item out of a batch whose next is slow."""
+
+
+_Source = tuple[Callable[[], Any], Callable[[], object]]
+
+
+def source_of(
+    value: object, complete: Callable[[Coroutine[Any, Any, Any]], Any]
+) -> Callable[[], _Source] | None:
+    """Return what makes the `step` and the `finish` of an `OpenIterator`; None for no iterable.
+
+    Args:
+        value: What a call returned; no code of its is run in here.
+        complete: Runs a coroutine to its end.
+    """
+    if hasattr(type(value), "__aiter__"):
+        return lambda: _asynchronous(value, complete)
+    if hasattr(type(value), "__iter__"):
+        return lambda: _synchronous(value)
+    return None
+
+
+def _synchronous(value: Any) -> _Source:
+    iterator = iter(value)
+
+    def finish() -> None:
+        close = getattr(iterator, "close", None)
+        if callable(close):
+            close()
+
+    return lambda: next(iterator), finish
+
+
+def _asynchronous(value: Any, complete: Callable[[Coroutine[Any, Any, Any]], Any]) -> _Source:
+    iterator = aiter(value)
+
+    async def step() -> Any:
+        return await anext(iterator)
+
+    async def finish() -> None:
+        close = getattr(iterator, "aclose", None)
+        if callable(close):
+            await close()
+
+    return lambda: complete(step()), lambda: complete(finish())
 
 
 class Batch:

@@ -1,10 +1,13 @@
 """Runs code of the package's in the main thread, where an interrupt reaches it and nothing else."""
 
+import inspect
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import FrameType, MappingProxyType
 from typing import Any, TypeVar
+
+from enclave_kernel.vault.own_loop import OwnLoop
 
 __all__ = ["PackageRunner"]
 
@@ -22,6 +25,7 @@ class PackageRunner:
         self.interrupted = False
         self._running = False
         self._pid = os.getpid()
+        self._loop = OwnLoop()
 
     def install(self) -> None:
         """Take SIGINT: from now on it means the call that runs."""
@@ -49,6 +53,20 @@ class PackageRunner:
             raise
         self._leave_fork()
         return value
+
+    def call(self, code: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return what `code` returns or, if that is a coroutine, what comes of it; as `run`."""
+        return self.run(self._call, (code, args, kwargs))
+
+    def complete(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Return what comes of `coroutine`; only for code that runs in `run`."""
+        return self._loop.complete(coroutine)
+
+    def _call(
+        self, code: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        value = code(*args, **kwargs)
+        return self._loop.complete(value) if inspect.iscoroutine(value) else value
 
     def _leave_fork(self) -> None:
         if os.getpid() != self._pid:
