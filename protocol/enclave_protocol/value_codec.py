@@ -136,7 +136,9 @@ def decode_arguments(
     if type(node) is not list or len(node) != 3 or any(type(part) is not list for part in node):
         raise ValueRefusedError("the bytes hold no arguments")
     nodes, names, keywords = (decoder.enter(part, 0) for part in node)
-    if any(type(name) is not str for name in names) or len(set(names)) != len(keywords):
+    if any(type(name) is not str for name in names) or not (
+        len(set(names)) == len(names) == len(keywords)
+    ):
         raise ValueRefusedError("the bytes hold no keyword arguments")
     args = [decoder.value(part, 0) for part in nodes]
     kwargs = dict(zip(names, [decoder.value(part, 0) for part in keywords], strict=True))
