@@ -190,7 +190,8 @@ def count(before: int, items: int, limits: CodecLimits) -> int:
     """
     if before + items > limits.items:
         raise ValueRefusedError(
-            f"more than {limits.items} items in containers: put numbers into a numpy array"
+            f"more than {limits.items} items in containers: put numbers into a numpy array, "
+            "and tables into one table"
         )
     return before + items
 
