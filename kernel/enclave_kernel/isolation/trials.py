@@ -16,7 +16,7 @@ from typing import Final
 from enclave_kernel.isolation.kernel_calls import LIBC
 from enclave_kernel.isolation.seccomp import ARCHITECTURES
 
-__all__ = ["breaches", "system_call_breaches"]
+__all__ = ["breaches", "vault_breaches"]
 
 _AF_VSOCK, _AF_PACKET, _AF_ALG, _NETLINK_AUDIT = 40, 17, 38, 9
 _HIGH_HALF: Final = 1 << 32
@@ -64,10 +64,21 @@ def breaches() -> tuple[str, ...]:
         trials[f"{node} opens"] = lambda node=node: _opens(node, os.O_RDWR)  # type: ignore[misc]
     for file in _WRITABLE:
         trials[f"{file} is writable"] = lambda file=file: _opens(file, os.O_WRONLY)  # type: ignore[misc]
-    return (*(name for name, trial in trials.items() if trial()), *system_call_breaches())
+    return (*(name for name, trial in trials.items() if trial()), *_system_call_breaches())
 
 
-def system_call_breaches() -> tuple[str, ...]:
+def vault_breaches() -> tuple[str, ...]:
+    """Return the same for a vault, which may have no sockets and start no programs either."""
+    found = list(breaches())
+    for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
+        if _opens_socket(family):
+            found.append(f"a socket of family {family.name} opens")
+    if _starts_programs():
+        found.append("a program can be started")
+    return tuple(found)
+
+
+def _system_call_breaches() -> tuple[str, ...]:
     """Return the names of forbidden system calls that the kernel looked into."""
     architecture = ARCHITECTURES.get(os.uname().machine)
     if architecture is None:
@@ -80,6 +91,16 @@ def system_call_breaches() -> tuple[str, ...]:
         if result >= 0 or ctypes.get_errno() not in (errno.EPERM, errno.ENOSYS):
             found.append(f"the system call {name} passes")
     return tuple(found)
+
+
+def _starts_programs() -> bool:
+    try:
+        os.execve("/nowhere/at/all", ["nothing"], {})  # noqa: S606 (there is no such program)
+    except PermissionError:
+        return False
+    except OSError:
+        # It looked for the file: nothing stops it but that there is none.
+        return True
 
 
 def _regain_root() -> bool:

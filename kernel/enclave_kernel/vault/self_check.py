@@ -18,6 +18,7 @@ from typing import Final
 
 from enclave_kernel.isolation.kernel_calls import LIBC, LockdownError, prctl
 from enclave_kernel.isolation.namespaces import namespaces_of_this_process
+from enclave_kernel.isolation.trials import vault_breaches
 
 __all__ = [
     "MAX_FILES",
@@ -84,6 +85,8 @@ def check_walls(expected: Expected) -> tuple[str, ...]:
         wrong += _wrong_identity(status, expected)
         wrong += _wrong_namespaces(expected.left)
         wrong += _wrong_mounts()
+        if expected.filtered:
+            wrong += vault_breaches()
         names = sorted(link.partition(":")[0] for link in expected.left)
         checked = [
             "user and group of its own",
