@@ -276,7 +276,7 @@ _control_decoder: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Deco
 
 
 def encode_call_head(
-    message: SessionMessage | VaultMessage,
+    message: msgspec.Struct,
     buffers: tuple[memoryview, ...] = (),
     *,
     sealed: bool = False,

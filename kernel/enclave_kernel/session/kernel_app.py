@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -156,6 +157,8 @@ def run_kernel(
     if walls:
         os.environ.update(_OWN_ENVIRON)
     _enter_directory(folder)
+    # What an absolute path means in `%run_encrypted`.
+    os.environ["ENCLAVE_WORKSPACE"] = str(Path.cwd())
     # What an interactive `python` has: modules beside the notebook can be imported.
     sys.path.insert(0, "")
     app = EnclaveKernelApp.instance(
