@@ -100,7 +100,7 @@ def lock_down(spec: LockdownSpec, *, keep: frozenset[int]) -> Walls:
     if os.getsid(0) != os.getpid():
         os.setsid()
     _die_with(spec.supervisor_pid)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _reset_signals()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # 3. Limits.
     os.umask(0o077)
@@ -170,6 +170,14 @@ def _close_others(keep: frozenset[int]) -> None:
     for descriptor in (*sorted(keep), highest + 1):
         os.closerange(start, descriptor)
         start = descriptor + 1
+
+
+def _reset_signals() -> None:
+    """Block none, and ignore none but those that Python itself does: exec passes both on."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _die_with(parent: int | None) -> None:
