@@ -52,6 +52,7 @@ def print_label(console: Console, path: Path, header: PackageHeader, file_bytes:
         ("output", policy.output),
         ("workspace", policy.workspace),
         ("errors shown", ", ".join(policy.errors) or "none"),
+        ("functions called", ", ".join(f"{k}{v}" for k, v in sorted(policy.callbacks.items()))),
         ("native code", "yes" if policy.native else ""),
         ("limits", _limits(label)),
     ]
