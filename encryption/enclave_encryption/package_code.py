@@ -17,12 +17,13 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 @dataclass(frozen=True)
 class Module:
-    """One module's syntax: dotted name, path in the package, and whether it is a package."""
+    """One module: dotted name, path in the package, whether it is a package, syntax and text."""
 
     name: str
     path: str
     is_package: bool
     tree: ast.Module
+    source: str
 
     def statements(self) -> Iterator[ast.stmt]:
         """Yield the statements that run on import, also those under `if`, `try` and `with`."""
@@ -56,6 +57,11 @@ class PackageCode:
             if path.endswith("/__init__.py") and path.count("/") == 1
         }
         return sorted(name for name in names if name.isidentifier() and name != "__init__")
+
+    def has_folder(self, name: str) -> bool:
+        """Return whether `name` (dotted) is a folder with modules somewhere in it."""
+        prefix = f"{name.replace('.', '/')}/"
+        return any(path.startswith(prefix) and path.endswith(".py") for path in self._paths)
 
     def module(self, name: str) -> Module | None:
         """Return the module `name` (dotted), None if the directory does not have it.
@@ -150,7 +156,7 @@ class PackageCode:
                 continue
             source = self._tree.text(path, _MAX_SOURCE_BYTES)
             try:
-                return Module(name, path, is_package, ast.parse(source or ""))
+                return Module(name, path, is_package, ast.parse(source or ""), source or "")
             except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 line = getattr(error, "lineno", None)
                 where = f"{path}:{line}" if line else path
