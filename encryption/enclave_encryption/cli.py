@@ -186,7 +186,8 @@ def _encrypt(
 
 def _warn(plan: PackagePlan) -> int:
     """Show on stderr, and nowhere else, what the owner should look at; return how much it is."""
-    result = lint_package(plan.manifest, plan.manifest_text, plan.code)
+    with Console(stderr=True).status("Looking through exported code"):  # on terminals only
+        result = lint_package(plan.manifest, plan.manifest_text, plan.code)
     for finding in result.findings:
         click.echo(f"enclave-owner: warning: {finding}", err=True)
     if result.findings:

@@ -8,10 +8,11 @@ from typing import Final
 from enclave_encryption.errors import ExportError
 from enclave_encryption.source_tree import SourceTree
 
-__all__ = ["Definition", "Module", "PackageCode"]
+__all__ = ["FUNCTION", "Definition", "Module", "PackageCode"]
 
 _MAX_SOURCE_BYTES: Final = 16 * 1024 * 1024
 """No module a person wrote is longer; the parser needs some hundred times as much memory."""
+FUNCTION: Final = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -119,6 +120,29 @@ class PackageCode:
         None means: an assignment, or something imported from elsewhere.
         """
         return self._find(module, name, set())
+
+    def with_bases(
+        self, module: Module, definition: ast.ClassDef
+    ) -> tuple[list[tuple[Module, ast.ClassDef]], bool]:
+        """Return the class and its bases in the directory, and whether these are all there is."""
+        found = [(module, definition)]
+        # A decorator, metaclass or __getattr__ may add anything.
+        complete = not definition.decorator_list and not definition.keywords
+        for where, current in found:
+            complete = complete and not any(
+                isinstance(statement, FUNCTION)
+                and statement.name in ("__getattr__", "__getattribute__")
+                for statement in current.body
+            )
+            for base in current.bases:
+                if isinstance(base, ast.Name) and base.id == "object":
+                    continue
+                resolved = self.definition(where, base.id) if isinstance(base, ast.Name) else None
+                if resolved is None or not isinstance(resolved[1], ast.ClassDef):
+                    complete = False
+                elif all(resolved[1] is not known for _, known in found):
+                    found.append((resolved[0], resolved[1]))
+        return found, complete
 
     def _find(
         self, module: Module, name: str, seen: set[tuple[str, str]]

@@ -41,6 +41,7 @@ class Interpreter(StatementRunner):
         self._contexts: dict[ast.AST, int] = {}
         self._active: list[ast.AST] = []
         self._proofs: dict[ast.AST, dict[int | str, Proof | None]] = {}
+        self._assigned: dict[ast.AST, set[str]] = {}
         self._loading: dict[str, Frame] = {}
 
     def forget_results(self) -> None:
@@ -60,7 +61,7 @@ class Interpreter(StatementRunner):
             self._loading[name] = frame
             self.block(frame, module.tree.body)
             del self._loading[name]
-            self.program.globals[name] = frame.env
+            self.program.module_loaded(name, frame.env)
         return self.program.globals[name]
 
     def call_function(
@@ -147,9 +148,15 @@ class Interpreter(StatementRunner):
     def _note_proofs(
         self, node: ast.FunctionDef | ast.AsyncFunctionDef, given: Mapping[str, Value], frame: Frame
     ) -> None:
-        assigned = {
-            n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-        }
+        if not any(value.users for value in given.values()):
+            return
+        if node not in self._assigned:
+            self._assigned[node] = {
+                inner.id
+                for inner in ast.walk(node)
+                if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)
+            }
+        assigned = self._assigned[node]
         found = self._proofs.setdefault(node, {})
         names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
         skipped = 0 if frame.owner is None else 1

@@ -43,6 +43,8 @@ class Program:
         self.fields: dict[tuple[ast.ClassDef, str], Value] = {}
         self.changed = False
         self.modules: dict[str, Module] = {}
+        self._bases: dict[ast.ClassDef, tuple[PackageClass, ...]] = {}
+        self._methods: dict[ast.ClassDef, dict[str, ast.FunctionDef | ast.AsyncFunctionDef]] = {}
 
     def module(self, name: str) -> Module | None:
         """Return a module of the package, None for what is not in it or cannot be read."""
@@ -93,17 +95,23 @@ class Program:
         ]
         return join(found) if found else None
 
-    def bases(self, cls: PackageClass) -> Iterator[PackageClass]:
-        """Yield the class and its bases in the package, nearest first."""
-        found = [cls]
-        for current in found:
-            if len(found) > _MAX_BASES:
-                return
-            yield current
-            for base in current.node.bases:
-                for resolved in self._class_named(current.module, base):
-                    if all(resolved.node is not known.node for known in found):
-                        found.append(resolved)
+    def module_loaded(self, name: str, names: dict[str, Value]) -> None:
+        """Take over the names of a module that ran to its end."""
+        self.globals[name] = names
+        # Bases may be known now that were not.
+        self._bases.clear()
+
+    def bases(self, cls: PackageClass) -> tuple[PackageClass, ...]:
+        """Return the class and its bases in the package, nearest first."""
+        if cls.node not in self._bases:
+            found = [cls]
+            for current in found:
+                for base in current.node.bases:
+                    for resolved in self._class_named(current.module, base):
+                        if all(resolved.node is not known.node for known in found):
+                            found.append(resolved)
+            self._bases[cls.node] = tuple(found[:_MAX_BASES])
+        return self._bases[cls.node]
 
     def method(self, instance: Instance | PackageClass, name: str) -> Function | None:
         """Return a method, bound."""
@@ -113,27 +121,16 @@ class Program:
             if after is not None:
                 after = None if base.node is after else after
                 continue
-            for statement in base.node.body:
-                if isinstance(statement, _FUNCTION) and statement.name == name:
-                    return _bound(base.module, statement, instance)
+            if base.node not in self._methods:
+                self._methods[base.node] = dict(_methods(base.node))
+            statement = self._methods[base.node].get(name)
+            if statement is not None:
+                return _bound(base.module, statement, instance)
         return None
 
     def is_property(self, function: Function) -> bool:
         """Return whether reading the attribute calls the function."""
-        decorators = getattr(function.node, "decorator_list", [])
-        return any(
-            (d.attr if isinstance(d, ast.Attribute) else getattr(d, "id", ""))
-            in ("property", "cached_property")
-            for d in decorators
-        )
-
-    def is_external(self, cls: PackageClass) -> bool:
-        """Return whether a base is from outside, so that there are methods we do not see."""
-        return any(
-            not any(True for _ in self._class_named(base.module, parent))
-            for base in self.bases(cls)
-            for parent in base.node.bases
-        )
+        return bool(_decorators(function.node) & {"property", "cached_property"})
 
     def _class_named(self, module: Module, node: ast.expr) -> Iterator[PackageClass]:
         value = CLEAN
@@ -154,6 +151,24 @@ class Program:
         if old is None or new.shape() != old.shape():
             table[key] = new
             self.changed = True
+
+
+def _methods(
+    cls: ast.ClassDef,
+) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for statement in cls.body:
+        # Not what is written only for type checkers, nor what is called on assignment.
+        if isinstance(statement, _FUNCTION) and not (
+            _decorators(statement) & {"overload", "setter", "deleter"}
+        ):
+            yield statement.name, statement
+
+
+def _decorators(node: ast.AST) -> set[str]:
+    return {
+        d.attr if isinstance(d, ast.Attribute) else getattr(d, "id", "")
+        for d in getattr(node, "decorator_list", [])
+    }
 
 
 def _bound(
