@@ -291,6 +291,9 @@ class CallEvaluator(ExpressionEvaluator):
         name = function.attr
         if name in ("format", "format_map") and not base.in_memory:
             self._report_if_users(frame, node, "format", base)
+        if name == "update" and dotted(function.value).endswith("__dict__"):
+            names = [value for value in (*arguments.given, arguments.rest) if not value.clean_keys]
+            self._report_if_users(frame, node, "getattr", join(names))
         if name in PATH_METHODS and _is_path(base):
             self._report_if_users(frame, node, "open", base)
         if isinstance(function.value, ast.Attribute) and function.value.attr == "str":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from enclave_encryption.lint.finding import Finding
-from enclave_encryption.lint.guards import Proof, dotted, proved, refined
+from enclave_encryption.lint.guards import Proof, Surroundings, dotted, proved, refined
 from enclave_encryption.lint.names import model_name, weights_name
 from enclave_encryption.lint.program import Program
 from enclave_encryption.lint.sinks import CLEAN_ATTRIBUTES
@@ -28,6 +28,7 @@ __all__ = ["BudgetSpentError", "ExpressionEvaluator", "Frame"]
 
 _MAX_STEPS: Final = 300_000
 """Some five seconds; no package's exports that a person wrote come near."""
+_MAX_INLINED: Final = 3
 _DICTS: Final = frozenset({"builtins.globals", "builtins.locals", "builtins.vars"})
 
 
@@ -158,10 +159,6 @@ class ExpressionEvaluator(ABC):
             case _:
                 return self._other(frame, node)
 
-    def is_users(self, frame: Frame, node: ast.expr) -> bool:
-        """Return whether the user decides what an expression is."""
-        return self.evaluate(frame, node).users
-
     def name(self, frame: Frame, name: str) -> Value:
         """Return what a name stands for."""
         scope: Frame | None = frame
@@ -186,7 +183,42 @@ class ExpressionEvaluator(ABC):
 
     def proofs(self, frame: Frame, test: ast.expr, truth: bool) -> dict[str, Proof]:
         """Return what `test` proves in this frame."""
-        return proved(test, truth, lambda node: self.is_users(frame, node))
+        here = Surroundings(
+            lambda node: self.evaluate(frame, node).users,
+            lambda node: self._inlined(frame, node, 0),
+        )
+        return proved(test, truth, here)
+
+    def _inlined(
+        self, frame: Frame, node: ast.Call, depth: int
+    ) -> tuple[ast.expr, Mapping[str, str], Surroundings] | None:
+        """Look into a function that only returns an expression, such as `name in ALLOWED`."""
+        known = depth < _MAX_INLINED and dotted(node.func)
+        refs = list(self.evaluate(frame, node.func).refs) if known else []
+        function = refs[0] if len(refs) == 1 else None
+        if not isinstance(function, Function) or isinstance(function.node, ast.Lambda):
+            return None
+        body = function.node.body
+        last = body[-1]
+        documented = isinstance(body[0], ast.Expr)
+        if len(body) != 1 + documented or not isinstance(last, ast.Return) or last.value is None:
+            return None
+        parameters = [a.arg for a in (*function.node.args.posonlyargs, *function.node.args.args)]
+        inner = Frame(function.module, {}, function.scope, function.owner)
+        if function.owner is not None and parameters:
+            inner.env[parameters.pop(0)] = Value(refs=frozenset([function.owner]))
+        names = {name: dotted(given) for name, given in zip(parameters, node.args, strict=False)}
+        names.update({k.arg: dotted(k.value) for k in node.keywords if k.arg})
+
+        def is_users(part: ast.expr) -> bool:
+            # Without running anything: what would be reported belongs to a call, not to this.
+            used = {n.id for n in ast.walk(part) if isinstance(n, ast.Name)}
+            if used & set(names):
+                return True
+            return bool(dotted(part)) and self.evaluate(inner, part).users
+
+        there = Surroundings(is_users, lambda call: self._inlined(inner, call, depth + 1))
+        return last.value, names, there
 
     def _assuming(self, frame: Frame, test: ast.expr, truth: bool, node: ast.expr) -> Value:
         before = frame.env
@@ -225,7 +257,7 @@ class ExpressionEvaluator(ABC):
             found.append(Value(base.origin, checked))
         elif name == "__dict__":
             found.append(Value(whole="everything an object holds"))
-        elif base.whole and name in ("T", "values", "flat", "data", "A"):
+        elif base.whole and name in ("T", "values", "flat", "data", "A", "files"):
             found.append(Value(whole=base.whole))
         result = join(found)
         return result if base.users else _by_name(result, name)
@@ -250,7 +282,7 @@ class ExpressionEvaluator(ABC):
         if isinstance(node.value, ast.Call):
             called = self.evaluate(frame, node.value.func)
             spaces = any(isinstance(r, External) and r.name in _DICTS for r in called.refs)
-        if spaces and index.users and not base.users:
+        if spaces and index.users:
             self.report(
                 frame, node, "getattr",
                 f"{ast.unparse(node.value)}[...] reaches whatever name comes from the user "

@@ -1,14 +1,14 @@
 """What a condition proves about the names in it."""
 
 import ast
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
 from enclave_encryption.lint.value import CLEAN, Value
 
-__all__ = ["Proof", "dotted", "proved", "refined"]
+__all__ = ["Proof", "Surroundings", "dotted", "proved", "refined"]
 
 
 class Proof(IntEnum):
@@ -104,19 +104,28 @@ def refined(value: Value, proof: Proof) -> Value:
     return replace(value, in_memory=True)
 
 
-def proved(test: ast.expr, truth: bool, is_users: Callable[[ast.expr], bool]) -> dict[str, Proof]:
-    """Return what holds of names when `test` came out as `truth`.
+@dataclass(frozen=True)
+class Surroundings:
+    """What a condition is read in.
 
-    Args:
-        test: The condition.
-        truth: How it came out.
+    Attributes:
         is_users: Whether an expression's value is the user's: being in a list that they passed,
             or equal to something else of theirs, proves nothing.
+        inlined: For a call of a function of the package that does nothing but return an
+            expression: that, what its parameters are called here, and its own surroundings.
     """
+
+    is_users: Callable[[ast.expr], bool]
+    inlined: Callable[[ast.Call], "tuple[ast.expr, Mapping[str, str], Surroundings] | None"]
+
+
+def proved(test: ast.expr, truth: bool, here: Surroundings) -> dict[str, Proof]:
+    """Return what holds of names when `test` came out as `truth`."""
+    is_users = here.is_users
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        return proved(test.operand, not truth, is_users)
+        return proved(test.operand, not truth, here)
     if isinstance(test, ast.BoolOp):
-        parts = [proved(part, truth, is_users) for part in test.values]
+        parts = [proved(part, truth, here) for part in test.values]
         if isinstance(test.op, ast.And) == truth:
             every: dict[str, Proof] = {}
             for part in parts:
@@ -129,11 +138,16 @@ def proved(test: ast.expr, truth: bool, is_users: Callable[[ast.expr], bool]) ->
             if all(name in part for part in parts)
         }
     if isinstance(test, ast.NamedExpr):
-        return proved(test.value, truth, is_users)
+        return proved(test.value, truth, here)
     if isinstance(test, ast.Compare) and len(test.ops) == 1:
         return _compared(test, truth, is_users)
-    if isinstance(test, ast.Call) and truth:
-        return _called(test, is_users)
+    if isinstance(test, ast.Call):
+        inlined = here.inlined(test)
+        if inlined is not None:
+            body, names, there = inlined
+            found = proved(body, truth, there)
+            return {names[name]: proof for name, proof in found.items() if names.get(name)}
+        return _called(test, is_users) if truth else {}
     return {}
 
 

@@ -45,6 +45,7 @@ FUNCTION_SINKS: Final[dict[str, _Sink]] = {
     **_rules("eval", 0, "", "sympy.parsing.sympy_parser.parse_expr", "timeit.timeit"),
     **_rules("eval", 1, "expr", "sympy.lambdify"),
     **_rules("format", 0, "template source", "string.Template", "jinja2.Template"),
+    **_rules("format", 0, "source", "flask.render_template_string"),
     **_rules("format", 0, "text", "mako.template.Template", "string.Formatter.format"),
     **_rules("pickle", 0, "file filename data", *_names("pickle.", "load loads Unpickler")),
     **_rules("pickle", 0, "file filename", *_names("_pickle.", "load loads Unpickler")),

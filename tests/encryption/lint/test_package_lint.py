@@ -90,6 +90,9 @@ def functions(*signatures: str) -> str:
         ("getattr", "return globals()[x]"),
         ("getattr", "return TABLE.__dict__[x]"),
         ("getattr", "return operator.attrgetter(x)(TABLE)"),
+        ("getattr", "return vars(TABLE)[x]"),
+        ("getattr", "TABLE.__dict__.update(x)"),
+        ("format", "return flask.render_template_string(x)"),
         ("import", "return importlib.import_module(x)"),
         ("import", "return importlib.import_module(f'plugins.{x}')"),
         ("import", "return __import__(x)"),
@@ -135,7 +138,8 @@ def test_each_rule_warns(tmp_path: Path, rule: str, statement: str) -> None:
 HEAD = """
 import builtins, importlib, io, logging, marshal, operator, os, pickle, re
 import shelve, sqlite3, subprocess
-import cloudpickle, dill, duckdb, joblib, jinja2, numexpr, numpy as np, pandas as pd, torch, yaml
+import cloudpickle, dill, duckdb, flask, joblib, jinja2, numexpr
+import numpy as np, pandas as pd, torch, yaml
 from pathlib import Path
 from string import Template
 from PIL import Image
@@ -226,6 +230,11 @@ def test_what_is_not_dangerous(tmp_path: Path, statement: str) -> None:
         "checked(x)\nreturn open(x).readline()",
         "checked(name=x)\nreturn open(x).readline()",
         "return open(returned(x)).readline()",
+        "if not known(x):\n    raise ValueError\nreturn open(x).readline()",
+        "if known(name=x):\n    return open(x).readline()",
+        "if unknown(x):\n    raise ValueError\nreturn open(x).readline()",
+        "checker = Checker()\nchecker.check(x)\nreturn open(x).readline()",
+        "checker = Checker()\nif not checker.knows(x):\n    return\nreturn open(x).readline()",
         "if not isinstance(x, bytes):\n    raise TypeError\nreturn Image.open(io.BytesIO(x))",
         "if isinstance(x, bytes):\n    x = io.BytesIO(x)\nelse:\n    raise y\nImage.open(x)",
         "try:\n    x = Kind(x)\nexcept ValueError:\n    raise\nreturn open(x.value).readline()",
@@ -249,6 +258,20 @@ class Kind(enum.Enum):
 def checked(name):
     if name not in ALLOWED:
         raise ValueError
+def known(name):
+    'Whether it is one of ours.'
+    return name in ALLOWED
+def unknown(name):
+    return not known(name)
+def both(name, names):
+    return name in names
+class Checker:
+    names = ("a", "b")
+    def check(self, name):
+        if name not in self.names:
+            raise ValueError
+    def knows(self, name):
+        return name in self.names
 def returned(name):
     if name not in ALLOWED:
         raise ValueError
@@ -271,6 +294,9 @@ def returned(name):
         "try:\n    ALLOWED[x]\nexcept KeyError:\n    pass\nreturn open(x)  # <- open",
         "for n in x:\n    if n not in ALLOWED:\n        break\nopen(n)  # <- open",
         "if y:\n    checked(x)\nreturn open(x)  # <- open",
+        "if known(x) or y:\n    pass\nreturn open(x)  # <- open",
+        "if not known(y):\n    raise ValueError\nreturn open(x)  # <- open",
+        "if not both(x, y):\n    raise ValueError\nreturn open(x)  # <- open",
         "lambda: checked(x)\nreturn open(x)  # <- open",
     ],
 )
@@ -622,6 +648,8 @@ def test_whole_weights(tmp_path: Path) -> None:
             return self  # <- reference
         def chained(self, x):
             return self
+        def dumped(self):
+            return {k: TABLE[k] for k in TABLE.files}  # <- weights
         def known(self, x):
             return [self.classes[i] for i in self._model.predict(x)]
         @property
