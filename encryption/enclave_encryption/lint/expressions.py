@@ -24,7 +24,7 @@ from enclave_encryption.lint.value import (
 )
 from enclave_encryption.package_code import Module
 
-__all__ = ["BudgetSpentError", "ExpressionEvaluator", "Frame"]
+__all__ = ["BudgetSpentError", "ExpressionEvaluator", "Frame", "begins_with_word"]
 
 _MAX_STEPS: Final = 300_000
 """Some five seconds; no package's exports that a person wrote come near."""
@@ -310,7 +310,8 @@ class ExpressionEvaluator(ABC):
         both = join([left.only_taint(), right.only_taint()])
         refs = left.refs | right.refs if isinstance(node.op, ast.Div) else frozenset()
         paths = frozenset(r for r in refs if isinstance(r, External) and r.made)
-        return replace(both, text=left.text or right.text, refs=paths)
+        prefixed = both.users and (left.prefixed or begins_with_word(node.left))
+        return replace(both, text=left.text or right.text, refs=paths, prefixed=prefixed)
 
     def _boolean(self, frame: Frame, node: ast.BoolOp) -> Value:
         before = frame.env
@@ -358,7 +359,8 @@ class ExpressionEvaluator(ABC):
                 return replace(result, text=False, in_memory=False)
             case ast.JoinedStr():
                 parts = join(self.evaluate(frame, part).only_taint() for part in node.values)
-                return replace(parts, text=True)
+                prefixed = parts.users and begins_with_word(node.values[0])
+                return replace(parts, text=True, prefixed=prefixed)
             case ast.FormattedValue():
                 self.evaluate(frame, node.format_spec)
                 return self.evaluate(frame, node.value)
@@ -387,6 +389,13 @@ def _external_attribute(ref: External, name: str) -> Value:
     # Of an object that a call made we know only which library it is of.
     inner = ref if ref.made else External(f"{ref.name}.{name}")
     return Value(refs=frozenset([inner]))
+
+
+def begins_with_word(node: ast.expr) -> bool:
+    """Return whether a text, or a format, begins with a word: no `__class__` comes of it."""
+    return isinstance(node, ast.Constant) and (
+        isinstance(node.value, str) and node.value.lstrip("_")[:1].isalnum()
+    )
 
 
 def _by_name(value: Value, name: str) -> Value:

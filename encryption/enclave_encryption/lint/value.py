@@ -86,6 +86,7 @@ class Value:
     Attributes:
         origin: Which argument of the user's it comes from; empty: none.
         checked: It comes from one, and the code matched it with a pattern.
+        prefixed: It comes from one, and begins with a word of the code's own.
         clean_keys: A mapping whose keys are not the user's though its values are.
         in_memory: The user's data, but no path: a stream over bytes, an array, a table.
         whole: What of the package it holds as a whole; empty: nothing.
@@ -95,6 +96,7 @@ class Value:
 
     origin: str = ""
     checked: bool = False
+    prefixed: bool = False
     clean_keys: bool = False
     in_memory: bool = False
     whole: str = ""
@@ -130,6 +132,7 @@ def join(values: Iterable[Value]) -> Value:
     return Value(
         origin=users[0].origin if users else "",
         checked=bool(users) and all(value.checked for value in users),
+        prefixed=bool(users) and all(value.prefixed for value in users),
         clean_keys=bool(users) and all(value.clean_keys for value in users),
         in_memory=bool(users) and all(value.in_memory for value in users),
         whole=next((value.whole for value in every if value.whole), ""),
