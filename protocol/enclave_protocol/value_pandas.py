@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from enclave_protocol.value_arrow import decode_array, encode_array
+from enclave_protocol.value_labels import check_distinct
 from enclave_protocol.value_nodes import Tag, ValueRefusedError
 from enclave_protocol.value_text import decode_texts, encode_texts
 from enclave_protocol.value_time import decode_zone, encode_zone
+from enclave_protocol.value_work import Cost
 
 if TYPE_CHECKING:
     from enclave_protocol.value_decoder import Decoder
@@ -44,6 +46,7 @@ _UNITS: Final = ("s", "ms", "us", "ns")
 def _encode_column(encoder: "Encoder", array: Any, depth: int) -> list[object]:
     """Return the node of one of pandas' one-dimensional arrays: kind, then what it needs."""
     pd = sys.modules["pandas"]
+    encoder.charge(Cost.COLUMN)
     dtype = array.dtype
     if type(array) is pd.arrays.NumpyExtensionArray:
         dtype = dtype.numpy_dtype
@@ -124,6 +127,8 @@ def _encode_index(encoder: "Encoder", index: Any, depth: int) -> list[object]:
     """Return the node of an index: kind, names, then what it needs."""
     pd = sys.modules["pandas"]
     encoder.enter(1, depth)
+    encoder.charge(Cost.INDEX)
+    encoder.charge(index.nlevels)
     names = [_encode_label(encoder, name, depth) for name in index.names]
     kind = type(index)
     if kind is pd.RangeIndex:
@@ -158,6 +163,7 @@ def _encode_label(encoder: "Encoder", label: Any, depth: int) -> object:
 
 def _encode_frame(encoder: "Encoder", frame: Any, depth: int) -> object:
     encoder.enter(frame.shape[1], depth)
+    encoder.charge(Cost.FRAME)
     index = _encode_index(encoder, frame.index, depth + 1)
     labels = _encode_index(encoder, frame.columns, depth + 1)
     dtypes = set(frame.dtypes)
@@ -186,8 +192,9 @@ def _encode_index_value(encoder: "Encoder", index: Any, depth: int) -> object:
     return [Tag.INDEX, _encode_index(encoder, index, depth)]
 
 
-def _encode_scalar(_encoder: "Encoder", value: Any, _depth: int) -> object:
+def _encode_scalar(encoder: "Encoder", value: Any, _depth: int) -> object:
     pd = sys.modules["pandas"]
+    encoder.charge(Cost.SCALAR)
     if value is pd.NaT or value is pd.NA:
         return [Tag.PANDAS_SCALAR, "NaT" if value is pd.NaT else "NA", None, None, None]
     if type(value) is pd.Timestamp:
@@ -197,8 +204,9 @@ def _encode_scalar(_encoder: "Encoder", value: Any, _depth: int) -> object:
     return [Tag.PANDAS_SCALAR, "Timedelta", number, value.unit, None]
 
 
-def _decode_scalar(_decoder: "Decoder", node: Any, _depth: int) -> Any:
+def _decode_scalar(decoder: "Decoder", node: Any, _depth: int) -> Any:
     pd = importlib.import_module("pandas")
+    decoder.charge(Cost.SCALAR)
     _, kind, number, unit, zone = node
     if kind in ("NaT", "NA") and (number, unit, zone) == (None, None, None):
         return pd.NaT if kind == "NaT" else pd.NA
@@ -217,6 +225,7 @@ def _decode_column(decoder: "Decoder", node: Any, depth: int) -> Any:
     decode = _COLUMNS.get((node[0], len(node))) if type(node) is list and node else None
     if decode is None:
         raise ValueRefusedError("a column came malformed")
+    decoder.charge(Cost.COLUMN)
     return decode(pd, decoder, node, depth)
 
 
@@ -235,6 +244,7 @@ def _decode_zoned(pd: Any, decoder: "Decoder", node: Any, _depth: int) -> Any:
 def _decode_categories(pd: Any, decoder: "Decoder", node: Any, depth: int) -> Any:
     codes = decoder.array(node[2], "i")
     categories = _decode_index(decoder, node[3], depth + 1)
+    check_distinct(decoder, categories, len(codes))
     return pd.Categorical.from_codes(codes, categories=categories, ordered=node[1] is True)
 
 
@@ -297,11 +307,14 @@ def _decode_index(decoder: "Decoder", node: Any, depth: int) -> Any:
     if type(node) is not list or len(node) < 3 or type(node[1]) is not list:
         raise ValueRefusedError("an index came malformed")
     decoder.enter([None], depth)
+    decoder.charge(Cost.INDEX)
     kind, name_nodes, *rest = node
-    names = [decoder.key(name, depth + 1) for name in name_nodes]
+    names = [decoder.key(name, depth + 1) for name in decoder.enter(name_nodes, depth)]
     if kind == "multi" and len(rest) == 2:
         levels = [_decode_index(decoder, level, depth + 1) for level in rest[0]]
         codes = [decoder.array(code, "i") for code in rest[1]]
+        for level, code in zip(levels, codes, strict=True):
+            check_distinct(decoder, level, len(code))
         return pd.MultiIndex(levels, codes, names=names, verify_integrity=True)
     (name,) = names
     if kind == "range" and len(rest) == 3:
@@ -329,10 +342,12 @@ _MAX_ROWS: Final = 2**48
 def _decode_frame(decoder: "Decoder", node: Any, depth: int) -> Any:
     pd = importlib.import_module("pandas")
     _, index_node, labels_node, body = node
+    decoder.charge(Cost.FRAME)
     index = _decode_index(decoder, index_node, depth + 1)
     labels = _decode_index(decoder, labels_node, depth + 1)
     if type(body) is list and body and body[0] == Tag.ARRAY:
         values = decoder.array(body, _PLAIN_KINDS, dimensions=2)
+        decoder.charge(len(values))
         return pd.DataFrame(values.T, index=index, columns=labels, copy=False)
     if type(body) is not list or len(body) != 2 or body[0] != "columns":
         raise ValueRefusedError("a DataFrame came malformed")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from enclave_kernel import key_release_errors
-from enclave_kernel.session.proxies import EncryptedPackage, package_proxy, shown_name
+from enclave_kernel.session.proxies import EncryptedPackage, package_proxy
+from enclave_kernel.session.proxy_parts import shown_name
 from enclave_kernel.session.supervisor_link import LoadRefusedError
 from enclave_kernel.session.vault_client import LoadedVaultLike, VaultClient, VaultLink
 from enclave_protocol.package_errors import (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from enclave_kernel.call_channel import CallChannel, ChannelClosedError
+from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.dispatcher import Dispatcher
 from enclave_kernel.vault.exports import Exports, build_exports
 from enclave_kernel.vault.importer import PackageImporter
@@ -66,7 +67,11 @@ def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
     channel = CallChannel(calls)
     try:
         _receive_body(package, channel)
-        dispatcher = Dispatcher(channel, _import(package), package.header.label.policy)
+        policy = package.header.label.policy
+        output = CallOutput(channel.send, policy.output)
+        # Before its code is imported, which may keep what it finds as sys.stdout.
+        output.install()
+        dispatcher = Dispatcher(channel, _import(package), policy, output)
     except ChannelClosedError:
         return
     except EnclaveError as error:
