@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +20,7 @@ from enclave_encryption.label_view import label_json, print_label, shown_size
 from enclave_encryption.manifest_draft import draft_manifest
 from enclave_encryption.output_file import OutputFile
 from enclave_encryption.package_encryption import check_output, encrypt_package
-from enclave_encryption.package_plan import plan_package
+from enclave_encryption.package_plan import check_not_expired, plan_package
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.manifest import MANIFEST_NAME
 from enclave_protocol.package_errors import PackageError
@@ -145,14 +146,16 @@ def _encrypt(
 ) -> None:
     """Encrypt a directory into one file.
 
-    Links, devices, sockets and unreadable files are refused by name before anything is written.
-    The file appears whole or not at all.
+    Links, devices, sockets and unreadable files are refused by name before anything is written,
+    and so are exports that the code does not have and an expiry that is past. The file appears
+    whole or not at all.
 
     \b
     Example:
       enclave-owner encrypt -d credit_scorer/ -k alias/packages -o scorer.encrypted
     """
     plan = plan_package(directory)
+    check_not_expired(plan.manifest, datetime.now(UTC))
     target = Path(plan.file_name) if output is None else output
     check_output(target, directory)
     key = KmsKey(key_id, region=region, endpoint_url=endpoint_url)
@@ -189,7 +192,7 @@ def _inspect(file: Path, as_json: bool) -> None:
     if as_json:
         click.echo(label_json(header, size))
     else:
-        print_label(Console(), file, header, size)
+        print_label(Console(), file, header, size, datetime.now(UTC))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A label for people and for scripts."""
 
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -7,11 +8,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from enclave_protocol.manifest import Policy
 from enclave_protocol.package_header import PackageHeader
 from enclave_protocol.package_label import Label
 from enclave_protocol.plain_text import plain_text
 
-__all__ = ["label_json", "print_label", "shown_size"]
+__all__ = ["label_json", "print_label", "shown_expiry", "shown_size"]
 
 
 def label_json(header: PackageHeader, file_bytes: int) -> str:
@@ -30,10 +32,19 @@ def label_json(header: PackageHeader, file_bytes: int) -> str:
     ).decode()
 
 
-def print_label(console: Console, path: Path, header: PackageHeader, file_bytes: int) -> None:
+def print_label(
+    console: Console, path: Path, header: PackageHeader, file_bytes: int, now: datetime
+) -> None:
     """Print the label for people.
 
     A label is a stranger's text: markup is not interpreted, nothing in it drives the terminal.
+
+    Args:
+        console: Where to.
+        path: The file.
+        header: Its header; the label is one `check_label` passed.
+        file_bytes: Its size.
+        now: With a zone; tells how long the package can still be used.
     """
     label = header.label
     package, policy = label.package, label.policy
@@ -53,7 +64,8 @@ def print_label(console: Console, path: Path, header: PackageHeader, file_bytes:
         ("workspace", policy.workspace),
         ("errors shown", ", ".join(policy.errors) or "none"),
         ("native code", "yes" if policy.native else ""),
-        ("limits", _limits(label)),
+        ("quotas", _quotas(policy)),
+        ("expires", shown_expiry(policy.expires, now) if policy.expires else ""),
     ]
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -82,6 +94,27 @@ def shown_size(size: int) -> str:
     return f"{value:.1f} TiB"
 
 
+def shown_expiry(expires: str, now: datetime) -> str:
+    """Return when a package expires and how far away that is, such as `... (in 67 days)`.
+
+    Args:
+        expires: Of a policy that was checked: a time with its zone.
+        now: With a zone.
+    """
+    left_s = (datetime.fromisoformat(expires) - now).total_seconds()
+    if left_s <= 0:
+        return f"{expires} (expired {_duration(-left_s)} ago: no call is answered any more)"
+    return f"{expires} (in {_duration(left_s)})"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length_s in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        count = int(seconds // length_s)
+        if count:
+            return f"{count:,} {unit}" if count == 1 else f"{count:,} {unit}s"
+    return "less than a minute"
+
+
 def _exports(label: Label) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("exported", overflow="fold")
@@ -104,15 +137,20 @@ def _exports(label: Label) -> Table:
     return table
 
 
-def _limits(label: Label) -> str:
-    policy = label.policy
-    limits = {
-        "calls": policy.max_calls,
-        "bytes a result": policy.max_result_bytes,
-        "calls a minute": policy.calls_per_minute,
+def _quotas(policy: Policy) -> str:
+    quotas = {
+        f"{policy.max_calls:,} {_calls(policy.max_calls)} each time it is loaded": policy.max_calls,
+        f"{policy.calls_per_minute:,} {_calls(policy.calls_per_minute)} a minute": (
+            policy.calls_per_minute
+        ),
+        f"{shown_size(policy.max_result_bytes)} a result": policy.max_result_bytes,
     }
-    shown = [f"{limit} {name}" for name, limit in limits.items() if limit]
-    return ", ".join([*shown, *([f"expires {policy.expires}"] if policy.expires else [])])
+    shown = [text for text, limit in quotas.items() if limit]
+    return f"at most {', '.join(shown)}" if shown else ""
+
+
+def _calls(count: int) -> str:
+    return "call" if count == 1 else "calls"
 
 
 def _plain(text: str) -> Text:

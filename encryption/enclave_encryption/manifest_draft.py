@@ -10,7 +10,7 @@ from enclave_encryption.errors import ExportError
 from enclave_encryption.package_code import PackageCode
 from enclave_encryption.package_plan import DEFAULT_VERSION, choose_module, default_name
 from enclave_encryption.source_tree import scan
-from enclave_protocol.manifest import MANIFEST_NAME, NAME_PATTERN, parse_manifest
+from enclave_protocol.manifest import CONTEXT_METHODS, MANIFEST_NAME, NAME_PATTERN, parse_manifest
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.signature import format_signature, parse_signature
 
@@ -39,6 +39,7 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
     functions: dict[str, str] = {}
     classes: dict[str, ast.ClassDef] = {}
     docs: dict[str, str] = {}
+    returns: dict[str, str] = {}
     for exported in _exported_names(code, module.name):
         found = code.definition(module, exported)
         if found is None:
@@ -46,14 +47,19 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
         definition = found[1]
         if isinstance(definition, ast.ClassDef):
             classes[exported] = definition
+            for method in definition.body:
+                if isinstance(method, _FUNCTION) and _is_generator(method):
+                    returns[f"{exported}.{method.name}"] = "iter"
         else:
+            if _is_generator(definition):
+                returns[exported] = "iter"
             functions[exported] = _signature(exported, definition, bound=False)
         _add_doc(docs, exported, definition)
     lines = _package_lines(name, module.name, ast.get_docstring(module.tree))
     lines += ["", "[exports]", "# Nothing else is reachable. Remove what users need not call."]
     lines += [_table_line("functions", functions)]
     lines += ['# Results by reference or in batches: score = "CLASS", or "iter", or "none".']
-    lines += ["returns = {}"]
+    lines += [_table_line("returns", {k: v for k, v in returns.items() if "._" not in k})]
     for exported, definition in classes.items():
         lines += _class_lines(exported, definition, docs)
     lines += ["", "[docs]", "# Users read these."]
@@ -113,6 +119,9 @@ def _class_lines(name: str, definition: ast.ClassDef, docs: dict[str, str]) -> l
         elif not statement.name.startswith("_") and not _is_property(statement):
             methods.append(_signature(statement.name, statement, bound=not _is_static(statement)))
             _add_doc(docs, f"{name}.{statement.name}", statement)
+    names = {s.name for s in definition.body if isinstance(s, ast.FunctionDef)}
+    if {"__enter__", "__exit__"} <= names:
+        methods += CONTEXT_METHODS
     return [
         "",
         f"[exports.classes.{name}]",
@@ -155,7 +164,8 @@ def _signature(
         parameters = list(signature.parameters.values())
         if parameters and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
             signature = signature.replace(parameters=parameters[1:])
-    return format_signature(shown, signature)
+    prefix = "async " if isinstance(definition, ast.AsyncFunctionDef) else ""
+    return prefix + format_signature(shown, signature)
 
 
 def _disclosed(default: ast.expr) -> ast.expr:
@@ -164,6 +174,17 @@ def _disclosed(default: ast.expr) -> ast.expr:
     except PackageError:
         return ast.Constant(...)
     return default
+
+
+def _is_generator(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    pending: list[ast.AST] = list(function.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Yield | ast.YieldFrom):
+            return True
+        if not isinstance(node, _FUNCTION | ast.Lambda | ast.ClassDef):
+            pending.extend(ast.iter_child_nodes(node))
+    return False
 
 
 def _is_static(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,14 @@ from enclave_protocol.manifest import (
     parse_manifest,
 )
 
-__all__ = ["DEFAULT_VERSION", "PackagePlan", "choose_module", "default_name", "plan_package"]
+__all__ = [
+    "DEFAULT_VERSION",
+    "PackagePlan",
+    "check_not_expired",
+    "choose_module",
+    "default_name",
+    "plan_package",
+]
 
 DEFAULT_VERSION = "0.0.0"
 """Of a package whose owner gave none: older than every version somebody chose."""
@@ -75,6 +83,24 @@ def plan_package(directory: Path) -> PackagePlan:
     )
     check_exports(manifest, code, paths)
     return PackagePlan(tree, manifest)
+
+
+def check_not_expired(manifest: Manifest, now: datetime) -> None:
+    """Refuse a package that no vault would answer a call of.
+
+    Args:
+        manifest: Checked.
+        now: With a zone.
+
+    Raises:
+        OwnerError: `[policy] expires` is past.
+    """
+    expires = manifest.policy.expires
+    if expires and datetime.fromisoformat(expires) <= now:
+        raise OwnerError(
+            f"{MANIFEST_NAME}: [policy] expires is {expires}, which is past: no vault would answer "
+            "a call; set a later time, or remove the line for no expiry"
+        )
 
 
 def default_name(directory: Path) -> str:

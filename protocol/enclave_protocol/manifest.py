@@ -12,15 +12,16 @@ import keyword
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
 from enclave_protocol.package_errors import PackageError
-from enclave_protocol.signature import SignatureTextError, parse_signature
+from enclave_protocol.signature import SignatureTextError, is_async, parse_signature
 
 __all__ = [
+    "CONTEXT_METHODS",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "NAME_PATTERN",
@@ -47,9 +48,23 @@ _REQUIREMENT: Final = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?(?:\s*[<>=!~]=?=?\s*[0-9][A-Za-z0-9.*+!_-]{0,40}"
     r"(?:\s*,\s*[<>=!~]=?=?\s*[0-9][A-Za-z0-9.*+!_-]{0,40}){0,7})?"
 )
+CONTEXT_METHODS: Final = ("__enter__()", "__exit__()")
+"""Declared among a class's methods, both, they make its objects context managers."""
+_CONTEXT_NAMES: Final = ("__enter__", "__exit__")
 _MAX_LIMIT: Final = 2**53
 """Limits are plain JSON integers for every reader of a label."""
 _RETURNS: Final = ("value", "iter", "none")
+_TOML_WORDS: Final = {
+    "array": "a list",
+    "bool": "true or false",
+    "date": "a date",
+    "datetime": "a time",
+    "float": "a number with a fraction",
+    "int": "a whole number",
+    "object": "a table",
+    "str": "text",
+    "time": "a time of day",
+}
 _ERRORS: Final = frozenset(
     name
     for name, kind in vars(builtins).items()
@@ -146,8 +161,9 @@ def parse_manifest(text: str) -> Manifest:
     try:
         table = tomllib.loads(text)
         _check_keys(table, Manifest, "")
-        expires = table.get("policy", {}).get("expires")
-        if isinstance(expires, datetime):  # TOML has dates of its own; a label has text
+        policy = table.get("policy")
+        expires = policy.get("expires") if isinstance(policy, dict) else None
+        if isinstance(expires, date):  # TOML has dates of its own; a label has text
             table["policy"]["expires"] = expires.isoformat()
         manifest = msgspec.convert(table, Manifest)
         check_manifest(manifest)
@@ -210,10 +226,26 @@ def _check_keys(table: Any, struct: type[msgspec.Struct], path: str) -> None:
         where = f"{path}.{key}" if path else key
         if key not in fields:
             section = f"[{path}]" if path else "the file"
-            hint = did_you_mean(key, fields) or f"; known are {', '.join(fields)}"
+            hint = _right_table(key) or did_you_mean(key, fields)
+            hint = hint or f"; known are {', '.join(fields)}"
             raise ManifestError(f"unknown key {key!r} in {section}{hint}")
+        if get_origin(fields[key]) is Literal and isinstance(value, str):
+            known = get_args(fields[key])
+            if value not in known:
+                raise ManifestError(
+                    f"[{path}] {key} is {value!r}, expected one of {', '.join(known)}"
+                    f"{did_you_mean(value, known)}"
+                )
         for nested, inner, label in _nested(value, fields[key], where):
             _check_keys(nested, inner, label)
+
+
+def _right_table(key: str) -> str:
+    """Say where `key` belongs, for one that is right but in the wrong table."""
+    for table in msgspec.structs.fields(Manifest):
+        if isinstance(table.type, type) and key in getattr(table.type, "__struct_fields__", ()):
+            return f"; it belongs in [{table.name}]"
+    return ""
 
 
 def _nested(value: Any, kind: Any, path: str) -> Iterator[tuple[Any, type[msgspec.Struct], str]]:
@@ -229,6 +261,7 @@ def _nested(value: Any, kind: Any, path: str) -> Iterator[tuple[Any, type[msgspe
 def _explain(error: msgspec.ValidationError) -> str:
     message, _, where = str(error).partition(" - at `$")
     place = where.rstrip("`").lstrip(".") or "the file"
+    message = re.sub(r"`(\w+)`", lambda word: _TOML_WORDS.get(word[1], word[0]), message)
     return f"{place}: {message[:1].lower()}{message[1:]}"
 
 
@@ -270,12 +303,17 @@ def _check_exports(exports: Exports) -> None:
         where = f"[exports] classes.{name}"
         _check_public(name, "[exports] classes")
         if exported.init:
+            if is_async(exported.init):
+                raise ManifestError(f"{where}.init: objects are made at once; leave out 'async'")
             _check_signature(exported.init, name, f"{where}.init")
         seen: set[str] = set()
         for text in exported.methods:
             method, _ = parse_signature(text)
-            _check_public(method, f"{where}.methods")
+            if text not in CONTEXT_METHODS:
+                _check_public(method, f"{where}.methods")
             _check_once(method, seen, where)
+        if len(seen & set(_CONTEXT_NAMES)) == 1:
+            raise ManifestError(f"{where}.methods: __enter__() and __exit__() need each other")
         for attribute in exported.attributes:
             _check_public(attribute, f"{where}.attributes")
             _check_once(attribute, seen, where)
@@ -305,8 +343,9 @@ def _callables(exports: Exports) -> Iterator[str]:
     for name, exported in exports.classes.items():
         for text in exported.methods:
             method, _ = parse_signature(text)
-            yield method
-            yield f"{name}.{method}"
+            if method not in _CONTEXT_NAMES:
+                yield method
+                yield f"{name}.{method}"
 
 
 def _check_docs(manifest: Manifest) -> None:

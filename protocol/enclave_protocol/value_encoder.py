@@ -24,6 +24,7 @@ from enclave_protocol.value_nodes import (
     check_text_array,
     count,
     dtype_of,
+    module_of,
     refuse_header,
 )
 from enclave_protocol.value_work import Cost, check_hashes, check_header
@@ -260,8 +261,9 @@ _MSGPACK_INT: Final = range(-(2**63), 2**64)
 def _describe(value: object) -> str:
     """Return what `value` is, for the person who passed it; runs none of its code."""
     kind = type(value)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    plain = name.removeprefix("builtins.")
+    name: str = type.__dict__["__qualname__"].__get__(kind)
+    module = module_of(kind)
+    plain = name if module in ("", "builtins") else f"{module}.{name}"
     return {"function": "a function", "type": "a class", "module": "a module"}.get(
         plain, f"a value of type {plain[:120]}"
     )

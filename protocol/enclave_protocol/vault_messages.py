@@ -8,17 +8,20 @@ Source: docs/spec/vault_calls.md.
 """
 
 import struct
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from enclave_protocol.errors import ProtocolError
+from enclave_protocol.output_text import MAX_TEXT_CHARS
 from enclave_protocol.value_limits import DEFAULT_LIMITS
 
 __all__ = [
     "BODY_CHUNK_BYTES",
     "CALL_PREFIX_BYTES",
+    "FRACTION_BAR",
     "KEY_BYTES",
+    "MAX_BATCH_ITEMS",
     "MAX_CALL_MESSAGE_BYTES",
     "BodyChunk",
     "BodyEnd",
@@ -26,14 +29,19 @@ __all__ = [
     "CallMethod",
     "Construct",
     "GetAttribute",
+    "Items",
+    "IteratorOpened",
     "LoadFailed",
     "Loaded",
+    "NextItems",
+    "Progress",
     "Raised",
     "Refused",
     "Release",
     "Result",
     "SessionMessage",
     "StartVault",
+    "Text",
     "VaultFailed",
     "VaultMessage",
     "VaultMessageError",
@@ -54,6 +62,10 @@ KEY_BYTES: Final = 32
 """The data key follows `StartVault` as raw bytes: a message would leave a copy nobody can wipe."""
 MAX_CALL_MESSAGE_BYTES: Final = DEFAULT_LIMITS.header_bytes + 64 * 1024
 """The longest value header, and what a message has around it."""
+MAX_BATCH_ITEMS: Final = 1024
+"""Items of an iterator in one frame: then a round trip costs nothing beside them."""
+FRACTION_BAR: Final = 0
+"""The bar of a call that shows a share from 0 to 1 and counts nothing."""
 _MAX_RELEASED: Final = 4096
 _MAX_WALLS: Final = 32
 
@@ -126,7 +138,16 @@ class Release(_Message, frozen=True, tag=7):
     handles: Annotated[tuple[_Number, ...], msgspec.Meta(max_length=_MAX_RELEASED)]
 
 
-SessionMessage = BodyChunk | BodyEnd | Call | Construct | CallMethod | GetAttribute | Release
+class NextItems(_Message, frozen=True, tag=8):
+    """Take the next items of an iterator; answered with `Items`."""
+
+    request_id: _RequestId
+    handle: _Number
+
+
+SessionMessage = (
+    BodyChunk | BodyEnd | Call | Construct | CallMethod | GetAttribute | Release | NextItems
+)
 
 
 class Loaded(_Message, frozen=True, tag=21):
@@ -168,7 +189,56 @@ class Refused(_Message, frozen=True, tag=25):
     message: _Text
 
 
-VaultMessage = Loaded | LoadFailed | Result | Raised | Refused
+class Progress(_Message, frozen=True, tag=26):
+    """How far a call is: numbers and nothing else, so that no label of the owner's can come along.
+
+    Attributes:
+        bar: Which of the call's bars; `FRACTION_BAR` is the one of `vault.progress`.
+        done: How much is done, of `total` if that is known.
+        rate: How much of it a second; None where that is not known.
+        state: 0 it goes on, 1 it is finished and stays to be seen, 2 it is to be taken away.
+    """
+
+    request_id: _RequestId
+    bar: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+    done: float
+    total: float | None
+    rate: float | None
+    state: Literal[0, 1, 2]
+
+
+class Text(_Message, frozen=True, tag=27):
+    """What a call printed, without escapes and control characters; line feeds and tabs stay."""
+
+    request_id: _RequestId
+    text: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)]
+
+
+class IteratorOpened(_Message, frozen=True, tag=28):
+    """A call returned an iterator, which stays in the vault under this handle."""
+
+    request_id: _RequestId
+    handle: _Number
+
+
+class Items(_Message, frozen=True, tag=29):
+    """The next items of an iterator; none only if it has ended, or an interrupt came.
+
+    Attributes:
+        values: One for each item.
+        buffer_counts: How many of the frame's buffers are of which item, in the same order.
+        ended: There are no more, and the handle is gone.
+    """
+
+    request_id: _RequestId
+    values: Annotated[tuple[_Value, ...], msgspec.Meta(max_length=MAX_BATCH_ITEMS)]
+    buffer_counts: Annotated[tuple[_Number, ...], msgspec.Meta(max_length=MAX_BATCH_ITEMS)]
+    ended: bool
+
+
+VaultMessage = (
+    Loaded | LoadFailed | Result | Raised | Refused | Progress | Text | IteratorOpened | Items
+)
 
 
 class VaultReady(_Message, frozen=True, tag=41):
@@ -206,7 +276,7 @@ _control_decoder: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Deco
 
 
 def encode_call_head(
-    message: SessionMessage | VaultMessage,
+    message: msgspec.Struct,
     buffers: tuple[memoryview, ...] = (),
     *,
     sealed: bool = False,

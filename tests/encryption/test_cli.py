@@ -182,6 +182,20 @@ def test_misspelt_manifest_and_missing_export(kms: MotoKms, source: Path, tmp_pa
     assert leftovers(tmp_path) == ["credit-scorer"]
 
 
+def test_expired_package_is_refused(kms: MotoKms, source: Path, tmp_path: Path) -> None:
+    manifest = source / "enclave.toml"
+    manifest.write_text("[policy]\nexpires = 2020-01-01T00:00:00Z\n")
+    # The endpoint does not exist: it must not even be asked.
+    command = encrypt(MotoKms("http://127.0.0.1:9", kms.key_id, kms.key_arn), source)
+    refused(run(*command, cwd=tmp_path), "expires is 2020-01-01T00:00:00+00:00, which is past")
+    assert leftovers(tmp_path) == ["credit-scorer"]
+    manifest.write_text('[policy]\nexpires = "2999-01-01T00:00:00Z"\nmax_calls = 1000\n')
+    assert run(*encrypt(kms, source), cwd=tmp_path).returncode == 0
+    shown = run("inspect", "credit-scorer-0.0.0.encrypted", cwd=tmp_path).stdout
+    assert "2999-01-01T00:00:00Z (in 3" in shown
+    assert "at most 1,000 calls each time it is loaded" in shown
+
+
 def test_output_inside_the_directory(kms: MotoKms, source: Path, tmp_path: Path) -> None:
     message = "inside the directory to be encrypted"
     refused(run(*encrypt(kms, source, "-o", source / "x"), cwd=tmp_path), message)

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 from rich.console import Console
 
 from enclave_encryption.label_view import print_label
-from enclave_protocol.manifest import ExportedClass, Exports
+from enclave_protocol.manifest import ExportedClass, Exports, Policy
 from enclave_protocol.package_header import MAGIC, PackageHeader, decode_header
 from tests.support.example_package import FILES, make_label
 
 COMMAND = [sys.executable, "-c", "from enclave_encryption.cli import main; main()"]
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 HOSTILE = "[/][bold]\x1b]52;c;x\x07\r\n\u202e"
 
 
@@ -42,6 +44,7 @@ def test_nothing_in_a_label_is_markup_or_drives_the_terminal() -> None:
         Path(f"x{HOSTILE}"),
         header_of(package=package, exports=exports, docs=docs),
         1,
+        NOW,
     )
     shown = output.getvalue()
     assert all(line.isprintable() for line in shown.splitlines())
@@ -73,3 +76,39 @@ def test_a_label_that_breaks_a_rule_is_one_line(
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"enclave-owner: {path}: the label is malformed: ")
     assert rule in line and line.isprintable()
+
+
+def shown_with(policy: Policy) -> str:
+    output = io.StringIO()
+    console = Console(file=output, width=200)
+    print_label(console, Path("x"), header_of(policy=policy), 1, NOW)
+    return output.getvalue()
+
+
+def test_quotas_and_expiry_are_readable() -> None:
+    shown = shown_with(
+        Policy(
+            max_calls=10_000,
+            calls_per_minute=1,
+            max_result_bytes=2**20,
+            expires="2027-01-31T00:00:00+00:00",
+        )
+    )
+    assert "at most 10,000 calls each time it is loaded, 1 call a minute, 1.0 MiB a result" in shown
+    assert "2027-01-31T00:00:00+00:00 (in 66 days)" in shown
+    none = shown_with(Policy())
+    assert "quotas" not in none and "expires" not in none
+
+
+@pytest.mark.parametrize(
+    ("expires", "expected"),
+    [
+        ("2026-11-25T11:59:59Z", "(expired less than a minute ago: no call is answered any more)"),
+        ("2026-11-25T12:00:00Z", "(expired less than a minute ago"),
+        ("2026-11-24T11:00:00Z", "(expired 1 day ago"),
+        ("2026-11-25T15:30:00+01:00", "(in 2 hours)"),
+        ("2026-11-25T12:01:30Z", "(in 1 minute)"),
+    ],
+)
+def test_how_far_the_expiry_is(expires: str, expected: str) -> None:
+    assert expected in shown_with(Policy(expires=expires))

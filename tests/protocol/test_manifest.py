@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from enclave_protocol.manifest import (
+    CONTEXT_METHODS,
     MAX_MANIFEST_BYTES,
     ExportedClass,
     Manifest,
@@ -70,20 +71,28 @@ def test_defaults_deny() -> None:
         ("max_calls", "max_cals", "in [policy]; did you mean 'max_calls'?"),
         ("methods =", "method =", "in [exports.classes.Scorer]; did you mean 'methods'?"),
         ('output = "text"', 'outptu = "text"', "in [scripts.classify]; did you mean 'output'?"),
-        ("native = false", 'native = "no"', "policy.native: expected `bool`"),
-        ('workspace = "read"', 'workspace = "write"', "policy.workspace: invalid enum value"),
+        ("native = false", 'native = "no"', "policy.native: expected true or false, got text"),
+        ('workspace = "read"', 'workspace = "raed"', "'raed', expected one of none, read; did you"),
+        ('output = "text"', 'output = "txt"', "[scripts.classify] output is 'txt', expected one"),
+        ("\n[exports]\n", "\nmax_calls = 1\n[exports]\n", "in [package]; it belongs in [policy]"),
         ("max_calls = 10", "max_calls = -1", "max_calls is -1"),
         ('"TypeError"', '"TypError"', "did you mean 'TypeError'?"),
         ('"TypeError"', '"KeyboardInterrupt"', "not a built-in exception"),
         ("callbacks = {}", 'callbacks = { f = "x" }', "callbacks"),
         ("2027-01-31T00:00:00Z", '"soon"', "expires"),
         ("2027-01-31T00:00:00Z", "2027-01-31T00:00:00", "with its zone"),
+        ("2027-01-31T00:00:00Z", "2027-01-31", "with its zone"),
         ("score(applicants", "scoer(applicants", "is of 'scoer', expected 'score'"),
         ("threshold=0.5)", "threshold=OS)", "functions.score: signature"),
         ('fit = "Scorer"', 'fit = "Scorre"', "did you mean 'Scorer'?"),
         ('fit = "Scorer"', 'fti = "Scorer"', "did you mean 'fit'?"),
         ("{ score =", "{ _score =", "'_score' is private"),
+        ('init = "Scorer(', 'init = "async Scorer(', "leave out 'async'"),
         ('"predict(x)"', '"__reduce__()"', "is private"),
+        ('"predict(x)"', '"__enter__()"', "need each other"),
+        ('"predict(x)"', '"__exit__()"', "need each other"),
+        ('"predict(x)"', '"__exit__(a, b, c)", "__enter__()"', "is private"),
+        ('fit = "Scorer"', '"__enter__" = "Scorer"', "is not exported"),
         ('"threshold"', '"a.b"', "not a Python name"),
         ('"threshold"', '"predict"', "declared twice"),
         ("\nscore = ", "\nscoer = ", "did you mean 'score'?"),
@@ -108,10 +117,20 @@ def test_what_cannot_be_meant_is_refused(old: str, new: str, message: str) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_that_is_none() -> None:
+    with pytest.raises(ManifestError, match="policy: expected a table, got a whole number"):
+        parse_manifest("policy = 1")
+
+
 def test_function_and_class_of_one_name() -> None:
     text = FULL.replace('{ score = "score(', '{ Scorer = "Scorer(', 1)
     with pytest.raises(ManifestError, match="both a function and a class"):
         parse_manifest(text)
+
+
+def test_a_context_manager() -> None:
+    text = FULL.replace('"predict(x)"', '"predict(x)", "__enter__()", "__exit__()"', 1)
+    assert parse_manifest(text).exports.classes["Scorer"].methods[1:3] == CONTEXT_METHODS
 
 
 def test_deep_nesting_is_no_crash() -> None:

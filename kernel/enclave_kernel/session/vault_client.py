@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from enclave_kernel.call_channel import CallChannel, ChannelClosedError
+from enclave_kernel.session.call_display import CallDisplay
 from enclave_kernel.session.call_interrupt import CallInterrupt
 from enclave_kernel.session.package_failures import (
     VaultDiedError,
@@ -35,22 +36,32 @@ from enclave_protocol.vault_messages import (
     CallMethod,
     Construct,
     GetAttribute,
+    Items,
+    IteratorOpened,
     Loaded,
     LoadFailed,
+    NextItems,
+    Progress,
     Raised,
     Refused,
     Release,
     Result,
+    Text,
     VaultMessageError,
     decode_vault_message,
 )
 
-__all__ = ["LoadedVaultLike", "VaultClient", "VaultLink"]
+__all__ = ["ITERATOR", "LoadedVaultLike", "VaultClient", "VaultLink"]
 
 _MAX_RELEASED_AT_ONCE: Final = 1024
 
+ITERATOR: Final = ""
+"""The class name of an iterator's `Handle`, which no exported class has."""
+
 _Arguments = tuple[Sequence[object], dict[str, object]]
-_Reply = tuple[Result | Raised | Refused, tuple[memoryview, ...]]
+_Make = Callable[[int], Call | Construct | CallMethod | GetAttribute | NextItems]
+_Answer = Result | IteratorOpened | Items
+_Reply = tuple[_Answer | Raised | Refused, tuple[memoryview, ...]]
 
 
 class LoadedVaultLike(Protocol):
@@ -166,6 +177,7 @@ class VaultClient:
         arguments: _Arguments,
         names: Sequence[str],
         resolve: Callable[[Handle], object] | None = None,
+        watch: CallInterrupt | None = None,
     ) -> Any:
         """Call an exported function.
 
@@ -174,6 +186,7 @@ class VaultClient:
             arguments: Positional and keyword arguments.
             names: Names of the positional parameters, for messages.
             resolve: Makes an object of a handle that comes back; None refuses handles.
+            watch: From `new_watch`, for another thread to interrupt the call.
 
         Raises:
             ValueRefusedError: An argument cannot go into the package.
@@ -183,7 +196,7 @@ class VaultClient:
         """
         encoded = encode_arguments(*arguments, names=names)
         return self._request(
-            lambda number: Call(number, function, encoded.header), encoded.buffers, resolve
+            lambda number: Call(number, function, encoded.header), encoded.buffers, resolve, watch
         )
 
     def construct(self, class_name: str, arguments: _Arguments, names: Sequence[str]) -> Handle:
@@ -195,7 +208,7 @@ class VaultClient:
             lambda handle: handle,
         )
         if type(handle) is not Handle:
-            raise VaultDiedError(f"{self.package} broke the protocol: load it again")
+            raise self._broke_protocol()
         return handle
 
     def call_method(
@@ -205,6 +218,7 @@ class VaultClient:
         arguments: _Arguments,
         names: Sequence[str],
         resolve: Callable[[Handle], object] | None = None,
+        watch: CallInterrupt | None = None,
     ) -> Any:
         """Call a declared method of an object. Arguments and errors as for `call`."""
         encoded = encode_arguments(*arguments, names=names)
@@ -212,11 +226,16 @@ class VaultClient:
             lambda number: CallMethod(number, handle, method, encoded.header),
             encoded.buffers,
             resolve,
+            watch,
         )
 
     def get_attribute(self, handle: int, attribute: str) -> Any:
         """Return a declared attribute of an object. Errors as for `call`."""
         return self._request(lambda number: GetAttribute(number, handle, attribute), (), None)
+
+    def new_watch(self) -> CallInterrupt:
+        """Return what interrupts one call when its `press` is called."""
+        return CallInterrupt(self._interrupt_vault, self._kill_unresponsive)
 
     def release(self, handle: int) -> None:
         """Forget an object in the vault. Never waits: safe in finalizers, whoever runs them."""
@@ -238,41 +257,86 @@ class VaultClient:
         with self._lock:
             self._channel.close()
 
+    def next_items(self, handle: int, watch: CallInterrupt | None = None) -> tuple[list[Any], bool]:
+        """Return the next items of an iterator, and whether these are the last.
+
+        Errors as for `call`. There may be none, even if there are more: when an interrupt of
+        somebody else's came.
+        """
+        reply, contents = self._ask(lambda number: NextItems(number, handle), (), watch)
+        if not isinstance(reply, Items) or len(reply.values) != len(reply.buffer_counts):
+            raise self._broke_protocol()
+        if sum(reply.buffer_counts) != len(contents):
+            raise self._broke_protocol()
+        items: list[Any] = []
+        start = 0
+        for value, count in zip(reply.values, reply.buffer_counts, strict=True):
+            items.append(self._decode(value, contents[start : start + count], None))
+            start += count
+        return items, reply.ended
+
     def _request(
         self,
-        make: Callable[[int], Call | Construct | CallMethod | GetAttribute],
+        make: _Make,
         buffers: tuple[memoryview, ...],
         resolve: Callable[[Handle], object] | None,
+        watch: CallInterrupt | None = None,
     ) -> Any:
+        reply, contents = self._ask(make, buffers, watch)
+        if isinstance(reply, IteratorOpened) and resolve is not None:
+            return resolve(Handle(reply.handle, ITERATOR))
+        if not isinstance(reply, Result):
+            raise self._broke_protocol()
+        return self._decode(reply.value, contents, resolve)
+
+    def _ask(
+        self, make: _Make, buffers: tuple[memoryview, ...], watch: CallInterrupt | None
+    ) -> tuple[_Answer, tuple[memoryview, ...]]:
         with self._lock:
-            reply, contents = self._exchange(make, buffers)
+            reply, contents = self._exchange(make, buffers, watch or self.new_watch())
         if isinstance(reply, Raised):
             raise rebuild_raised(reply, self.package)
         if isinstance(reply, Refused):
             raise rebuild_refused(reply)
+        return reply, contents
+
+    def _decode(
+        self,
+        value: bytes,
+        contents: tuple[memoryview, ...],
+        resolve: Callable[[Handle], object] | None,
+    ) -> Any:
         try:
-            return decode_value(reply.value, contents, resolve=resolve)
+            return decode_value(value, contents, resolve=resolve)
         except ValueRefusedError as refusal:
             raise VaultDiedError(
                 f"{self.package} returned what no package may return: {plain_text(str(refusal))}"
             ) from None
 
+    def _broke_protocol(self) -> VaultDiedError:
+        return VaultDiedError(f"{self.package} broke the protocol: load it again")
+
     def _exchange(
         self,
-        make: Callable[[int], Call | Construct | CallMethod | GetAttribute],
+        make: _Make,
         buffers: tuple[memoryview, ...],
+        watch: CallInterrupt,
     ) -> _Reply:
         """Send one request and return its reply; the lock is held."""
         if self._end is not None or os.getpid() != self._pid:
             raise self._died()
-        watch = CallInterrupt(self._interrupt_vault, self._kill_unresponsive)
+        # In the thread that called: what it shows belongs to the cell that this thread runs.
+        display = CallDisplay()
         try:
             with watch:
+                if watch.happened:
+                    raise KeyboardInterrupt
                 self._send_released()
-                reply = self._round_trip(make, buffers)
+                reply = self._round_trip(make, buffers, display)
                 while _came_too_early(reply[0]) and not watch.happened:
                     # An interrupt meant for an earlier call; this one did not begin.
-                    reply = self._round_trip(make, buffers)
+                    reply = self._round_trip(make, buffers, display)
+                display.finish()
         except ProtocolError:
             error = self._died()
             if watch.happened:
@@ -290,17 +354,22 @@ class VaultClient:
 
     def _round_trip(
         self,
-        make: Callable[[int], Call | Construct | CallMethod | GetAttribute],
+        make: _Make,
         buffers: tuple[memoryview, ...],
+        display: CallDisplay,
     ) -> _Reply:
         self._last_request = number = self._last_request + 1
         request = make(number)
         self._mid_frame = True
         self._channel.send(request, buffers)
         payload, contents = self._channel.receive()
-        self._mid_frame = False
         reply = decode_vault_message(payload)
-        if not isinstance(reply, Result | Raised | Refused) or reply.request_id != number:
+        while isinstance(reply, Progress | Text) and reply.request_id == number and not contents:
+            display.show(reply)
+            payload, contents = self._channel.receive()
+            reply = decode_vault_message(payload)
+        self._mid_frame = False
+        if not isinstance(reply, _Answer | Raised | Refused) or reply.request_id != number:
             raise VaultMessageError("the vault answered something that was not asked")
         return reply, contents
 
@@ -335,5 +404,5 @@ class VaultClient:
         )
 
 
-def _came_too_early(reply: Result | Raised | Refused) -> bool:
+def _came_too_early(reply: _Answer | Raised | Refused) -> bool:
     return isinstance(reply, Refused) and reply.kind == "KeyboardInterrupt"
