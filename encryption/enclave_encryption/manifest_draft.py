@@ -86,6 +86,7 @@ _POLICY = [
     "[policy]",
     'errors = []              # built-in errors whose message users may read: ["ValueError"]',
     'output = "progress"      # none | progress (numbers only) | text',
+    'callbacks = {}           # functions of users: { objective = "(x: ndarray, step: int)" }',
     'workspace = "read"       # none | read',
     "native = false           # true: the package brings compiled code",
     "max_calls = 0            # 0: no limit; also max_result_bytes, calls_per_minute, expires",

@@ -7,6 +7,7 @@ import array
 import contextlib
 import errno
 import os
+import select
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -78,6 +79,12 @@ class CallChannel:
     def fileno(self) -> int:
         """Return the socket's descriptor; -1 when closed."""
         return self._sock.fileno()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether something of the next frame is here, at the latest after `timeout_s`."""
+        if self._start != self._end:
+            return True
+        return bool(select.select([self._sock], [], [], max(0.0, timeout_s))[0])
 
     def close(self) -> None:
         """Close the socket; harmless when it is closed."""

@@ -20,6 +20,7 @@ from tests.support.enclave_home import EnclaveHome, kernel
 from tests.support.local_services import OWNER_ROLE_ARN, release_policy
 from tests.support.notebook_cells import vault_pids
 from tests.support.package_owner import PackageOwner, open_folder, write_package
+from tests.support.process_ids import kernel_pid
 from tests.support.vault_link import payload_pid
 
 __all__ = ["HostileNotebook", "Shown", "hostile_notebook"]
@@ -161,7 +162,7 @@ def hostile_notebook(home: EnclaveHome) -> Iterator[HostileNotebook]:
             made = HostileNotebook(home, client, marked, folder, started)
             shown = made.cell("import os, numpy as np\n%load_encrypted marked.encrypted as m")
             assert not shown.error, shown.text
-            made.pid = made.value("os.getpid()")
+            made.pid = kernel_pid(client)
             uid = made.value("m.vault_number()")
             made.vault_pid = _vault(home, before, uid)
             yield made

@@ -128,9 +128,8 @@ def test_e08_crash_dumps(modern: Arena) -> None:
         with pytest.raises(VaultDiedError, match="SIGSEGV") as death:
             place.package.run(code)
         assert not modern.marked.found_in_bytes(str(death.value))
-    with modern.another_vault() as place:
-        with pytest.raises(VaultDiedError, match="SIGABRT"):
-            place.package.run("import os; os.abort()")
+    with modern.another_vault() as place, pytest.raises(VaultDiedError, match="SIGABRT"):
+        place.package.run("import os; os.abort()")
     cores = [path for path in Path("/tmp").glob("core*") if path.is_file()]  # noqa: S108
     assert cores == []
 

@@ -20,7 +20,7 @@ from enclave_protocol.plain_text import plain_text
 
 if TYPE_CHECKING:
     from enclave_kernel.session.package_loading import LoadedPackage
-    from enclave_kernel.session.vault_client import VaultLink
+    from enclave_kernel.session.vault_link import VaultLink
     from enclave_protocol.package_label import Label
 
 __all__ = [

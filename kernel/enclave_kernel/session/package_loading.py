@@ -14,7 +14,8 @@ from enclave_kernel.session.proxies import EncryptedPackage, package_proxy
 from enclave_kernel.session.proxy_parts import shown_name
 from enclave_kernel.session.script_client import ScriptClient
 from enclave_kernel.session.supervisor_link import LoadRefusedError
-from enclave_kernel.session.vault_client import LoadedVaultLike, VaultClient, VaultLink
+from enclave_kernel.session.vault_client import VaultClient
+from enclave_kernel.session.vault_link import LoadedVaultLike, VaultLink
 from enclave_protocol.package_errors import (
     PackageError,
     PackageFormatError,

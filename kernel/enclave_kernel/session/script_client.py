@@ -10,7 +10,7 @@ from enclave_kernel.session.call_display import CallDisplay
 from enclave_kernel.session.call_interrupt import CallInterrupt
 from enclave_kernel.session.package_failures import VaultDiedError
 from enclave_kernel.session.script_outputs import OutputFiles
-from enclave_kernel.session.vault_client import LoadedVaultLike, VaultLink
+from enclave_kernel.session.vault_link import LoadedVaultLike, VaultLink
 from enclave_protocol.errors import EnclaveError, ProtocolError
 from enclave_protocol.script_messages import (
     InputChunk,

@@ -10,7 +10,7 @@ from enclave_kernel.session.proxy_parts import shown_name
 from enclave_kernel.session.script_client import ScriptClient
 from enclave_kernel.session.script_inputs import plan_inputs, read_inputs, workspace_folder
 from enclave_kernel.session.script_outputs import OutputFiles
-from enclave_kernel.session.vault_client import VaultLink
+from enclave_kernel.session.vault_link import VaultLink
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.package_label import Label
 from enclave_protocol.script_messages import ScriptEnded
