@@ -29,7 +29,7 @@ from enclave_protocol.vault_messages import (
     encode_call_head,
 )
 
-__all__ = ["SEALED_BYTES", "CallChannel", "ChannelClosedError"]
+__all__ = ["SEALED_BYTES", "CallChannel", "ChannelClosedError", "FileCutError"]
 
 ChannelMessage = SessionMessage | VaultMessage | InputChunk | RunScript | OutputChunk | ScriptEnded
 
@@ -48,6 +48,10 @@ _ONE_DESCRIPTOR: Final = socket.CMSG_LEN(array.array("i", [0]).itemsize)
 
 class ChannelClosedError(ProtocolError):
     """The other process closed the socket, or died."""
+
+
+class FileCutError(ProtocolError):
+    """A file became shorter while it was sent."""
 
 
 class _NoMemfdError(ProtocolError):
@@ -133,6 +137,40 @@ class CallChannel:
             raise ChannelClosedError("the other process closed the connection") from None
         finally:
             os.close(descriptor)
+
+    def send_file(self, message: ChannelMessage, descriptor: int, size: int) -> None:
+        """Send one frame whose one buffer is in a file, without reading it here.
+
+        Args:
+            message: The frame's message.
+            descriptor: Of a regular file; read from where it is, and on.
+            size: Of the buffer, in bytes.
+
+        Raises:
+            ChannelClosedError: The other process is gone.
+            FileCutError: The file has fewer bytes.
+        """
+        try:
+            self._sock.sendall(encode_call_head(message, file_bytes=size))
+            left = size
+            while left:
+                sent = self._send_part(descriptor, left)
+                if not sent:
+                    raise FileCutError("the file became shorter while it was read")
+                left -= sent
+        except (BrokenPipeError, ConnectionResetError):
+            raise ChannelClosedError("the other process closed the connection") from None
+
+    def _send_part(self, descriptor: int, size: int) -> int:
+        try:
+            return os.sendfile(self._sock.fileno(), descriptor, None, size)
+        except OSError as error:
+            # A file system that cannot do this; nothing was sent.
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+        data = os.read(descriptor, size)
+        self._sock.sendall(data)
+        return len(data)
 
     def send_now(self, message: SessionMessage) -> bool:
         """Send a short message if that needs no waiting; return whether it was sent.
