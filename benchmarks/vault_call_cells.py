@@ -56,7 +56,7 @@ Manager.register("Peer", Peer)
 @contextmanager
 def rpyc_peer() -> Iterator[Any]:
     """Return RPyC's view of a service in another process, over a Unix socket."""
-    import rpyc  # type: ignore[import-untyped]
+    import rpyc
 
     folder = Path(tempfile.mkdtemp())
     path = folder / "socket"
