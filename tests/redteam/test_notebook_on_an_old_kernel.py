@@ -18,12 +18,12 @@ from tests.support.supervisor_process import SupervisorProcess, supervisor_proce
 
 pytestmark = needs_root
 
-_OPENAT2 = ARCHITECTURES[os.uname().machine].numbers["openat2"]
+_PIDFD_OPEN = ARCHITECTURES[os.uname().machine].numbers["pidfd_open"]
 _CELL = f"""
 import ctypes, errno, os
 from enclave_kernel.isolation.trials import breaches
 libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall({_OPENAT2}, -1, 0, 0, 0)
+libc.syscall({_PIDFD_OPEN}, -1, 0)
 print(errno.errorcode[ctypes.get_errno()], breaches(), os.getuid() != 0, os.getcwd())
 print(open("data.txt").read(), os.access(".", os.W_OK))
 """
