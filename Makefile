@@ -1,6 +1,6 @@
 # Every target works alone on a fresh Debian 12 machine: it prepares what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test lint bench setup clean
+.PHONY: help demo lab test lint bench fuzz setup clean
 
 PYTHON := .venv/bin/python
 SOURCES := protocol kernel parent_gateway encryption infra
@@ -27,6 +27,12 @@ bench: .venv/.ready ## Measure against the stock kernel and openssl
 	@command -v openssl >/dev/null || .ci/apt-install openssl
 	@$(PYTHON) benchmarks/kernel.py
 	@$(PYTHON) benchmarks/package_crypto.py
+
+fuzz: .venv/.ready ## Fuzz what strangers' bytes reach, FUZZ_SECONDS=60 in all; FUZZ="value cms" picks
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || \
+		$(PYTHON) -m pip install --quiet --quiet --only-binary atheris -e '.[fuzz]' || \
+		{ echo "atheris has no wheel for this Python: fuzz with another, see setup.cfg" >&2; exit 1; }
+	@$(PYTHON) -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60) $(FUZZ)
 
 setup: .venv/.ready ## Make or refresh .venv, nothing else
 

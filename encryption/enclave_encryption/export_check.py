@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from enclave_encryption.errors import ExportError
 from enclave_encryption.package_code import FUNCTION, Definition, Module, PackageCode
-from enclave_protocol.manifest import ExportedClass, Manifest, did_you_mean
+from enclave_protocol.manifest import CONTEXT_METHODS, ExportedClass, Manifest, did_you_mean
 from enclave_protocol.signature import parse_signature
 
 __all__ = ["check_exports"]
@@ -79,6 +79,8 @@ def _check_class(
     known = attributes | set(methods)
     for text in exported.methods:
         method, _ = parse_signature(text)
+        if method in methods and text in CONTEXT_METHODS:
+            continue  # called by `with`, as Python says
         if method in methods:
             _check_call(text, methods[method], bound=True)
         elif complete and method not in attributes:

@@ -10,7 +10,7 @@ from enclave_encryption.errors import ExportError
 from enclave_encryption.package_code import FUNCTION, Module, PackageCode
 from enclave_encryption.package_plan import DEFAULT_VERSION, choose_module, default_name
 from enclave_encryption.source_tree import scan
-from enclave_protocol.manifest import MANIFEST_NAME, NAME_PATTERN, parse_manifest
+from enclave_protocol.manifest import CONTEXT_METHODS, MANIFEST_NAME, NAME_PATTERN, parse_manifest
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.signature import format_signature, parse_signature
 
@@ -37,6 +37,7 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
     functions: dict[str, str] = {}
     classes: dict[str, tuple[Module, ast.ClassDef]] = {}
     docs: dict[str, str] = {}
+    returns: dict[str, str] = {}
     for exported in _exported_names(code, module.name):
         found = code.definition(module, exported)
         if found is None:
@@ -44,14 +45,19 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
         definition = found[1]
         if isinstance(definition, ast.ClassDef):
             classes[exported] = found[0], definition
+            for method in definition.body:
+                if isinstance(method, FUNCTION) and _is_generator(method):
+                    returns[f"{exported}.{method.name}"] = "iter"
         else:
+            if _is_generator(definition):
+                returns[exported] = "iter"
             functions[exported] = _signature(exported, definition, bound=False)
         _add_doc(docs, exported, definition)
     lines = _package_lines(name, module.name, ast.get_docstring(module.tree))
     lines += ["", "[exports]", "# Nothing else is reachable. Remove what users need not call."]
     lines += [_table_line("functions", functions)]
     lines += ['# Results by reference or in batches: score = "CLASS", or "iter", or "none".']
-    lines += ["returns = {}"]
+    lines += [_table_line("returns", {k: v for k, v in returns.items() if "._" not in k})]
     for exported, (where, definition) in classes.items():
         bases = [base for _, base in code.with_bases(where, definition)[0]]
         lines += _class_lines(exported, bases, docs)
@@ -79,6 +85,7 @@ _POLICY = [
     "[policy]",
     'errors = []              # built-in errors whose message users may read: ["ValueError"]',
     'output = "progress"      # none | progress (numbers only) | text',
+    'callbacks = {}           # functions of users: { objective = "(x: ndarray, step: int)" }',
     'workspace = "read"       # none | read',
     "native = false           # true: the package brings compiled code",
     "max_calls = 0            # 0: no limit; also max_result_bytes, calls_per_minute, expires",
@@ -123,11 +130,15 @@ def _class_lines(name: str, bases: list[ast.ClassDef], docs: dict[str, str]) -> 
                 statement.name, statement, bound=not _is_static(statement)
             )
             _add_doc(docs, f"{name}.{statement.name}", statement)
+    names = {s.name for s in bases[0].body if isinstance(s, ast.FunctionDef)}
+    texts = list(methods.values())
+    if {"__enter__", "__exit__"} <= names:
+        texts += CONTEXT_METHODS
     return [
         "",
         f"[exports.classes.{name}]",
         f"init = {_quoted(init)}",
-        f"methods = [{', '.join(map(_quoted, methods.values()))}]",
+        f"methods = [{', '.join(map(_quoted, texts))}]",
         "attributes = []",
     ]
 
@@ -165,7 +176,8 @@ def _signature(
         parameters = list(signature.parameters.values())
         if parameters and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
             signature = signature.replace(parameters=parameters[1:])
-    return format_signature(shown, signature)
+    prefix = "async " if isinstance(definition, ast.AsyncFunctionDef) else ""
+    return prefix + format_signature(shown, signature)
 
 
 def _disclosed(default: ast.expr) -> ast.expr:
@@ -174,6 +186,17 @@ def _disclosed(default: ast.expr) -> ast.expr:
     except PackageError:
         return ast.Constant(...)
     return default
+
+
+def _is_generator(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    pending: list[ast.AST] = list(function.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Yield | ast.YieldFrom):
+            return True
+        if not isinstance(node, FUNCTION | ast.Lambda | ast.ClassDef):
+            pending.extend(ast.iter_child_nodes(node))
+    return False
 
 
 def _is_static(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

@@ -22,6 +22,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--nsm", default="/dev/nsm", help="/dev/nsm (default) or unix:PATH")
     parser.add_argument("--runtime-dir", required=True, type=Path, help="private, on a tmpfs")
     parser.add_argument("--kernel-memory-mib", type=int, help="limit of one kernel's processes")
+    parser.add_argument(
+        "--hide", action="append", default=[], type=Path, help="a folder no notebook may see"
+    )
     parser.add_argument("--development", action="store_true", help="allow the two options below")
     parser.add_argument("--kms-endpoint-url", help="KMS elsewhere than AWS (development)")
     options = parser.parse_args(argv)
@@ -57,6 +60,7 @@ async def _run(options: argparse.Namespace) -> None:
             listen=options.listen,
             nsm=options.nsm,
             runtime_dir=options.runtime_dir,
+            hidden=tuple(options.hide),
             development=options.development,
             kms_endpoint_url=options.kms_endpoint_url,
             kernel_memory_bytes=None if memory is None else memory * 2**20,

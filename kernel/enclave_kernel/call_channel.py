@@ -7,6 +7,7 @@ import array
 import contextlib
 import errno
 import os
+import select
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -15,6 +16,7 @@ import numpy as np
 
 from enclave_kernel.sealed_memory import read_sealed, write_sealed
 from enclave_protocol.errors import ProtocolError
+from enclave_protocol.script_messages import InputChunk, OutputChunk, RunScript, ScriptEnded
 from enclave_protocol.value_limits import DEFAULT_LIMITS
 from enclave_protocol.vault_messages import (
     CALL_PREFIX_BYTES,
@@ -29,7 +31,10 @@ from enclave_protocol.vault_messages import (
 
 __all__ = ["SEALED_BYTES", "CallChannel", "ChannelClosedError"]
 
+ChannelMessage = SessionMessage | VaultMessage | InputChunk | RunScript | OutputChunk | ScriptEnded
+
 _WINDOW_BYTES: Final = 64 * 1024
+_STREAMED: Final = (BodyChunk, InputChunk, OutputChunk)
 _SOCKET_BUFFER_BYTES: Final = 1024 * 1024
 SEALED_BYTES: Final = 64 * 1024 * 1024
 """Buffers of so many bytes together travel in a memfd. Below, the stream is clearly faster: both
@@ -72,14 +77,18 @@ class CallChannel:
         """Return the socket's descriptor; -1 when closed."""
         return self._sock.fileno()
 
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether something of the next frame is here, at the latest after `timeout_s`."""
+        if self._start != self._end:
+            return True
+        return bool(select.select([self._sock], [], [], max(0.0, timeout_s))[0])
+
     def close(self) -> None:
         """Close the socket; harmless when it is closed."""
         self._sock.close()
         self._drop_descriptor()
 
-    def send(
-        self, message: SessionMessage | VaultMessage, buffers: tuple[memoryview, ...] = ()
-    ) -> None:
+    def send(self, message: ChannelMessage, buffers: tuple[memoryview, ...] = ()) -> None:
         """Send one frame.
 
         Args:
@@ -89,7 +98,7 @@ class CallChannel:
         Raises:
             ChannelClosedError: The other process is gone.
         """
-        if not isinstance(message, BodyChunk) and sum(map(len, buffers)) >= SEALED_BYTES:
+        if not isinstance(message, _STREAMED) and sum(map(len, buffers)) >= SEALED_BYTES:
             with contextlib.suppress(_NoMemfdError):
                 self._send_sealed(message, buffers)
                 return
@@ -100,9 +109,7 @@ class CallChannel:
         except (BrokenPipeError, ConnectionResetError):
             raise ChannelClosedError("the other process closed the connection") from None
 
-    def _send_sealed(
-        self, message: SessionMessage | VaultMessage, buffers: tuple[memoryview, ...]
-    ) -> None:
+    def _send_sealed(self, message: ChannelMessage, buffers: tuple[memoryview, ...]) -> None:
         head = encode_call_head(message, buffers, sealed=True)
         try:
             descriptor = write_sealed(buffers)

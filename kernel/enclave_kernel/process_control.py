@@ -2,9 +2,10 @@
 
 import ctypes
 import os
+import select
 import signal
 
-__all__ = ["die_with_parent", "reset_signals"]
+__all__ = ["die_with_parent", "die_with_pipe", "reset_signals"]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -20,12 +21,32 @@ def die_with_parent(parent_pid: int) -> None:
     Raises:
         OSError: The kernel refused.
     """
+    _arm_death_signal()
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def die_with_pipe(descriptor: int) -> None:
+    """The same where the parent is out of sight, in another pid namespace.
+
+    Args:
+        descriptor: The writing end of a pipe that only the parent reads.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    _arm_death_signal()
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if any(event & select.POLLERR for _, event in poll.poll(0)):
+        os._exit(1)
+
+
+def _arm_death_signal() -> None:
     zero = ctypes.c_ulong(0)
     if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), zero, zero, zero) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
-    if os.getppid() != parent_pid:
-        os._exit(1)
 
 
 def reset_signals() -> None:

@@ -13,11 +13,15 @@ from enclave_protocol.messages import KernelId, MessageError
 
 __all__ = [
     "MAX_SESSION_BYTES",
+    "About",
+    "AboutRequest",
     "CancelLoad",
     "ForkKernel",
     "InterruptVault",
     "KernelExited",
+    "KernelFailed",
     "KernelForked",
+    "KernelPlace",
     "KernelReady",
     "LoadPackage",
     "LoadRefused",
@@ -40,6 +44,9 @@ MAX_SESSION_BYTES = 1024 * 1024
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 VaultId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
 _FileName = Annotated[str, msgspec.Meta(max_length=4096)]
+_Wall = Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
+_Reason = Annotated[str, msgspec.Meta(max_length=4096)]
+_MAX_WALLS = 32
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
@@ -83,6 +90,20 @@ class KernelExited(_Message, frozen=True, tag="exited"):
 # Kernel process
 
 
+class KernelPlace(_Message, frozen=True, tag="place"):
+    """The walls of a kernel process, as in `isolation.notebook_walls.WallsSpec`.
+
+    `use_folder`: the notebook's own directory is shown to it (a developer's machine).
+    """
+
+    uid: int
+    gid: int
+    use_folder: bool
+    hidden: tuple[str, ...]
+    code: tuple[str, ...]
+    memory_limit: int | None
+
+
 class StartKernel(_Message, frozen=True, tag="start"):
     """Supervisor to a forked kernel process: become this kernel.
 
@@ -96,13 +117,25 @@ class StartKernel(_Message, frozen=True, tag="start"):
     cwd: str
     environ: dict[str, str]
     arguments: tuple[str, ...]
+    place: KernelPlace | None = None
 
     def __repr__(self) -> str:
         return f"StartKernel(kernel_id={self.kernel_id!r}, ...)"
 
 
 class KernelReady(_Message, frozen=True, tag="ready"):
-    """Kernel process to supervisor: all five sockets are bound."""
+    """Kernel process to supervisor: all five sockets are bound.
+
+    `walls` is what its self-check found standing, in words for `enclave status`.
+    """
+
+    walls: Annotated[tuple[_Wall, ...], msgspec.Meta(max_length=_MAX_WALLS)] = ()
+
+
+class KernelFailed(_Message, frozen=True, tag="failed"):
+    """Kernel process to supervisor: it ends before it ran anything."""
+
+    message: _Reason
 
 
 class LoadPackage(_Message, frozen=True, tag="load"):
@@ -141,6 +174,29 @@ class VaultDeathRequest(_Message, frozen=True, tag="why"):
     vault_id: VaultId
 
 
+class AboutRequest(_Message, frozen=True, tag="about?"):
+    """Kernel process to supervisor: what enclave is this?"""
+
+    request_id: RequestId
+
+
+class About(_Message, frozen=True, tag="about"):
+    """Reply to `AboutRequest`: the enclave as the supervisor knows it.
+
+    `development` and `debug` each mean that it is not confidential. `isolation` is what was
+    checked, in words; of other notebooks nothing is told.
+    """
+
+    request_id: RequestId
+    version: str
+    module_id: str
+    pcr0: str
+    debug: bool
+    development: bool
+    uptime_s: float
+    isolation: tuple[str, ...]
+
+
 class PackageLoaded(_Message, frozen=True, tag="loaded"):
     """Supervisor to kernel process, with one descriptor: the socket to the vault.
 
@@ -167,9 +223,16 @@ class VaultDeath(_Message, frozen=True, tag="death"):
 
 
 _FromSession = (
-    KernelReady | LoadPackage | CancelLoad | InterruptVault | UnloadVault | VaultDeathRequest
+    KernelReady
+    | KernelFailed
+    | LoadPackage
+    | CancelLoad
+    | InterruptVault
+    | UnloadVault
+    | VaultDeathRequest
+    | AboutRequest
 )
-_FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath
+_FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath | About
 _ToZygote = ForkKernel | SignalChild
 _FromZygote = KernelForked | KernelExited
 

@@ -16,8 +16,11 @@ import select
 import signal
 import socket
 import sys
+from dataclasses import dataclass
 
 from enclave_kernel import process_control, session_messages
+from enclave_kernel.isolation.kernel_calls import system_call
+from enclave_kernel.isolation.namespaces import CLONE_NEWPID
 from enclave_kernel.session_messages import (
     MAX_SESSION_BYTES,
     ForkKernel,
@@ -31,6 +34,7 @@ from enclave_protocol.messages import CHANNELS
 __all__ = ["main"]
 
 _DESCRIPTORS_PER_FORK = len(CHANNELS) + 1
+_STATUS_BYTES = 4
 _MAX_PENDING_DESCRIPTORS = 16 * _DESCRIPTORS_PER_FORK
 
 
@@ -62,12 +66,22 @@ def _warm_up() -> None:
     gc.freeze()
 
 
+@dataclass(frozen=True)
+class _Child:
+    """A forked kernel; with `status` it is the init of a pid namespace, which tells it there."""
+
+    kernel_id: str
+    status: int | None
+
+
 class _Zygote:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._decoder = FrameDecoder(MAX_SESSION_BYTES)
         self._descriptors: list[int] = []
-        self._kernels: dict[int, str] = {}
+        self._kernels: dict[int, _Child] = {}
+        self._walled = os.geteuid() == 0
+        self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self._wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup_write)
         self._wakeup_write = wakeup_write
@@ -112,41 +126,60 @@ class _Zygote:
         return True
 
     def _signal(self, message: SignalChild) -> None:
-        for pid, kernel_id in self._kernels.items():
-            if kernel_id == message.kernel_id:
-                try:
-                    os.killpg(pid, message.signum)
-                except ProcessLookupError:
-                    # Between fork and setsid the group does not exist yet.
-                    os.kill(pid, message.signum)
+        for pid, child in self._kernels.items():
+            if child.kernel_id != message.kernel_id:
+                continue
+            if child.status is not None:
+                # Init passes it on to the kernel's group; SIGKILL ends all of the namespace.
+                os.kill(pid, message.signum)
+                continue
+            try:
+                os.killpg(pid, message.signum)
+            except ProcessLookupError:
+                # Between fork and setsid the group does not exist yet.
+                os.kill(pid, message.signum)
 
     def _fork(self, message: ForkKernel) -> None:
         mine = self._descriptors[:_DESCRIPTORS_PER_FORK]
         del self._descriptors[:_DESCRIPTORS_PER_FORK]
+        status, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if self._walled else (None, None)
         parent = os.getpid()
+        # Until the child has handlers of its own, a signal waits.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        if self._walled:
+            system_call("unshare", CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            self._become_kernel(mine, parent)
-        self._kernels[pid] = message.kernel_id
-        for descriptor in mine:
+            if status is not None:
+                os.close(status)
+            self._become_kernel(mine, told, parent)
+        if self._walled:
+            system_call("setns", self._own_pids, CLONE_NEWPID)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self._kernels[pid] = _Child(message.kernel_id, status)
+        for descriptor in (*mine, *(() if told is None else (told,))):
             os.close(descriptor)
         self._send(KernelForked(kernel_id=message.kernel_id, pid=pid))
 
-    def _become_kernel(self, descriptors: list[int], parent: int) -> None:
+    def _become_kernel(self, descriptors: list[int], told: int | None, parent: int) -> None:
         """The forked child: leave everything of the zygote behind, never return."""
         status = 1
         try:
-            process_control.die_with_parent(parent)
+            if told is None:
+                process_control.die_with_parent(parent)
+            else:
+                process_control.die_with_pipe(told)
             os.setsid()
             signal.set_wakeup_fd(-1)
-            process_control.reset_signals()
             self._control.close()
-            for descriptor in (self._wakeup_read, self._wakeup_write, *self._descriptors):
+            held = [child.status for child in self._kernels.values() if child.status is not None]
+            inherited = (self._wakeup_read, self._wakeup_write, self._own_pids)
+            for descriptor in (*inherited, *self._descriptors, *held):
                 os.close(descriptor)
             from enclave_kernel.session.kernel_app import run_kernel
 
             *listeners, session = descriptors
-            status = run_kernel(dict(zip(CHANNELS, listeners, strict=True)), session)
+            status = run_kernel(dict(zip(CHANNELS, listeners, strict=True)), session, told)
         finally:
             os._exit(status)
 
@@ -160,13 +193,26 @@ class _Zygote:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(found.si_pid, signal.SIGKILL)
             _pid, status = os.waitpid(found.si_pid, 0)
-            kernel_id = self._kernels.pop(found.si_pid, None)
-            if kernel_id is not None:
-                code = os.waitstatus_to_exitcode(status)
-                self._send(KernelExited(kernel_id=kernel_id, returncode=code))
+            child = self._kernels.pop(found.si_pid, None)
+            if child is not None:
+                code = os.waitstatus_to_exitcode(_told(child, status))
+                self._send(KernelExited(kernel_id=child.kernel_id, returncode=code))
 
     def _send(self, message: KernelForked | KernelExited) -> None:
         self._control.sendall(encode_frame(session_messages.encode(message)))
+
+
+def _told(child: _Child, status: int) -> int:
+    """Return the wait status that a kernel's init told of, or else its own."""
+    if child.status is None:
+        return status
+    try:
+        told = os.read(child.status, _STATUS_BYTES)
+    except BlockingIOError:
+        told = b""
+    finally:
+        os.close(child.status)
+    return int.from_bytes(told, "big") if len(told) == _STATUS_BYTES else status
 
 
 def main() -> None:

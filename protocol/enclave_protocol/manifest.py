@@ -17,10 +17,12 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
+from enclave_protocol.callback_schema import CallbackSchemaError, parse_callback
 from enclave_protocol.package_errors import PackageError
-from enclave_protocol.signature import SignatureTextError, parse_signature
+from enclave_protocol.signature import SignatureTextError, is_async, parse_signature
 
 __all__ = [
+    "CONTEXT_METHODS",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "NAME_PATTERN",
@@ -47,6 +49,9 @@ _REQUIREMENT: Final = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?(?:\s*[<>=!~]=?=?\s*[0-9][A-Za-z0-9.*+!_-]{0,40}"
     r"(?:\s*,\s*[<>=!~]=?=?\s*[0-9][A-Za-z0-9.*+!_-]{0,40}){0,7})?"
 )
+CONTEXT_METHODS: Final = ("__enter__()", "__exit__()")
+"""Declared among a class's methods, both, they make its objects context managers."""
+_CONTEXT_NAMES: Final = ("__enter__", "__exit__")
 _MAX_LIMIT: Final = 2**53
 """Limits are plain JSON integers for every reader of a label."""
 _RETURNS: Final = ("value", "iter", "none")
@@ -205,6 +210,7 @@ def check_manifest(manifest: Manifest) -> None:
     for name, script in manifest.scripts.items():
         _check_script(name, script)
     _check_policy(manifest.policy)
+    _check_callbacks(manifest)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -299,12 +305,17 @@ def _check_exports(exports: Exports) -> None:
         where = f"[exports] classes.{name}"
         _check_public(name, "[exports] classes")
         if exported.init:
+            if is_async(exported.init):
+                raise ManifestError(f"{where}.init: objects are made at once; leave out 'async'")
             _check_signature(exported.init, name, f"{where}.init")
         seen: set[str] = set()
         for text in exported.methods:
             method, _ = parse_signature(text)
-            _check_public(method, f"{where}.methods")
+            if text not in CONTEXT_METHODS:
+                _check_public(method, f"{where}.methods")
             _check_once(method, seen, where)
+        if len(seen & set(_CONTEXT_NAMES)) == 1:
+            raise ManifestError(f"{where}.methods: __enter__() and __exit__() need each other")
         for attribute in exported.attributes:
             _check_public(attribute, f"{where}.attributes")
             _check_once(attribute, seen, where)
@@ -334,8 +345,9 @@ def _callables(exports: Exports) -> Iterator[str]:
     for name, exported in exports.classes.items():
         for text in exported.methods:
             method, _ = parse_signature(text)
-            yield method
-            yield f"{name}.{method}"
+            if method not in _CONTEXT_NAMES:
+                yield method
+                yield f"{name}.{method}"
 
 
 def _check_docs(manifest: Manifest) -> None:
@@ -370,8 +382,6 @@ def _check_policy(policy: Policy) -> None:
                 f"[policy] errors: {name!r} is not a built-in exception"
                 f"{did_you_mean(name, _ERRORS)}"
             )
-    if policy.callbacks:
-        raise ManifestError("[policy] callbacks: this version of the format knows none; remove it")
     limits: Mapping[str, int] = {
         "max_calls": policy.max_calls,
         "max_result_bytes": policy.max_result_bytes,
@@ -382,6 +392,28 @@ def _check_policy(policy: Policy) -> None:
             raise ManifestError(f"[policy] {name} is {limit}, expected 0 (no limit) to 2**53")
     if policy.expires:
         _check_expiry(policy.expires)
+
+
+def _check_callbacks(manifest: Manifest) -> None:
+    """Check the schemas, and that there is a parameter to pass each function to."""
+    if not manifest.policy.callbacks:
+        return
+    exports = manifest.exports
+    texts = list(exports.functions.values())
+    for exported in exports.classes.values():
+        texts += [exported.init] if exported.init else []
+        texts += exported.methods
+    known = {name for text in texts for name in parse_signature(text)[1].parameters}
+    for name, text in manifest.policy.callbacks.items():
+        if name not in known:
+            raise ManifestError(
+                f"[policy] callbacks: no export has a parameter {name!r}{did_you_mean(name, known)}"
+            )
+        try:
+            parse_callback(text)
+        except CallbackSchemaError as error:
+            error.reason = f"[policy] callbacks.{name}: {error.reason}"
+            raise
 
 
 def _check_expiry(text: str) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "MAX_SIGNATURE_CHARS",
     "SignatureTextError",
     "format_signature",
+    "is_async",
     "parse_signature",
 ]
 
@@ -21,6 +22,7 @@ MAX_SIGNATURE_CHARS: Final = 2000
 """Longer than any signature a person reads; bounds the parser's work."""
 
 _KIND = inspect.Parameter
+_ASYNC: Final = "async "
 
 
 class SignatureTextError(PackageError):
@@ -33,7 +35,7 @@ def parse_signature(text: str) -> tuple[str, inspect.Signature]:
     Args:
         text: For instance `score(applicants, /, *, threshold=0.5, seed=...)`, at most 2000
             characters. Defaults are literals; `...` stands for one that is not disclosed and
-            is the `Ellipsis` object in the result.
+            is the `Ellipsis` object in the result. `async` may stand in front: see `is_async`.
 
     Raises:
         SignatureTextError: Not a signature, annotated, or a default that is no literal.
@@ -44,7 +46,7 @@ def parse_signature(text: str) -> tuple[str, inspect.Signature]:
         raise SignatureTextError(
             f"a signature has {len(text)} characters, expected at most {MAX_SIGNATURE_CHARS}"
         )
-    node = _parse_def(text)
+    node = _parse_def(text.removeprefix(_ASYNC))
     arguments = node.args
     every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
     every += [extra for extra in (arguments.vararg, arguments.kwarg) if extra is not None]
@@ -71,6 +73,11 @@ def parse_signature(text: str) -> tuple[str, inspect.Signature]:
         return node.name, inspect.Signature(parameters)
     except ValueError as error:  # for instance a name used twice
         raise SignatureTextError(f"signature {text!r}: {error}") from None
+
+
+def is_async(text: str) -> bool:
+    """Say whether a signature is declared as `async name(...)`: its users await the call."""
+    return text.startswith(_ASYNC)
 
 
 def format_signature(name: str, signature: inspect.Signature) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from enclave_protocol.value_nodes import Tag, ValueRefusedError
 from enclave_protocol.value_text import decode_offsets, offsets_of
+from enclave_protocol.value_work import Cost
 
 if TYPE_CHECKING:
     from enclave_protocol.value_decoder import Decoder
@@ -64,6 +65,7 @@ def encode_array(encoder: "Encoder", array: Any, depth: int) -> list[object]:
     kind = array.type
     length = len(array)
     encoder.enter(1, depth)
+    encoder.charge(Cost.ARROW)
     nulls = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
     name = str(kind)
     param: object = None
@@ -180,6 +182,7 @@ def decode_array(decoder: "Decoder", node: Any, depth: int) -> Any:
         raise ValueRefusedError("an Arrow array came malformed")
     name, param, length, mask, parts = node
     decoder.enter([None], depth)
+    decoder.charge(Cost.ARROW)
     if type(length) is not int or length < 0 or type(parts) is not list:
         raise ValueRefusedError("an Arrow array came malformed")
     nulls = None if mask is None else decoder.array(mask, "b")

@@ -74,6 +74,7 @@ def encode_arguments(
     if not args and not kwargs:
         return _NO_ARGUMENTS
     encoder = Encoder(limits, None)
+    encoder.charge(len(args) + 2 * len(kwargs))
     nodes: list[object] = []
     for index, value in enumerate(args):
         try:
@@ -134,8 +135,10 @@ def decode_arguments(
     node = decoder.open(header)
     if type(node) is not list or len(node) != 3 or any(type(part) is not list for part in node):
         raise ValueRefusedError("the bytes hold no arguments")
-    nodes, names, keywords = node
-    if any(type(name) is not str for name in names) or len(set(names)) != len(keywords):
+    nodes, names, keywords = (decoder.enter(part, 0) for part in node)
+    if any(type(name) is not str for name in names) or not (
+        len(set(names)) == len(names) == len(keywords)
+    ):
         raise ValueRefusedError("the bytes hold no keyword arguments")
     args = [decoder.value(part, 0) for part in nodes]
     kwargs = dict(zip(names, [decoder.value(part, 0) for part in keywords], strict=True))

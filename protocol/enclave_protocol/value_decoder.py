@@ -23,6 +23,7 @@ from enclave_protocol.value_nodes import (
     dtype_of,
     refuse_header,
 )
+from enclave_protocol.value_work import Cost, check_hashes, check_header
 
 __all__ = ["Decoder"]
 
@@ -51,6 +52,11 @@ class Decoder:
         self._resolve = resolve
         self._items = 0
 
+    @property
+    def items(self) -> int:
+        """What was counted so far against the limit of items."""
+        return self._items
+
     def open(self, header: bytes) -> Any:
         """Return the nodes in `header`.
 
@@ -61,6 +67,7 @@ class Decoder:
             refuse_header(len(header), self._limits)
         if len(self._buffers) > self._limits.buffers:
             raise ValueRefusedError(f"more than {self._limits.buffers} buffers")
+        check_header(header, self._limits)
         try:
             return msgspec.msgpack.decode(header)
         except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError):
@@ -100,6 +107,7 @@ class Decoder:
     def _unordered(self, node: Any, depth: int) -> Any:
         parts = self.enter(node[1], depth)
         values = [self.key(part, depth + 1) for part in parts]
+        self.compare(values)
         result = set(values)
         if len(result) != len(values):
             raise ValueRefusedError("a set came with an element twice")
@@ -110,9 +118,10 @@ class Decoder:
         values = self.enter(node[2], depth)
         if len(keys) != len(values):
             raise ValueRefusedError("a dict came with keys and values that do not pair up")
+        names = [self.key(key, depth + 1) for key in keys]
+        self.compare(names)
         result = {
-            self.key(key, depth + 1): self.value(value, depth + 1)
-            for key, value in zip(keys, values, strict=True)
+            name: self.value(value, depth + 1) for name, value in zip(names, values, strict=True)
         }
         if len(result) != len(keys):
             raise ValueRefusedError("a dict came with a key twice")
@@ -179,6 +188,7 @@ class Decoder:
 
     def _array(self, node: Any, _depth: int) -> "np.ndarray[Any, Any]":
         _, place, name, shape = node
+        self.charge(Cost.ARRAY)
         dtype = dtype_of(name)
         if type(shape) is not list or len(shape) > _MAX_DIMENSIONS:
             raise ValueRefusedError("an array came with a malformed shape")
@@ -248,8 +258,24 @@ class Decoder:
         if type(parts) is not list:
             raise ValueRefusedError("a container came malformed")
         check_depth(depth, self._limits)
-        self._items = count(self._items, len(parts), self._limits)
+        self.charge(len(parts))
         return parts
+
+    def charge(self, items: int) -> None:
+        """Count `items` more.
+
+        Raises:
+            ValueRefusedError: That exceeds the limit.
+        """
+        self._items = count(self._items, items, self._limits)
+
+    def compare(self, keys: list[Any]) -> None:
+        """Count what it takes to find out whether `keys`, which are hashable, differ.
+
+        Raises:
+            ValueRefusedError: That exceeds the limit of items.
+        """
+        self._items = check_hashes(keys, self._items, self._limits)
 
 
 # By tag and number of items, so that each decoder may index its node freely.

@@ -24,8 +24,10 @@ from enclave_protocol.value_nodes import (
     check_text_array,
     count,
     dtype_of,
+    module_of,
     refuse_header,
 )
+from enclave_protocol.value_work import Cost, check_hashes, check_header
 
 __all__ = ["Encoder", "pack"]
 
@@ -47,6 +49,11 @@ class Encoder:
         self._bulk = 0
         self._buffers: list[memoryview] = []
 
+    @property
+    def items(self) -> int:
+        """What was counted so far against the limit of items."""
+        return self._items
+
     def finish(self, root: object) -> EncodedValue:
         """Return the value whose nodes are `root`.
 
@@ -56,6 +63,7 @@ class Encoder:
         header = pack(root)
         if len(header) > self._limits.header_bytes:
             refuse_header(len(header), self._limits)
+        check_header(header, self._limits)
         return EncodedValue(header, tuple(self._buffers))
 
     def node(self, value: object, depth: int) -> object:
@@ -125,21 +133,26 @@ class Encoder:
 
     def _unordered(self, value: Any, depth: int) -> object:
         self.enter(len(value), depth)
+        items = list(value)
         try:
-            nodes = [self.key(item, depth + 1) for item in value]
+            nodes = [self.key(item, depth + 1) for item in items]
         except ValueRefusedError as refusal:
             raise refusal.inside("an element of a set") from None
+        self._items = check_hashes(items, self._items, self._limits)
         return [_SEQUENCE_TAGS[type(value)], nodes]
 
     def _mapping(self, value: dict[Any, Any], depth: int) -> object:
         self.enter(2 * len(value), depth)
         keys: list[object] = []
         nodes: list[object] = []
-        for key, item in list(value.items()):
+        pairs = list(value.items())
+        for key, _ in pairs:
             try:
                 keys.append(self.key(key, depth + 1))
             except ValueRefusedError as refusal:
                 raise refusal.inside("a key of a dict") from None
+        self._items = check_hashes([key for key, _ in pairs], self._items, self._limits)
+        for key, item in pairs:
             try:
                 nodes.append(self.node(item, depth + 1))
             except ValueRefusedError as refusal:
@@ -174,6 +187,7 @@ class Encoder:
             ValueRefusedError: Its elements cannot cross, or it exceeds a limit.
         """
         name = self._dtype_name(value.dtype)
+        self.charge(Cost.ARRAY)
         if value.nbytes > self._limits.bulk_bytes:
             self._refuse_bulk(value.nbytes)
         # Never more than the elements: a view does not bring the array it is a view of.
@@ -230,6 +244,14 @@ class Encoder:
             ValueRefusedError: That exceeds a limit.
         """
         check_depth(depth, self._limits)
+        self.charge(items)
+
+    def charge(self, items: int) -> None:
+        """Count `items` more.
+
+        Raises:
+            ValueRefusedError: That exceeds the limit.
+        """
         self._items = count(self._items, items, self._limits)
 
 
@@ -239,8 +261,9 @@ _MSGPACK_INT: Final = range(-(2**63), 2**64)
 def _describe(value: object) -> str:
     """Return what `value` is, for the person who passed it; runs none of its code."""
     kind = type(value)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    plain = name.removeprefix("builtins.")
+    name: str = type.__dict__["__qualname__"].__get__(kind)
+    module = module_of(kind)
+    plain = name if module in ("", "builtins") else f"{module}.{name}"
     return {"function": "a function", "type": "a class", "module": "a module"}.get(
         plain, f"a value of type {plain[:120]}"
     )

@@ -19,7 +19,7 @@ from enclave_protocol import (
     value_time,
     value_torch,
 )
-from enclave_protocol.value_nodes import ValueRefusedError
+from enclave_protocol.value_nodes import ValueRefusedError, module_of
 
 __all__ = ["FAMILY_DECODERS", "family_encoder"]
 
@@ -41,7 +41,7 @@ def family_encoder(kind: type) -> _Encode | None:
     """Return what encodes values of exactly this type; None when nothing does."""
     encode = _known.get(kind)
     if encode is None:
-        root = str(getattr(kind, "__module__", "")).partition(".")[0]
+        root = module_of(kind).partition(".")[0]
         encoders_of = _LIBRARIES.get(root)
         library = sys.modules.get(root)
         if encoders_of is None or library is None:

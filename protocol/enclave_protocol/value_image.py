@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from enclave_protocol.value_nodes import Tag, ValueRefusedError
+from enclave_protocol.value_work import Cost
 
 if TYPE_CHECKING:
     from enclave_protocol.value_decoder import Decoder
@@ -31,12 +32,15 @@ _PALETTE_MODES: Final = {"RGB": 3, "RGBA": 4}
 
 
 def _encode(encoder: "Encoder", image: Any, _depth: int) -> object:
+    encoder.charge(Cost.IMAGE)
     image.load()
     if image.mode not in _MODES:
         raise ValueRefusedError(
             f"an image of mode {image.mode[:20]!r} cannot cross into or out of an encrypted "
             f"package; accepted are {', '.join(_MODES)}"
         )
+    if not image.width or not image.height:
+        raise ValueRefusedError("an image without pixels cannot cross")
     palette = None
     if image.mode in ("P", "PA"):
         palette = [image.palette.mode, _used_palette(image)]
@@ -59,12 +63,14 @@ def _used_palette(image: Any) -> bytes:
 def _decode(decoder: "Decoder", node: Any, _depth: int) -> Any:
     pil = importlib.import_module("PIL.Image")
     _, mode, size, pixels, palette = node
+    decoder.charge(Cost.IMAGE)
     if (
         type(mode) is not str
         or mode not in _MODES
         or type(size) is not list
         or len(size) != 2
-        or any(type(side) is not int or not 0 <= side <= _MAX_SIDE for side in size)
+        # Not 0 either: PIL takes memory for each row, also where there is nothing in it.
+        or any(type(side) is not int or not 0 < side <= _MAX_SIDE for side in size)
         or (palette is not None) != (mode in ("P", "PA"))
     ):
         raise ValueRefusedError("an image came malformed")

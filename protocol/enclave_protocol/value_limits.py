@@ -11,6 +11,7 @@ class CodecLimits(NamedTuple):
     depth: int = 24
     """Containers inside each other; also what ends a list that contains itself."""
     items: int = 1_000_000
+    """About a microsecond of work each; see `value_work`."""
     header_bytes: int = 4 * 1024 * 1024
     int_bytes: int = 8192
     """65 536 bits: beyond that, printing an int alone takes a noticeable time."""

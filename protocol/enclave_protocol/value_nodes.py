@@ -30,6 +30,7 @@ __all__ = [
     "check_text_array",
     "count",
     "dtype_of",
+    "module_of",
     "refuse_header",
 ]
 
@@ -189,7 +190,8 @@ def count(before: int, items: int, limits: CodecLimits) -> int:
     """
     if before + items > limits.items:
         raise ValueRefusedError(
-            f"more than {limits.items} items in containers: put numbers into a numpy array"
+            f"more than {limits.items} items in containers: put numbers into a numpy array, "
+            "and tables into one table"
         )
     return before + items
 
@@ -204,3 +206,15 @@ def refuse_header(size: int, limits: CodecLimits) -> NoReturn:
         f"{size} bytes of small values, expected at most {limits.header_bytes}: "
         "put numbers into a numpy array"
     )
+
+
+def module_of(kind: type) -> str:
+    """Return the name of a type's module as `type` has it, whatever a metaclass makes of it.
+
+    "" where there is none, which is what `exec` may make, or one that is no text.
+    """
+    try:
+        module: object = type.__dict__["__module__"].__get__(kind)
+    except AttributeError:
+        return ""
+    return module if type(module) is str else ""

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from enclave_protocol.value_arrow import decode_array, encode_array
+from enclave_protocol.value_labels import check_distinct
 from enclave_protocol.value_nodes import Tag, ValueRefusedError
 from enclave_protocol.value_text import decode_texts, encode_texts
 from enclave_protocol.value_time import decode_zone, encode_zone
+from enclave_protocol.value_work import Cost
 
 if TYPE_CHECKING:
     from enclave_protocol.value_decoder import Decoder
@@ -33,8 +35,13 @@ _MASKED: Final = frozenset(
         *("Float32", "Float64", "boolean"),
     )
 )
-_OBJECTS: Final = frozenset((str, type(None), float))
 _IS_TEXT, _IS_NONE, _IS_NAN = range(3)
+_MARKS: Final = {str: _IS_TEXT, type(None): _IS_NONE, float: _IS_NAN}
+_MANY_ROWS: Final = 10_000
+"""From here on it pays to look whether a column repeats its objects."""
+_MAX_CODES: Final = 2**31 - 1
+_OBJECT_BITS: Final = 4
+"""No two objects are within 16 bytes; numbers without zeros at their end hash better."""
 _FREQUENCY: Final = re.compile(
     r"-?[0-9]{0,6}(ns|us|ms|s|min|h|[BCD]|W(-[A-Z]{3})?|B?M[SE]|B?[QY][SE](-[A-Z]{3})?)", re.ASCII
 )
@@ -44,6 +51,7 @@ _UNITS: Final = ("s", "ms", "us", "ns")
 def _encode_column(encoder: "Encoder", array: Any, depth: int) -> list[object]:
     """Return the node of one of pandas' one-dimensional arrays: kind, then what it needs."""
     pd = sys.modules["pandas"]
+    encoder.charge(Cost.COLUMN)
     dtype = array.dtype
     if type(array) is pd.arrays.NumpyExtensionArray:
         dtype = dtype.numpy_dtype
@@ -83,21 +91,40 @@ def _encode_column(encoder: "Encoder", array: Any, depth: int) -> list[object]:
 
 
 def _encode_objects(encoder: "Encoder", values: "np.ndarray[Any, Any]") -> list[object]:
-    items = values.tolist()
+    if not _MANY_ROWS <= len(values) <= _MAX_CODES:
+        return _encode_items(encoder, values.tolist())
+    # The objects' addresses: all that tells one and the same object apart from others is needed.
+    addresses = np.frombuffer(values.tobytes(), np.int64) >> _OBJECT_BITS
+    sample = addresses[::20]
+    if len(np.unique(sample)) > 0.8 * len(sample):
+        return _encode_items(encoder, values.tolist())
+    # Many are the same objects: each travels once.
+    codes, distinct = sys.modules["pandas"].factorize(addresses)
+    places = np.empty(len(distinct), np.int64)
+    places[codes] = np.arange(len(values))
+    words = values[places].tolist()
+    return ["repeated", encoder.array(codes.astype(np.int32)), _encode_items(encoder, words)]
+
+
+def _encode_items(encoder: "Encoder", items: list[Any]) -> list[object]:
     # Exact types, looked at without running any code of theirs.
     kinds = set(map(type, items))
-    odd = next((item for item in items if type(item) is float and not math.isnan(item)), None)
-    if not kinds <= _OBJECTS or odd is not None:
-        other = float if kinds <= _OBJECTS else next(iter(kinds - _OBJECTS))
+    other = next(iter(kinds - _MARKS.keys()), None)
+    if other is None and float in kinds:
+        odd = any(type(item) is float and not math.isnan(item) for item in items)
+        other = float if odd else None
+    if other is not None:
         raise ValueRefusedError(
             f"a column of objects holds a value of type {other.__module__}.{other.__qualname__}; "
             "accepted are str, None and NaN: convert it with astype()"
         )
     if kinds <= {str}:
         return ["objects", None, *encode_texts(encoder, items)]
-    marks = [_IS_TEXT if type(item) is str else _IS_NONE + (item is not None) for item in items]
-    texts = [item if type(item) is str else "" for item in items]
-    return ["objects", encoder.array(np.array(marks, np.uint8)), *encode_texts(encoder, texts)]
+    marks = np.fromiter(map(_MARKS.__getitem__, map(type, items)), np.uint8, len(items))
+    texts = items.copy()
+    for place in np.flatnonzero(marks).tolist():
+        texts[place] = ""
+    return ["objects", encoder.array(marks), *encode_texts(encoder, texts)]
 
 
 def _encode_strings(encoder: "Encoder", array: Any, depth: int) -> list[object]:
@@ -124,6 +151,8 @@ def _encode_index(encoder: "Encoder", index: Any, depth: int) -> list[object]:
     """Return the node of an index: kind, names, then what it needs."""
     pd = sys.modules["pandas"]
     encoder.enter(1, depth)
+    encoder.charge(Cost.INDEX)
+    encoder.charge(index.nlevels)
     names = [_encode_label(encoder, name, depth) for name in index.names]
     kind = type(index)
     if kind is pd.RangeIndex:
@@ -158,6 +187,7 @@ def _encode_label(encoder: "Encoder", label: Any, depth: int) -> object:
 
 def _encode_frame(encoder: "Encoder", frame: Any, depth: int) -> object:
     encoder.enter(frame.shape[1], depth)
+    encoder.charge(Cost.FRAME)
     index = _encode_index(encoder, frame.index, depth + 1)
     labels = _encode_index(encoder, frame.columns, depth + 1)
     dtypes = set(frame.dtypes)
@@ -186,8 +216,9 @@ def _encode_index_value(encoder: "Encoder", index: Any, depth: int) -> object:
     return [Tag.INDEX, _encode_index(encoder, index, depth)]
 
 
-def _encode_scalar(_encoder: "Encoder", value: Any, _depth: int) -> object:
+def _encode_scalar(encoder: "Encoder", value: Any, _depth: int) -> object:
     pd = sys.modules["pandas"]
+    encoder.charge(Cost.SCALAR)
     if value is pd.NaT or value is pd.NA:
         return [Tag.PANDAS_SCALAR, "NaT" if value is pd.NaT else "NA", None, None, None]
     if type(value) is pd.Timestamp:
@@ -197,8 +228,9 @@ def _encode_scalar(_encoder: "Encoder", value: Any, _depth: int) -> object:
     return [Tag.PANDAS_SCALAR, "Timedelta", number, value.unit, None]
 
 
-def _decode_scalar(_decoder: "Decoder", node: Any, _depth: int) -> Any:
+def _decode_scalar(decoder: "Decoder", node: Any, _depth: int) -> Any:
     pd = importlib.import_module("pandas")
+    decoder.charge(Cost.SCALAR)
     _, kind, number, unit, zone = node
     if kind in ("NaT", "NA") and (number, unit, zone) == (None, None, None):
         return pd.NaT if kind == "NaT" else pd.NA
@@ -217,6 +249,7 @@ def _decode_column(decoder: "Decoder", node: Any, depth: int) -> Any:
     decode = _COLUMNS.get((node[0], len(node))) if type(node) is list and node else None
     if decode is None:
         raise ValueRefusedError("a column came malformed")
+    decoder.charge(Cost.COLUMN)
     return decode(pd, decoder, node, depth)
 
 
@@ -235,6 +268,7 @@ def _decode_zoned(pd: Any, decoder: "Decoder", node: Any, _depth: int) -> Any:
 def _decode_categories(pd: Any, decoder: "Decoder", node: Any, depth: int) -> Any:
     codes = decoder.array(node[2], "i")
     categories = _decode_index(decoder, node[3], depth + 1)
+    check_distinct(decoder, categories, len(codes))
     return pd.Categorical.from_codes(codes, categories=categories, ordered=node[1] is True)
 
 
@@ -246,17 +280,32 @@ def _decode_masked(pd: Any, decoder: "Decoder", node: Any, _depth: int) -> Any:
 
 
 def _decode_objects(pd: Any, decoder: "Decoder", node: Any, _depth: int) -> Any:
-    texts: list[Any] = decode_texts(decoder, node[2:])
-    result = np.empty(len(texts), object)
-    result[:] = texts
+    # pandas 3 would make strings of a numpy array of objects.
+    return pd.Index(_decode_items(decoder, node), dtype=object, copy=False)
+
+
+def _decode_repeated(pd: Any, decoder: "Decoder", node: Any, _depth: int) -> Any:
+    _, codes_node, words_node = node
+    codes = decoder.array(codes_node, "i")
+    if type(words_node) is not list or len(words_node) != 4 or words_node[0] != "objects":
+        raise ValueRefusedError("a column of objects came malformed")
+    words = _decode_items(decoder, words_node)
+    if codes.dtype != np.int32 or len(words) > len(codes):
+        raise ValueRefusedError("a column of objects came malformed")
+    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < len(words):
+        raise ValueRefusedError("a column of objects came malformed")
+    return pd.Index(words.take(codes), dtype=object, copy=False)
+
+
+def _decode_items(decoder: "Decoder", node: list[Any]) -> "np.ndarray[Any, Any]":
+    result = decode_texts(decoder, node[2:])
     if node[1] is not None:
         marks = decoder.array(node[1], "u")
         if marks.shape != result.shape or bool((marks > _IS_NAN).any()):
             raise ValueRefusedError("a column of objects came malformed")
         result[marks == _IS_NONE] = None
         result[marks == _IS_NAN] = math.nan
-    # pandas 3 would make strings of a numpy array of objects.
-    return pd.Index(result, dtype=object, copy=False)
+    return result
 
 
 def _decode_strings(pd: Any, decoder: "Decoder", node: Any, depth: int) -> Any:
@@ -270,7 +319,7 @@ def _decode_strings(pd: Any, decoder: "Decoder", node: Any, depth: int) -> Any:
         return pd.StringDtype("pyarrow", na_value=na_value).__from_arrow__(array)
     if storage != "python" or type(parts) is not list or len(parts) != 3:
         raise ValueRefusedError("a column of strings came malformed")
-    texts = np.array([*decode_texts(decoder, parts[1:]), None], object)[:-1]
+    texts = decode_texts(decoder, parts[1:])
     texts[decoder.array(parts[0], "b")] = na_value
     return pd.array(texts, dtype=pd.StringDtype("python", na_value=na_value))
 
@@ -287,6 +336,7 @@ _COLUMNS: Final[Mapping[tuple[str, int], Any]] = {
     ("categories", 4): _decode_categories,
     ("masked", 3): _decode_masked,
     ("objects", 4): _decode_objects,
+    ("repeated", 3): _decode_repeated,
     ("strings", 4): _decode_strings,
     ("arrow", 2): _decode_arrow,
 }
@@ -297,11 +347,14 @@ def _decode_index(decoder: "Decoder", node: Any, depth: int) -> Any:
     if type(node) is not list or len(node) < 3 or type(node[1]) is not list:
         raise ValueRefusedError("an index came malformed")
     decoder.enter([None], depth)
+    decoder.charge(Cost.INDEX)
     kind, name_nodes, *rest = node
-    names = [decoder.key(name, depth + 1) for name in name_nodes]
+    names = [decoder.key(name, depth + 1) for name in decoder.enter(name_nodes, depth)]
     if kind == "multi" and len(rest) == 2:
         levels = [_decode_index(decoder, level, depth + 1) for level in rest[0]]
         codes = [decoder.array(code, "i") for code in rest[1]]
+        for level, code in zip(levels, codes, strict=True):
+            check_distinct(decoder, level, len(code))
         return pd.MultiIndex(levels, codes, names=names, verify_integrity=True)
     (name,) = names
     if kind == "range" and len(rest) == 3:
@@ -329,10 +382,12 @@ _MAX_ROWS: Final = 2**48
 def _decode_frame(decoder: "Decoder", node: Any, depth: int) -> Any:
     pd = importlib.import_module("pandas")
     _, index_node, labels_node, body = node
+    decoder.charge(Cost.FRAME)
     index = _decode_index(decoder, index_node, depth + 1)
     labels = _decode_index(decoder, labels_node, depth + 1)
     if type(body) is list and body and body[0] == Tag.ARRAY:
         values = decoder.array(body, _PLAIN_KINDS, dimensions=2)
+        decoder.charge(len(values))
         return pd.DataFrame(values.T, index=index, columns=labels, copy=False)
     if type(body) is not list or len(body) != 2 or body[0] != "columns":
         raise ValueRefusedError("a DataFrame came malformed")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from enclave_protocol.value_nodes import Tag, ValueRefusedError
+from enclave_protocol.value_work import Cost
 
 if TYPE_CHECKING:
     from enclave_protocol.value_decoder import Decoder
@@ -23,6 +24,7 @@ _MAX_SIDE: Final = 2**48
 
 
 def _encode(encoder: "Encoder", value: Any, _depth: int) -> object:
+    encoder.charge(Cost.SPARSE)
     kind = value.format
     if len(value.shape) != 2:
         raise ValueRefusedError("a sparse array must have two dimensions")
@@ -51,6 +53,7 @@ def _inside(value: Any) -> "np.ndarray[Any, Any]":
 def _decode(decoder: "Decoder", node: Any, _depth: int) -> Any:
     sparse = importlib.import_module("scipy.sparse")
     _, kind, is_array, shape, nodes = node
+    decoder.charge(Cost.SPARSE)
     if (
         kind not in _FORMATS
         or type(is_array) is not bool

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from enclave_protocol.value_nodes import Tag, ValueRefusedError
+from enclave_protocol.value_work import Cost
 
 if TYPE_CHECKING:
     from enclave_protocol.value_decoder import Decoder
@@ -27,6 +28,7 @@ _DTYPES: Final = frozenset(
 
 def _encode(encoder: "Encoder", tensor: Any, _depth: int) -> object:
     torch = sys.modules["torch"]
+    encoder.charge(Cost.TENSOR)
     name = str(tensor.dtype).removeprefix("torch.")
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
         raise ValueRefusedError("a tensor must be dense and in the CPU's memory: call .cpu()")
@@ -42,6 +44,7 @@ def _encode(encoder: "Encoder", tensor: Any, _depth: int) -> object:
 def _decode(decoder: "Decoder", node: Any, _depth: int) -> Any:
     torch = importlib.import_module("torch")
     _, is_bfloat, part = node
+    decoder.charge(Cost.TENSOR)
     if type(part) is not list or len(part) != 4 or type(part[3]) is not list:
         raise ValueRefusedError("a tensor came malformed")
     dimensions = min(len(part[3]), _MAX_DIMENSIONS)

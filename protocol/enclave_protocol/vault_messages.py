@@ -8,32 +8,45 @@ Source: docs/spec/vault_calls.md.
 """
 
 import struct
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from enclave_protocol.errors import ProtocolError
+from enclave_protocol.output_text import MAX_TEXT_CHARS
 from enclave_protocol.value_limits import DEFAULT_LIMITS
 
 __all__ = [
     "BODY_CHUNK_BYTES",
+    "CALLBACK_ERROR",
+    "CALLBACK_TIMEOUT_S",
     "CALL_PREFIX_BYTES",
+    "FRACTION_BAR",
     "KEY_BYTES",
+    "MAX_BATCH_ITEMS",
     "MAX_CALL_MESSAGE_BYTES",
     "BodyChunk",
     "BodyEnd",
     "Call",
+    "CallBack",
     "CallMethod",
+    "CallbackFailed",
+    "CallbackReturned",
     "Construct",
     "GetAttribute",
+    "Items",
+    "IteratorOpened",
     "LoadFailed",
     "Loaded",
+    "NextItems",
+    "Progress",
     "Raised",
     "Refused",
     "Release",
     "Result",
     "SessionMessage",
     "StartVault",
+    "Text",
     "VaultFailed",
     "VaultMessage",
     "VaultMessageError",
@@ -54,6 +67,14 @@ KEY_BYTES: Final = 32
 """The data key follows `StartVault` as raw bytes: a message would leave a copy nobody can wipe."""
 MAX_CALL_MESSAGE_BYTES: Final = DEFAULT_LIMITS.header_bytes + 64 * 1024
 """The longest value header, and what a message has around it."""
+CALLBACK_ERROR: Final = "CallbackError"
+"""The `type_name` of a call that raised because a function of the user's did."""
+CALLBACK_TIMEOUT_S: Final = 300.0
+"""Seconds that a function of the user's may take: until then a call and its vault wait for it."""
+MAX_BATCH_ITEMS: Final = 1024
+"""Items of an iterator in one frame: then a round trip costs nothing beside them."""
+FRACTION_BAR: Final = 0
+"""The bar of a call that shows a share from 0 to 1 and counts nothing."""
 _MAX_RELEASED: Final = 4096
 _MAX_WALLS: Final = 32
 
@@ -72,6 +93,7 @@ _Text = Annotated[str, msgspec.Meta(max_length=4096)]
 _Wall = Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
 _RequestId = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+_Callbacks = Annotated[tuple[_Name, ...], msgspec.Meta(max_length=16)]
 _Value = Annotated[bytes, msgspec.Meta(max_length=DEFAULT_LIMITS.header_bytes)]
 
 
@@ -88,11 +110,17 @@ class BodyEnd(_Message, frozen=True, tag=2):
 
 
 class Call(_Message, frozen=True, tag=3):
-    """Call an exported function."""
+    """Call an exported function.
+
+    Attributes:
+        callbacks: Names of parameters whose arguments, nil among `arguments`, are functions of the
+            user's; the vault calls them with `CallBack`.
+    """
 
     request_id: _RequestId
     function: _Name
     arguments: _Value
+    callbacks: _Callbacks = ()
 
 
 class Construct(_Message, frozen=True, tag=4):
@@ -101,6 +129,7 @@ class Construct(_Message, frozen=True, tag=4):
     request_id: _RequestId
     class_name: _Name
     arguments: _Value
+    callbacks: _Callbacks = ()
 
 
 class CallMethod(_Message, frozen=True, tag=5):
@@ -110,6 +139,7 @@ class CallMethod(_Message, frozen=True, tag=5):
     handle: _Number
     method: _Name
     arguments: _Value
+    callbacks: _Callbacks = ()
 
 
 class GetAttribute(_Message, frozen=True, tag=6):
@@ -126,7 +156,43 @@ class Release(_Message, frozen=True, tag=7):
     handles: Annotated[tuple[_Number, ...], msgspec.Meta(max_length=_MAX_RELEASED)]
 
 
-SessionMessage = BodyChunk | BodyEnd | Call | Construct | CallMethod | GetAttribute | Release
+class NextItems(_Message, frozen=True, tag=8):
+    """Take the next items of an iterator; answered with `Items`."""
+
+    request_id: _RequestId
+    handle: _Number
+
+
+class CallbackReturned(_Message, frozen=True, tag=9):
+    """The user's function returned this value."""
+
+    number: _Number
+    value: _Value
+
+
+class CallbackFailed(_Message, frozen=True, tag=10):
+    """The user's function raised, or was not called; what it raised stays with the user.
+
+    Attributes:
+        interrupted: The user interrupted it.
+    """
+
+    number: _Number
+    interrupted: bool
+
+
+SessionMessage = (
+    BodyChunk
+    | BodyEnd
+    | Call
+    | Construct
+    | CallMethod
+    | GetAttribute
+    | Release
+    | NextItems
+    | CallbackReturned
+    | CallbackFailed
+)
 
 
 class Loaded(_Message, frozen=True, tag=21):
@@ -150,8 +216,9 @@ class Result(_Message, frozen=True, tag=23):
 class Raised(_Message, frozen=True, tag=24):
     """A call raised.
 
-    `type_name` is a built-in exception's, never the package's own class. `message` is there only
-    where the owner's policy allows it; `incident` stands for everything that is not said.
+    `type_name` is a built-in exception's or `CALLBACK_ERROR`, never the package's own class.
+    `message` is there only where the owner's policy allows it; `incident` stands for everything
+    that is not said.
     """
 
     request_id: _RequestId
@@ -168,7 +235,80 @@ class Refused(_Message, frozen=True, tag=25):
     message: _Text
 
 
-VaultMessage = Loaded | LoadFailed | Result | Raised | Refused
+class Progress(_Message, frozen=True, tag=26):
+    """How far a call is: numbers and nothing else, so that no label of the owner's can come along.
+
+    Attributes:
+        bar: Which of the call's bars; `FRACTION_BAR` is the one of `vault.progress`.
+        done: How much is done, of `total` if that is known.
+        rate: How much of it a second; None where that is not known.
+        state: 0 it goes on, 1 it is finished and stays to be seen, 2 it is to be taken away.
+    """
+
+    request_id: _RequestId
+    bar: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+    done: float
+    total: float | None
+    rate: float | None
+    state: Literal[0, 1, 2]
+
+
+class Text(_Message, frozen=True, tag=27):
+    """What a call printed, without escapes and control characters; line feeds and tabs stay."""
+
+    request_id: _RequestId
+    text: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)]
+
+
+class IteratorOpened(_Message, frozen=True, tag=28):
+    """A call returned an iterator, which stays in the vault under this handle."""
+
+    request_id: _RequestId
+    handle: _Number
+
+
+class Items(_Message, frozen=True, tag=29):
+    """The next items of an iterator; none only if it has ended, or an interrupt came.
+
+    Attributes:
+        values: One for each item.
+        buffer_counts: How many of the frame's buffers are of which item, in the same order.
+        ended: There are no more, and the handle is gone.
+    """
+
+    request_id: _RequestId
+    values: Annotated[tuple[_Value, ...], msgspec.Meta(max_length=MAX_BATCH_ITEMS)]
+    buffer_counts: Annotated[tuple[_Number, ...], msgspec.Meta(max_length=MAX_BATCH_ITEMS)]
+    ended: bool
+
+
+class CallBack(_Message, frozen=True, tag=30):
+    """Call a function of the user's; answered with `CallbackReturned` or `CallbackFailed`.
+
+    Attributes:
+        number: Of this question; a call's are ascending.
+        parameter: The one that the function was passed for.
+        arguments: A list, with a value for each parameter of the schema, in its order.
+    """
+
+    request_id: _RequestId
+    number: _Number
+    parameter: _Name
+    arguments: _Value
+
+
+VaultMessage = (
+    Loaded
+    | LoadFailed
+    | Result
+    | Raised
+    | Refused
+    | Progress
+    | Text
+    | IteratorOpened
+    | Items
+    | CallBack
+)
 
 
 class VaultReady(_Message, frozen=True, tag=41):
@@ -206,7 +346,7 @@ _control_decoder: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Deco
 
 
 def encode_call_head(
-    message: SessionMessage | VaultMessage,
+    message: msgspec.Struct,
     buffers: tuple[memoryview, ...] = (),
     *,
     sealed: bool = False,

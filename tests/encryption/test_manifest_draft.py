@@ -22,6 +22,10 @@ def score(applicants: "T", /, *rest, threshold: float = -0.5, seed=SECRET, path=
     Internals nobody should read.
     """
 async def later(a={}): ...
+def rows(n):
+    def inner(): yield 1
+    with open(n) as f:
+        yield from f
 def _private(): ...
 class Scorer:
     """Keeps a model."""
@@ -32,9 +36,14 @@ class Scorer:
     def default(a): ...
     @classmethod
     def load(cls, name): ...
+    async def each(self): yield 1
+    def not_each(self): return lambda: (yield)
+    def _each(self): yield 1
     @property
     def state(self): ...
     def _hidden(self): ...
+    def __enter__(self): return self
+    def __exit__(self, kind, error, traceback): ...
 '''
 
 
@@ -55,12 +64,17 @@ def test_draft_says_what_the_code_does(folder: Path) -> None:
     assert manifest.package.module == "credit_scorer"
     assert manifest.package.description == 'Scores \\ "applicants".'
     assert manifest.exports.functions == {
-        "later": "later(a={})",
+        "later": "async later(a={})",
+        "rows": "rows(n)",
         "score": "score(applicants, /, *rest, threshold=-0.5, seed=..., path=...)",
     }
     scorer = manifest.exports.classes["Scorer"]
     assert scorer.init == "Scorer(model='base')"
-    assert scorer.methods == ("predict(x)", "default(a)", "load(name)")
+    assert scorer.methods == (
+        "predict(x)", "default(a)", "load(name)", "async each()", "not_each()",
+        "__enter__()", "__exit__()",
+    )  # fmt: skip
+    assert manifest.exports.returns == {"rows": "iter", "Scorer.each": "iter"}
     assert scorer.attributes == ()
     assert manifest.docs == {
         "score": "Score a table.",

@@ -25,6 +25,10 @@ _SKIP_REASONS = {
     "test only on windows",
 }
 
+# They hand the kernel a file of the test's by its path. As root the enclave walls a kernel off, and
+# it sees no folder of the machine's but the notebook's own.
+_SHARE_FILES = ("test_sys_path_profile_dir", "test_save_history")
+
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -76,6 +80,8 @@ def test_module(
     report = tmp_path / "report.xml"
     options = ["addopts=", "log_cli=false", "asyncio_default_fixture_loop_scope=function"]
     command = [sys.executable, "-m", "pytest", f"tests/{module}.py", "-q", "-p", "no:cacheprovider"]
+    if os.geteuid() == 0:
+        command += ["-k", " and ".join(f"not {name}" for name in _SHARE_FILES)]
     found = subprocess.run(
         [*command, f"--junitxml={report}", *(f"--override-ini={option}" for option in options)],
         cwd=suite,

@@ -9,6 +9,7 @@ from jupyter_client.manager import KernelManager
 
 from enclave_parent_gateway.errors import EnclaveNotRunningError
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
+from tests.support.process_ids import kernel_pid
 
 _TWO_KERNELS = """
 import asyncio
@@ -45,8 +46,8 @@ def test_kernels_at_once_get_one_enclave(own_home: EnclaveHome) -> None:
 
 def test_after_down_the_kernel_is_dead_and_the_next_start_works(own_home: EnclaveHome) -> None:
     with kernel() as (manager, client):
-        pid = int(run_code(client, "import os, subprocess; print(os.getpid())"))
-        child = int(run_code(client, "c = subprocess.Popen(['sleep', '300']); print(c.pid)"))
+        pid = kernel_pid(client)
+        child = kernel_pid(client, "__import__('subprocess').Popen(['sleep', '300']).pid")
         status = own_home.status()
         assert own_home.run("down").returncode == 0
         assert not own_home.processes()
@@ -61,10 +62,10 @@ def test_after_down_the_kernel_is_dead_and_the_next_start_works(own_home: Enclav
 
 def test_a_supervisor_that_died_is_replaced(own_home: EnclaveHome) -> None:
     with kernel() as (manager, client):
-        kernel_pid = int(run_code(client, "import os; print(os.getpid())"))
+        pid = kernel_pid(client)
         os.kill(own_home.status()["pids"]["supervisor"], signal.SIGKILL)
         assert wait_until(lambda: not manager.is_alive())
-        assert wait_until(lambda: not Path(f"/proc/{kernel_pid}").exists())
+        assert wait_until(lambda: not Path(f"/proc/{pid}").exists())
         broken = own_home.run("status")
         assert broken.returncode == 3
         assert "does not answer" in broken.stdout

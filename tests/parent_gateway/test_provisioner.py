@@ -13,6 +13,7 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
 from enclave_parent_gateway.errors import KernelLaunchError
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
+from tests.support.process_ids import kernel_pid
 
 pytestmark = pytest.mark.usefixtures("enclave")
 
@@ -111,7 +112,7 @@ def test_restart_keeps_the_client_and_forgets_the_state(now: bool) -> None:
 
 def test_shutdown_leaves_nothing(enclave: EnclaveHome) -> None:
     with kernel() as (manager, client):
-        pid = int(run_code(client, "import os; print(os.getpid())"))
+        pid = kernel_pid(client)
         connection_file = Path(manager.connection_file)
         manager.shutdown_kernel()
         assert not manager.has_kernel

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from enclave_protocol.manifest import (
+    CONTEXT_METHODS,
     MAX_MANIFEST_BYTES,
     ExportedClass,
     Manifest,
@@ -77,7 +78,10 @@ def test_defaults_deny() -> None:
         ("max_calls = 10", "max_calls = -1", "max_calls is -1"),
         ('"TypeError"', '"TypError"', "did you mean 'TypeError'?"),
         ('"TypeError"', '"KeyboardInterrupt"', "not a built-in exception"),
-        ("callbacks = {}", 'callbacks = { f = "x" }', "callbacks"),
+        ("callbacks = {}", 'callbacks = { f = "(x: int)" }', "no export has a parameter 'f'"),
+        ("callbacks = {}", 'callbacks = { applicant = "()" }', "did you mean 'applicants'?"),
+        ("callbacks = {}", 'callbacks = { x = "(a)" }', "callbacks.x: '(a)' is not of the form"),
+        ("callbacks = {}", 'callbacks = { x = "(a: object)" }', "no kind of value; known are None"),
         ("2027-01-31T00:00:00Z", '"soon"', "expires"),
         ("2027-01-31T00:00:00Z", "2027-01-31T00:00:00", "with its zone"),
         ("2027-01-31T00:00:00Z", "2027-01-31", "with its zone"),
@@ -86,7 +90,12 @@ def test_defaults_deny() -> None:
         ('fit = "Scorer"', 'fit = "Scorre"', "did you mean 'Scorer'?"),
         ('fit = "Scorer"', 'fti = "Scorer"', "did you mean 'fit'?"),
         ("{ score =", "{ _score =", "'_score' is private"),
+        ('init = "Scorer(', 'init = "async Scorer(', "leave out 'async'"),
         ('"predict(x)"', '"__reduce__()"', "is private"),
+        ('"predict(x)"', '"__enter__()"', "need each other"),
+        ('"predict(x)"', '"__exit__()"', "need each other"),
+        ('"predict(x)"', '"__exit__(a, b, c)", "__enter__()"', "is private"),
+        ('fit = "Scorer"', '"__enter__" = "Scorer"', "is not exported"),
         ('"threshold"', '"a.b"', "not a Python name"),
         ('"threshold"', '"predict"', "declared twice"),
         ("\nscore = ", "\nscoer = ", "did you mean 'score'?"),
@@ -120,6 +129,16 @@ def test_function_and_class_of_one_name() -> None:
     text = FULL.replace('{ score = "score(', '{ Scorer = "Scorer(', 1)
     with pytest.raises(ManifestError, match="both a function and a class"):
         parse_manifest(text)
+
+
+def test_callbacks() -> None:
+    text = FULL.replace("callbacks = {}", 'callbacks = { model = "(step: int)", y = "()" }', 1)
+    assert parse_manifest(text).policy.callbacks == {"model": "(step: int)", "y": "()"}
+
+
+def test_a_context_manager() -> None:
+    text = FULL.replace('"predict(x)"', '"predict(x)", "__enter__()", "__exit__()"', 1)
+    assert parse_manifest(text).exports.classes["Scorer"].methods[1:3] == CONTEXT_METHODS
 
 
 def test_deep_nesting_is_no_crash() -> None:

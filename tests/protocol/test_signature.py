@@ -9,6 +9,7 @@ from enclave_protocol.signature import (
     MAX_SIGNATURE_CHARS,
     SignatureTextError,
     format_signature,
+    is_async,
     parse_signature,
 )
 
@@ -54,7 +55,14 @@ def test_example_of_the_spec() -> None:
     assert signature.bind(1, 2, threshold=3, other=4).arguments["rest"] == (2,)
 
 
+def test_async_says_how_users_call_and_changes_nothing_else() -> None:
+    assert parse_signature("async score(a=1)") == parse_signature("score(a=1)")
+    assert is_async("async score(a=1)")
+    assert not is_async("score(a=1)") and not is_async("asyncscore()")
+
+
 BAD = [
+    "async score", "async def score()", "async async score()", "async(a)", "async  (a)",
     "", "score", "score(", "score(a) -> int", "score(a: int)", "score(a=os)", "score(a=f())",
     "score(a, a)", "score(a=1, b)", "def score(a)", "class(a)", "score(a): pass", "score(a) # b)",
     "score(a):\n pass\ndef other()", "score(a=[...])", "score(a=1e999)", "score(a=-...)",

@@ -201,6 +201,17 @@ class StrSub(str):
     __slots__ = ()
 
 
+class LoudClass(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__module__", "__qualname__"):
+            raise RuntimeError("no code of the value's class must run")
+        return super().__getattribute__(name)
+
+
+NoModule: Any = eval("type('NoModule', (), {})", {})  # noqa: S307 (without a __name__)
+OddModule: Any = LoudClass("OddModule", (), {"__module__": Loud()})
+
+
 RECURSIVE: list[Any] = []
 RECURSIVE.append(RECURSIVE)
 
@@ -214,6 +225,8 @@ RECURSIVE.append(RECURSIVE)
         (StrSub("x"), "StrSub cannot cross"),
         ({StrSub("x"): 1}, "a key of a dict: a value of type"),
         (Loud(), "Loud cannot cross"),
+        (NoModule(), "a value of type NoModule cannot cross"),
+        (OddModule(), "a value of type OddModule cannot cross"),
         (np.array([None], dtype=object), "dtype |O"),
         (np.zeros(2, dtype=[("a", "i4")]), "cannot cross"),
         (np.zeros(2, dtype="V3"), "cannot cross"),

@@ -1,6 +1,7 @@
 """Cells as a front-end sees them: what was printed, and the error as it is shown."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ __all__ = [
     "Cell",
     "CellError",
     "finish_cell",
+    "gather",
     "one_line",
     "run_cell",
     "start_cell",
@@ -80,6 +82,15 @@ def finish_cell(client: BlockingKernelClient, request: str, timeout_s: float = 3
         if reply["parent_header"].get("msg_id") == request:
             cell.execution_count = reply["content"].get("execution_count", 0)
             return cell
+
+
+def gather(messages: Iterable[dict[str, Any]], request: str) -> Cell:
+    """Return what came of the cell `request`, of messages that are not only its own."""
+    cell = Cell()
+    for message in messages:
+        if message["parent_header"].get("msg_id") == request:
+            _collect(cell, message["msg_type"], message["content"])
+    return cell
 
 
 def _collect(cell: Cell, kind: str, content: dict[str, Any]) -> None:

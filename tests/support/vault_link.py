@@ -6,6 +6,7 @@ import shutil
 import sysconfig
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -86,13 +87,18 @@ def spawn_vault(
 class VaultLink:
     """Does for a session what the supervisor does, for packages whose keys it was given.
 
-    Use it as a context manager, in a thread that outlives the vaults.
+    Use it as a context manager, in a thread that outlives the vaults; `spawn` may do its part in
+    another one.
     """
 
     def __init__(
-        self, *packages: SealedPackage, control_groups: ControlGroups | None = None
+        self,
+        *packages: SealedPackage,
+        control_groups: ControlGroups | None = None,
+        spawn: Callable[..., VaultProcess] = spawn_vault,
     ) -> None:
         self._control_groups = control_groups
+        self._spawn = spawn
         self._keys = {package.header_raw: package.key for package in packages}
         self.directory = runtime_dir()
         self.vaults: dict[str, VaultProcess] = {}
@@ -129,7 +135,7 @@ class VaultLink:
         groups = self._control_groups
         group = None if groups is None else groups.create(vault_id)
         limit = None if group is None else group.limit_bytes
-        vault = spawn_vault(self.directory, memory_limit=limit, control_group=group)
+        vault = self._spawn(self.directory, memory_limit=limit, control_group=group)
         waiter = threading.Thread(target=self._wait, args=(vault_id, vault), daemon=True)
         waiter.start()
         self.vaults[vault_id] = vault

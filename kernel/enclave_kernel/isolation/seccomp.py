@@ -76,7 +76,7 @@ ARCHITECTURES: Final = {
 
 @dataclass(frozen=True)
 class Condition:
-    """`argument & mask` must be one of `values`. All of it concerns 32 bits.
+    """`argument & mask` must be one of `values`, or with `refuse` none of them. 32 bits each.
 
     The kernel takes an int argument from the low half of the register: comparing 64 bits would let
     `(1 << 32) | 40` pass for something else than 40 (THREATS K-07). A pointer has two conditions.
@@ -86,6 +86,7 @@ class Condition:
     values: frozenset[int]
     mask: int = 0xFFFFFFFF
     high: bool = False
+    refuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,14 @@ class Policy:
     Attributes:
         allowed: Pass.
         conditional: Pass if all conditions hold.
+        alternatives: Pass if all conditions of one of several sets hold.
         missing: Answer ENOSYS, as every call does that is newer than the table of numbers: the
             C library then takes an older way. All others answer EPERM.
     """
 
     allowed: frozenset[str]
     conditional: Mapping[str, tuple[Condition, ...]] = field(default_factory=dict)
+    alternatives: Mapping[str, tuple[tuple[Condition, ...], ...]] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
 
 
@@ -165,7 +168,8 @@ def _actions(policy: Policy, numbers: Mapping[str, int]) -> dict[int, _Code]:
     kinds: tuple[tuple[frozenset[str], Callable[[str], _Code]], ...] = (
         (policy.allowed, lambda _: _return(RET_ALLOW)),
         (policy.missing, lambda _: _return(RET_ERRNO | ENOSYS)),
-        (frozenset(policy.conditional), lambda name: _test(policy.conditional[name])),
+        (frozenset(policy.conditional), lambda name: _test((policy.conditional[name],))),
+        (frozenset(policy.alternatives), lambda name: _test(policy.alternatives[name])),
     )
     known = ARCHITECTURES["x86_64"].numbers.keys() | ARCHITECTURES["aarch64"].numbers.keys()
     for names, make in kinds:
@@ -207,17 +211,32 @@ def _search(ranges: list[tuple[int, _Code]]) -> _Code:
     ]
 
 
-def _test(conditions: tuple[Condition, ...]) -> _Code:
-    code: _Code = []
-    for condition in conditions:
-        code.append((_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * condition.argument + 4 * condition.high))
-        if condition.mask != 0xFFFFFFFF:
-            code.append((_AND, 0, 0, condition.mask))
-        values = sorted(condition.values)
-        if len(values) > _MAX_VALUES:
-            raise SeccompError(f"a condition has {len(values)} values, at most {_MAX_VALUES} fit")
-        for index, value in enumerate(values):
-            # Over the values that are left, and over the refusal.
-            code.append((_JUMP_IF_EQUAL, len(values) - index, 0, value))
-        code += _return(RET_ERRNO | EPERM)
-    return code + _return(RET_ALLOW)
+def _test(alternatives: tuple[tuple[Condition, ...], ...]) -> _Code:
+    """Return code that allows the call if one set of conditions holds, and else refuses it."""
+    code = _return(RET_ERRNO | EPERM)
+    for conditions in reversed(alternatives):
+        code = _test_all(conditions, code)
+    return code
+
+
+def _test_all(conditions: tuple[Condition, ...], otherwise: _Code) -> _Code:
+    """Return code that allows if all conditions hold, and else goes on with `otherwise`."""
+    code = _return(RET_ALLOW)
+    for condition in reversed(conditions):
+        code = _test_one(condition, code, otherwise)
+    return code
+
+
+def _test_one(condition: Condition, then: _Code, otherwise: _Code) -> _Code:
+    values = sorted(condition.values)
+    if len(values) > _MAX_VALUES:
+        raise SeccompError(f"a condition has {len(values)} values, at most {_MAX_VALUES} fit")
+    code: _Code = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * condition.argument + 4 * condition.high)]
+    if condition.mask != 0xFFFFFFFF:
+        code.append((_AND, 0, 0, condition.mask))
+    equal, unequal = (otherwise, then) if condition.refuse else (then, otherwise)
+    for index, value in enumerate(values):
+        # Over the values that are left, and over the jump behind them.
+        code.append((_JUMP_IF_EQUAL, len(values) - index, 0, value))
+    # A conditional jump reaches 255 instructions, an unconditional one all of them.
+    return [*code, (_JUMP, 0, 0, len(equal)), *equal, *unequal]

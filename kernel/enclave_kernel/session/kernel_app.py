@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -16,14 +17,26 @@ from ipykernel.heartbeat import Heartbeat
 from ipykernel.kernelapp import IPKernelApp
 from traitlets.config import Config
 
-from enclave_kernel import session_messages
+from enclave_kernel import process_control, session_messages
+from enclave_kernel.isolation.notebook_root import HOME
+from enclave_kernel.isolation.notebook_walls import WallsSpec, check_notebook_walls
+from enclave_kernel.session.own_init import become_walled_kernel
 from enclave_kernel.session.supervisor_link import SupervisorLink
-from enclave_kernel.session_messages import KernelReady, StartKernel
+from enclave_kernel.session_messages import KernelFailed, KernelPlace, KernelReady, StartKernel
+from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import CHANNELS, MessageError
 
 __all__ = ["EnclaveKernelApp", "run_kernel"]
 
 _EXTENSION = "enclave_kernel.session.magics"
+_SHELL_INSIDE = "inproc://enclave-shell"
+_OWN_ENVIRON = {
+    "HOME": str(HOME),
+    # Its user has no entry in the password file.
+    "USER": HOME.name,
+    "LOGNAME": HOME.name,
+    "TMPDIR": "/tmp",  # noqa: S108 (a mount of its own)
+}
 
 
 def _bind_to_listener(sock: "zmq.Socket[bytes]", descriptor: int, endpoint: str) -> None:
@@ -55,6 +68,10 @@ class EnclaveKernelApp(IPKernelApp):
             # (FACTS, Jupyter). The queue is this process's own memory.
             s.sndhwm = 0
         _bind_to_listener(s, self.listeners[channel], f"ipc://{self.ip}-{port}")
+        if channel == "shell":
+            # The debugger connects to where the socket was bound last; the listener's path is not
+            # to be seen from behind a notebook's walls.
+            s.bind(_SHELL_INSIDE)
         return port
 
     def init_heartbeat(self) -> None:
@@ -89,6 +106,17 @@ def _wait_for_start(link: SupervisorLink) -> StartKernel:
     return message
 
 
+def _spec(start: StartKernel, place: KernelPlace) -> WallsSpec:
+    return WallsSpec(
+        uid=place.uid,
+        gid=place.gid,
+        folder=start.cwd if place.use_folder else None,
+        hidden=place.hidden,
+        code=place.code,
+        memory_limit=place.memory_limit,
+    )
+
+
 def _configure(start: StartKernel) -> Config:
     config = Config()
     config.Session.key = start.key
@@ -97,21 +125,40 @@ def _configure(start: StartKernel) -> Config:
     return config
 
 
-def run_kernel(listeners: Mapping[str, int], session_descriptor: int) -> int:
+def run_kernel(
+    listeners: Mapping[str, int], session_descriptor: int, status_descriptor: int | None
+) -> int:
     """Be the kernel that the supervisor's first message describes, until it is shut down.
 
     Args:
         listeners: Listening descriptors by channel.
         session_descriptor: The socket to the supervisor.
+        status_descriptor: In a pid namespace of its own: where its init tells how it ended.
 
     Returns:
         The process's exit status.
     """
     link = SupervisorLink(socket.socket(fileno=session_descriptor))
     start = _wait_for_start(link)
+    walls: tuple[str, ...] = ()
+    folder = start.cwd
+    if start.place is not None and status_descriptor is not None:
+        keep_away = (*listeners.values(), session_descriptor)
+        try:
+            standing = become_walled_kernel(_spec(start, start.place), status_descriptor, keep_away)
+            walls = check_notebook_walls(standing)
+        except (EnclaveError, OSError) as error:
+            link.send(session_messages.encode(KernelFailed(str(error)[:4096])))
+            return 1
+        folder = standing.root.folder
+    process_control.reset_signals()
     os.environ.clear()
     os.environ.update(start.environ)
-    _enter_directory(start.cwd)
+    if walls:
+        os.environ.update(_OWN_ENVIRON)
+    _enter_directory(folder)
+    # What an absolute path means in `%run_encrypted`.
+    os.environ["ENCLAVE_WORKSPACE"] = str(Path.cwd())
     # What an interactive `python` has: modules beside the notebook can be imported.
     sys.path.insert(0, "")
     app = EnclaveKernelApp.instance(
@@ -130,7 +177,7 @@ def run_kernel(listeners: Mapping[str, int], session_descriptor: int) -> int:
         # An option among the arguments could switch signatures off (THREATS J-01).
         raise MessageError("the kernel's options change its session key, which they may not")
     app.kernel.supervisor_link = link
-    link.send(session_messages.encode(KernelReady()))
+    link.send(session_messages.encode(KernelReady(walls)))
     app.start()  # type: ignore[no-untyped-call]
     # As at the end of any interpreter, which os._exit in the zygote's child skips.
     atexit._run_exitfuncs()

@@ -7,24 +7,38 @@ them. Convenience, not protection: the vault checks every request again.
 import inspect
 import weakref
 from collections.abc import Callable, Sequence
-from types import CodeType, FunctionType
-from typing import Any, NoReturn
+from types import FunctionType
+from typing import Any, Self
 
+from enclave_kernel.session.call_interrupt import CallInterrupt
+from enclave_kernel.session.call_thread import in_thread
+from enclave_kernel.session.iterators import (
+    EncryptedIterator,
+    async_iterator_class,
+    iterator_class,
+)
 from enclave_kernel.session.package_failures import EncryptedPackageError
-from enclave_kernel.session.vault_client import VaultClient
+from enclave_kernel.session.proxy_parts import (
+    StaysInVault,
+    outward,
+    shown_name,
+    with_package_frame,
+)
+from enclave_kernel.session.user_functions import take_functions
+from enclave_kernel.session.vault_client import ITERATOR, VaultClient
+from enclave_protocol.manifest import CONTEXT_METHODS
 from enclave_protocol.package_label import Label
 from enclave_protocol.plain_text import plain_text
-from enclave_protocol.signature import parse_signature
+from enclave_protocol.signature import is_async, parse_signature
 from enclave_protocol.value_codec import Handle
 
-__all__ = ["EncryptedObject", "EncryptedPackage", "package_proxy", "shown_name"]
+__all__ = ["EncryptedObject", "EncryptedPackage", "package_proxy"]
 
+_Resolve = Callable[[Handle], object]
+_Positional = tuple[Any, ...]
+_Named = dict[str, Any]
+_MakeCall = Callable[[_Positional, _Named, CallInterrupt | None], Any]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def shown_name(label: Label) -> str:
-    """Return how a package is shown wherever it is shown: `<encrypted NAME VERSION>`."""
-    return f"<encrypted {plain_text(f'{label.package.name} {label.package.version}')}>"
 
 
 def _doc(label: Label, *names: str) -> str | None:
@@ -45,34 +59,29 @@ class _Undisclosed:
 _UNDISCLOSED = _Undisclosed()
 
 
-class _StaysInVault:
-    """What no proxy does: be pickled or copied."""
+class EncryptedObject(StaysInVault):
+    """An object of an exported class; the object itself is in the vault.
 
-    __slots__ = ()
+    At the end of a `with` block the vault forgets it, unless its class says what happens then.
+    """
 
-    def __reduce_ex__(self, _protocol: Any) -> NoReturn:
-        raise TypeError(
-            f"{self!r} stays in its vault: it cannot be pickled or copied; "
-            "save what its functions return instead"
-        )
-
-    def __reduce__(self) -> NoReturn:
-        self.__reduce_ex__(0)
-
-
-class EncryptedObject(_StaysInVault):
-    """An object of an exported class; the object itself is in the vault."""
-
-    __slots__ = ("__weakref__", "_client", "_handle")
+    __slots__ = ("__weakref__", "_client", "_handle", "_release")
 
     _client: VaultClient
     _handle: int
+    _release: Callable[[], object]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self._release()
 
     def __repr__(self) -> str:
         return f"{self._client.package.removesuffix('>')}: {type(self).__name__} object>"
 
 
-class EncryptedPackage(_StaysInVault):
+class EncryptedPackage(StaysInVault):
     """The name that `%load_encrypted` binds. Its attributes are the package's exports."""
 
     __slots__ = ("_client", "_label", "_members")
@@ -125,7 +134,11 @@ def package_proxy(client: VaultClient, label: Label) -> EncryptedPackage:
     members: dict[str, Any] = {}
     classes: dict[str, type[EncryptedObject]] = {}
 
-    def resolve(handle: Handle) -> EncryptedObject:
+    iterators = iterator_class(client, label)
+
+    def resolve(handle: Handle) -> EncryptedObject | EncryptedIterator:
+        if handle.class_name == ITERATOR:
+            return iterators(handle.number)
         cls = classes.get(handle.class_name)
         if cls is None:
             raise EncryptedPackageError(f"{client.package} returned an object of no known class")
@@ -142,7 +155,9 @@ def _adopt(instance: EncryptedObject, client: VaultClient, handle: Handle) -> En
     instance._client = client
     instance._handle = handle.number
     # Not at exit: the vault goes with the notebook.
-    weakref.finalize(instance, client.release, handle.number).atexit = False
+    finalizer = weakref.finalize(instance, client.release, handle.number)
+    finalizer.atexit = False
+    instance._release = finalizer
     return instance
 
 
@@ -151,26 +166,64 @@ def _function_proxy(
     label: Label,
     name: str,
     text: str,
-    resolve: Callable[[Handle], EncryptedObject],
+    resolve: _Resolve,
 ) -> FunctionType:
     _, signature = parse_signature(text)
     names = _positional_names(signature)
 
+    def make(args: _Positional, kwargs: _Named, watch: CallInterrupt | None) -> Any:
+        args, kwargs, functions = take_functions(names, label.policy.callbacks, args, kwargs)
+        return client.call(name, (args, kwargs), names, resolve, watch, functions)
+
+    kind = _kind(label, text, name)
+    return _dress(_caller(client, label, kind, make), label, name, name, signature)
+
+
+def _kind(label: Label, text: str, name: str) -> str:
+    """Return how a call is used: "sync", "async", or "iter" for what `async for` takes."""
+    if not is_async(text):
+        return "sync"
+    return "iter" if label.exports.returned_by(name) == "iter" else "async"
+
+
+def _caller(client: VaultClient, label: Label, kind: str, make: _MakeCall) -> Callable[..., Any]:
+    """Return a function that makes the call as its signature says it is used."""
+
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return client.call(name, (args, kwargs), names, resolve)
+            return make(args, kwargs, None)
         except BaseException as error:
-            # The frames below are this project's: the user sees the package as one frame.
-            raise error.with_traceback(None) from None
+            failure = outward(error)
+        try:
+            raise failure
+        finally:
+            del failure
 
-    return _dress(call, label, name, name, signature)
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        watch = client.new_watch()
+        try:
+            return await in_thread(lambda: make(args, kwargs, watch), watch.press)
+        except BaseException as error:
+            failure = outward(error)
+        try:
+            raise failure
+        finally:
+            del failure
+
+    iterators = async_iterator_class(client, label)
+
+    def iterated(*args: Any, **kwargs: Any) -> Any:
+        return iterators(lambda watch: make(args, kwargs, watch))
+
+    kinds: dict[str, Callable[..., Any]] = {"sync": call, "async": awaited, "iter": iterated}
+    return kinds[kind]
 
 
 def _class_proxy(
     client: VaultClient,
     label: Label,
     name: str,
-    resolve: Callable[[Handle], EncryptedObject],
+    resolve: _Resolve,
 ) -> type[EncryptedObject]:
     declared = label.exports.classes[name]
     namespace: dict[str, Any] = {
@@ -188,17 +241,26 @@ def _class_proxy(
 
     def new(cls: type[EncryptedObject], /, *args: Any, **kwargs: Any) -> EncryptedObject:
         try:
-            handle = client.construct(name, (args, kwargs), names)
+            args, kwargs, functions = take_functions(names, label.policy.callbacks, args, kwargs)
+            handle = client.construct(name, (args, kwargs), names, functions)
+            return _adopt(object.__new__(cls), client, handle)
         except BaseException as error:
-            raise error.with_traceback(None) from None
-        return _adopt(object.__new__(cls), client, handle)
+            failure = outward(error)
+        try:
+            raise failure
+        finally:
+            del failure
 
     # What was made is complete; nothing is left for __init__ but to take the arguments.
-    namespace["__new__"] = _with_code(new, label, name, f"{name}")
+    namespace["__new__"] = with_package_frame(new, label, name, f"{name}")
     namespace["__init__"] = lambda _self, /, *_args, **_kwargs: None
     for text in declared.methods:
-        method, signature = parse_signature(text)
-        namespace[method] = _method_proxy(client, label, name, method, signature, resolve)
+        if text in CONTEXT_METHODS:
+            continue
+        method, _ = parse_signature(text)
+        namespace[method] = _method_proxy(client, label, name, text, resolve)
+    if set(CONTEXT_METHODS) <= set(declared.methods):
+        namespace.update(_context_methods(client, label, name))
     for attribute in declared.attributes:
         namespace[attribute] = _attribute_proxy(client, label, name, attribute)
     return type(name, (EncryptedObject,), namespace)
@@ -208,17 +270,19 @@ def _method_proxy(
     client: VaultClient,
     label: Label,
     class_name: str,
-    method: str,
-    signature: inspect.Signature,
-    resolve: Callable[[Handle], EncryptedObject],
+    text: str,
+    resolve: _Resolve,
 ) -> FunctionType:
+    method, signature = parse_signature(text)
     names = _positional_names(signature)
 
-    def call(self: EncryptedObject, /, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return client.call_method(self._handle, method, (args, kwargs), names, resolve)
-        except BaseException as error:
-            raise error.with_traceback(None) from None
+    def make(args: _Positional, kwargs: _Named, watch: CallInterrupt | None) -> Any:
+        # The object itself, which lives as long as `args`: a handle alone would not hold it.
+        if not args or not isinstance(args[0], EncryptedObject):
+            raise TypeError(f"{method}() takes an object of {class_name} first")
+        handle = args[0]._handle
+        left, kwargs, functions = take_functions(names, label.policy.callbacks, args[1:], kwargs)
+        return client.call_method(handle, method, (left, kwargs), names, resolve, watch, functions)
 
     parameters = list(signature.parameters.values())
     # Two of one name are refused; a first parameter of positional-only ones must be one, too.
@@ -226,7 +290,39 @@ def _method_proxy(
     only = any(parameter.kind is inspect.Parameter.POSITIONAL_ONLY for parameter in parameters)
     first = inspect.Parameter(own, _POSITIONAL[0] if only else _POSITIONAL[1])
     whole = inspect.Signature([first, *parameters])
-    return _dress(call, label, method, f"{class_name}.{method}", whole)
+    qualified = f"{class_name}.{method}"
+    kind = _kind(label, text, qualified)
+    return _dress(_caller(client, label, kind, make), label, method, qualified, whole)
+
+
+def _context_methods(client: VaultClient, label: Label, class_name: str) -> dict[str, Any]:
+    """Return what `with` calls on an object of a class that declares it.
+
+    The vault learns whether the block raised, and nothing about it; what it answers changes
+    nothing about the exception.
+    """
+
+    def enter(self: EncryptedObject) -> EncryptedObject:
+        try:
+            client.call_method(self._handle, "__enter__", ((), {}), ())
+            return self
+        except BaseException as error:
+            raise error.with_traceback(None) from None
+
+    def leave(self: EncryptedObject, kind: object, _error: object, _traceback: object) -> None:
+        failure: BaseException | None = None
+        try:
+            client.call_method(self._handle, "__exit__", ((kind is not None,), {}), ())
+        except BaseException as error:
+            failure = error.with_traceback(None)
+        if failure is not None:
+            # Not from None: the block's own exception stays to be seen, as the context of this one.
+            raise failure
+
+    return {
+        name: with_package_frame(code, label, name, f"{class_name}.{name}")
+        for name, code in (("__enter__", enter), ("__exit__", leave))
+    }
 
 
 def _attribute_proxy(client: VaultClient, label: Label, class_name: str, name: str) -> property:
@@ -237,7 +333,7 @@ def _attribute_proxy(client: VaultClient, label: Label, class_name: str, name: s
             raise error.with_traceback(None) from None
 
     qualified = f"{class_name}.{name}"
-    return property(_with_code(get, label, name, qualified), doc=_doc(label, qualified))
+    return property(with_package_frame(get, label, name, qualified), doc=_doc(label, qualified))
 
 
 def _positional_names(signature: inspect.Signature) -> Sequence[str]:
@@ -265,25 +361,8 @@ def _dress(
     qualified: str,
     signature: inspect.Signature,
 ) -> FunctionType:
-    dressed = _with_code(function, label, name, qualified)
+    dressed = with_package_frame(function, label, name, qualified)
     dressed.__doc__ = _doc(label, qualified, name)
     dressed.__module__ = label.package.module
     dressed.__signature__ = _shown(signature)  # type: ignore[attr-defined]
-    return dressed
-
-
-def _with_code(
-    function: Callable[..., Any], label: Label, name: str, qualified: str
-) -> FunctionType:
-    """Return `function` as tracebacks shall show it: `<encrypted NAME VERSION>` is its file."""
-    if not isinstance(function, FunctionType):
-        raise TypeError(f"{function!r} is no function")
-    code: CodeType = function.__code__.replace(
-        co_filename=shown_name(label), co_name=name, co_qualname=qualified, co_firstlineno=1
-    )
-    dressed = FunctionType(
-        code, function.__globals__, name, function.__defaults__, function.__closure__
-    )
-    dressed.__qualname__ = qualified
-    dressed.__kwdefaults__ = function.__kwdefaults__
     return dressed

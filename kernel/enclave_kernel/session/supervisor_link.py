@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enclave_kernel import session_messages
 from enclave_kernel.session_messages import (
     MAX_SESSION_BYTES,
+    About,
+    AboutRequest,
     CancelLoad,
     InterruptVault,
     LoadPackage,
@@ -27,7 +29,8 @@ from enclave_protocol.messages import MessageError
 __all__ = ["LoadRefusedError", "LoadedVault", "SupervisorGoneError", "SupervisorLink"]
 
 _DEATH_WAIT_S = 2.0
-_Reply = PackageLoaded | LoadRefused | VaultDeath
+_ABOUT_WAIT_S = 10.0
+_Reply = PackageLoaded | LoadRefused | VaultDeath | About
 
 
 class SupervisorGoneError(EnclaveError):
@@ -85,7 +88,7 @@ class SupervisorLink:
         except OSError as error:
             raise SupervisorGoneError from error
 
-    def receive(self) -> StartKernel | PackageLoaded | LoadRefused | VaultDeath:
+    def receive(self) -> StartKernel | _Reply:
         """Return the next message. Only before the first request: then a thread reads.
 
         Raises:
@@ -144,6 +147,23 @@ class SupervisorLink:
         except (SupervisorGoneError, queue.Empty):
             return None
         return reply.reason if isinstance(reply, VaultDeath) else None
+
+    def about(self) -> About:
+        """Return what the supervisor says of the enclave.
+
+        Raises:
+            SupervisorGoneError: The enclave is going down, or does not answer within 10 s.
+        """
+        number = next(self._numbers)
+        try:
+            reply = self._ask(
+                number, session_messages.encode(AboutRequest(request_id=number)), _ABOUT_WAIT_S
+            )
+        except queue.Empty:
+            raise SupervisorGoneError from None
+        if not isinstance(reply, About):
+            raise MessageError("the supervisor's reply about the enclave is not one")
+        return reply
 
     def _ask(self, number: int, payload: bytes, timeout_s: float | None) -> _Reply | LoadedVault:
         answers: queue.SimpleQueue[_Reply | LoadedVault | None] = queue.SimpleQueue()

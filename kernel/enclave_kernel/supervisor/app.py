@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,17 +13,18 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import enclave_kernel
-import enclave_protocol
-from enclave_kernel.isolation.control_groups import ControlGroups, GroupLimits
+from enclave_kernel.isolation.control_groups import ControlGroupError, ControlGroups, GroupLimits
 from enclave_kernel.key_release_errors import WrongEnvironmentError
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.session_messages import About, KernelPlace
 from enclave_kernel.supervisor import transport
+from enclave_kernel.supervisor.code_folders import code_folders, import_path
 from enclave_kernel.supervisor.control_stream import ControlStream, NoGatewayError
 from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownKernelError
 from enclave_kernel.supervisor.package_loader import PackageLoader
+from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.supervisor.vault_pool import VaultPool
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
 from enclave_protocol.errors import EnclaveError, ProtocolError
@@ -61,6 +61,8 @@ _MAX_UNOPENED = 64
 _ACCEPT_PAUSE_S = 0.1
 _KEY_THREADS = 8
 """Releases at once; a notebook has one at most, and a silent KMS holds it for a minute."""
+_MAX_TASKS = 4096
+"""Processes and threads of one notebook."""
 _PCR_INDICES = (0, 1, 2, 3, 4, 8)
 _INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "HOME", "TMPDIR")
 
@@ -75,6 +77,7 @@ class SupervisorOptions:
         runtime_dir: A directory of its own, 0700; sockets and private directories live there.
         kms_endpoint_url: Development only: where KMS is, instead of AWS.
         kernel_memory_bytes: The most one kernel's processes may use; None: no limit.
+        hidden: Folders that no notebook may see, with state of the enclave in them.
         development: Packages that their owner marked for development may be opened.
     """
 
@@ -83,6 +86,7 @@ class SupervisorOptions:
     runtime_dir: Path
     kms_endpoint_url: str | None = None
     kernel_memory_bytes: int | None = None
+    hidden: tuple[Path, ...] = ()
     development: bool = False
 
 
@@ -101,19 +105,21 @@ class Supervisor:
         self._module_id = self._nsm.describe().module_id
         self._keys = RsaPool()
         self._key_threads = ThreadPoolExecutor(_KEY_THREADS, thread_name_prefix="key-release")
-        limit = options.kernel_memory_bytes
-        self._cgroups: ControlGroups | None = None
-        if limit is not None:
-            self._cgroups = ControlGroups(f"enclave-{os.getpid()}", GroupLimits(limit))
+        self._cgroups = _groups_for_kernels(options.kernel_memory_bytes)
         sockets = options.runtime_dir / "k"
         vaults = options.runtime_dir / "v"
         for directory in (sockets, vaults):
             directory.mkdir(mode=0o700, exist_ok=True)
         # A vault passes through here to its own directory, which nobody can list.
         vaults.chmod(0o711)
-        self._pool = VaultPool(vaults, _import_path())
+        self._user_ids = UserIds()
+        self._pool = VaultPool(vaults, import_path(), self._user_ids)
         self._kernels = KernelTable(
-            sockets, cgroups=self._cgroups, on_ended=self._tell_ended, make_vaults=self._vaults_of
+            sockets,
+            cgroups=self._cgroups,
+            on_ended=self._tell_ended,
+            make_vaults=self._vaults_of,
+            make_place=self._place_of_a_kernel,
         )
         self._control: ControlStream | None = None
         self._unopened = 0
@@ -125,13 +131,30 @@ class Supervisor:
         """Return what vaults found standing around them, and what was done for kernels."""
         walls = self._pool.walls
         described = ["vault: not checked yet"] if walls is None else [f"vault: {w}" for w in walls]
-        if os.geteuid() == 0:
-            described.append("notebooks run as root: no wall between them and a vault yet")
+        notebooks = self._kernels.walls
+        if os.geteuid() != 0:
+            described.append("vault and notebook: the enclave's own user, no boundary without root")
+        elif notebooks is None:
+            described.append("notebook: not checked yet")
         else:
-            described.append("vault: the enclave's own user, no boundary without root")
+            described += [f"notebook: {wall}" for wall in notebooks]
         if self._cgroups is not None:
             described.append("memory limit per kernel")
         return tuple(described)
+
+    def _place_of_a_kernel(self) -> KernelPlace | None:
+        if os.geteuid() != 0:
+            return None
+        number = self._user_ids.next()
+        return KernelPlace(
+            uid=number,
+            gid=number,
+            # In an enclave the parent must not choose what of it a notebook may write to.
+            use_folder=self._options.development,
+            hidden=(str(self._options.runtime_dir), *map(str, self._options.hidden)),
+            code=code_folders(),
+            memory_limit=self._options.kernel_memory_bytes,
+        )
 
     def _new_zygote(self) -> ZygoteProcess:
         environ = {name: os.environ[name] for name in _INHERITED if name in os.environ}
@@ -143,7 +166,19 @@ class Supervisor:
             self._zygote = self._new_zygote()
 
     def _vaults_of(self, kernel: Kernel) -> PackageLoader:
-        return PackageLoader(kernel, self._pool, self._release_key)
+        return PackageLoader(kernel, self._pool, self._release_key, self._about)
+
+    def _about(self, request_id: int) -> About:
+        return About(
+            request_id=request_id,
+            version=version("enclave-kernel"),
+            module_id=self._module_id,
+            pcr0=self._pcrs[0],
+            debug=self._is_debug(),
+            development=self._options.development,
+            uptime_s=round(time.monotonic() - self._started, 1),
+            isolation=self._describe_isolation(),
+        )
 
     def _tell_ended(self, event: KernelEnded) -> None:
         if self._control is not None:
@@ -320,21 +355,30 @@ class Supervisor:
         )
 
 
+def _groups_for_kernels(limit_bytes: int | None) -> ControlGroups | None:
+    """Return what limits kernels; without a limit asked for, three quarters of the memory each.
+
+    Raises:
+        ControlGroupError: A limit was asked for and cannot be held.
+    """
+    name = f"enclave-{os.getpid()}"
+    if limit_bytes is not None:
+        return ControlGroups(name, GroupLimits(limit_bytes, tasks=_MAX_TASKS))
+    if os.geteuid() != 0:
+        return None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return ControlGroups(name, GroupLimits(memory // 4 * 3, tasks=_MAX_TASKS))
+    except ControlGroupError as error:
+        _log.warning("kernels are limited without control groups: %s", error)
+        return None
+
+
 def _wipe(releasing: "asyncio.Future[bytearray]") -> None:
     """Wipe a data key that nobody waits for any more."""
     if not releasing.cancelled() and releasing.exception() is None:
         data_key = releasing.result()
         data_key[:] = bytes(len(data_key))
-
-
-def _import_path() -> list[str]:
-    """Return what a vault imports from: this process's path, and where our own packages are.
-
-    An editable installation finds the latter by a hook that a vault does not have.
-    """
-    packages = (enclave_kernel, enclave_protocol)
-    ours = [str(Path(package.__path__[0]).parent) for package in packages]
-    return list(dict.fromkeys([*(entry for entry in sys.path if entry), *ours]))
 
 
 async def _read_open(sock: socket.socket) -> tuple[Open, bytes]:

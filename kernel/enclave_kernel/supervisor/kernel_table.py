@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Protocol
 
 from enclave_kernel.isolation.control_groups import ControlGroup, ControlGroups
-from enclave_kernel.session_messages import KernelExited, KernelReady, StartKernel
+from enclave_kernel.session_messages import (
+    KernelExited,
+    KernelFailed,
+    KernelPlace,
+    KernelReady,
+    StartKernel,
+)
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
 from enclave_protocol.errors import EnclaveError
@@ -54,6 +60,7 @@ class Kernel:
 
     kernel_id: str
     prefix: str
+    place: KernelPlace | None = None
     pid: int = 0
     started: float = field(default_factory=time.monotonic)
     cgroup: ControlGroup | None = None
@@ -73,6 +80,10 @@ class KernelTable:
         cgroups: Memory limits, or None where the system offers none.
         on_ended: Told of every kernel that was launched and ended.
         make_vaults: Makes the owner of a kernel's vaults.
+        make_place: Decides about a kernel's walls; None: there can be none.
+
+    Attributes:
+        walls: What the kernel that came up last found standing around it; None before the first.
     """
 
     def __init__(
@@ -82,11 +93,14 @@ class KernelTable:
         cgroups: ControlGroups | None,
         on_ended: Callable[[KernelEnded], None],
         make_vaults: Callable[[Kernel], VaultOwner],
+        make_place: Callable[[], KernelPlace | None],
     ) -> None:
         self._directory = directory
         self._cgroups = cgroups
         self._on_ended = on_ended
         self._make_vaults = make_vaults
+        self._make_place = make_place
+        self.walls: tuple[str, ...] | None = None
         self._kernels: dict[str, Kernel] = {}
 
     def __len__(self) -> int:
@@ -128,7 +142,8 @@ class KernelTable:
             raise KernelLaunchError(f"kernel {request.kernel_id} runs already")
         if len(self._kernels) >= _MAX_KERNELS:
             raise KernelLaunchError(f"{_MAX_KERNELS} kernels run already; shut one down first")
-        kernel = Kernel(request.kernel_id, str(self._directory / request.kernel_id))
+        prefix = str(self._directory / request.kernel_id)
+        kernel = Kernel(request.kernel_id, prefix, self._make_place())
         self._kernels[kernel.kernel_id] = kernel
         try:
             await self._start(kernel, request, zygote)
@@ -176,15 +191,29 @@ class KernelTable:
                 cwd=request.cwd,
                 environ=request.environ,
                 arguments=request.arguments,
+                place=kernel.place,
             )
         )
 
     def _take(self, kernel: Kernel, message: FromSession) -> None:
         if isinstance(message, KernelReady):
+            self._take_ready(kernel, message)
+        elif isinstance(message, KernelFailed):
             if not kernel.ready.done():
-                kernel.ready.set_result(None)
+                kernel.ready.set_exception(KernelLaunchError(message.message))
         elif kernel.vaults is not None:
             kernel.vaults.handle(message)
+
+    def _take_ready(self, kernel: Kernel, message: KernelReady) -> None:
+        if kernel.ready.done():
+            return
+        if kernel.place is not None and not message.walls:
+            kernel.ready.set_exception(KernelLaunchError("the kernel came up without its walls"))
+            return
+        if message.walls != self.walls:
+            _log.info("walls of a notebook: %s", "; ".join(message.walls) or "none")
+        self.walls = message.walls
+        kernel.ready.set_result(None)
 
     def _channel_ended(self, kernel: Kernel) -> None:
         # The process ended, or will get no more vaults: those it has end with the connection.

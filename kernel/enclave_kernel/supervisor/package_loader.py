@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from enclave_kernel.session_messages import (
+    About,
+    AboutRequest,
     CancelLoad,
     InterruptVault,
     LoadPackage,
@@ -58,12 +60,20 @@ class PackageLoader:
         owner: The kernel.
         pool: Where vaults come from.
         release_key: Key release.
+        about: Says what enclave this is, in a reply to the request of this number.
     """
 
-    def __init__(self, owner: _ChannelOwner, pool: VaultPool, release_key: KeyRelease) -> None:
+    def __init__(
+        self,
+        owner: _ChannelOwner,
+        pool: VaultPool,
+        release_key: KeyRelease,
+        about: Callable[[int], About],
+    ) -> None:
         self._owner = owner
         self._pool = pool
         self._release_key = release_key
+        self._about = about
         self._vaults: dict[str, _Vault] = {}
         self._deaths: dict[str, asyncio.Future[str]] = {}
         self._loads: dict[int, asyncio.Task[None]] = {}
@@ -97,6 +107,8 @@ class PackageLoader:
             vault = self._vaults.pop(message.vault_id, None)
             if vault is not None:
                 self._pool.end(vault.process)
+        elif isinstance(message, AboutRequest):
+            self._send(self._about(message.request_id))
         elif isinstance(message, VaultDeathRequest):
             if len(self._asked) >= _MAX_VAULTS:
                 self._send(VaultDeathMessage(request_id=message.request_id, reason=None))
@@ -107,7 +119,7 @@ class PackageLoader:
 
     def _send(
         self,
-        message: PackageLoaded | LoadRefused | VaultDeathMessage,
+        message: PackageLoaded | LoadRefused | VaultDeathMessage | About,
         descriptors: tuple[int, ...] = (),
     ) -> None:
         if self._owner.channel is not None:

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from enclave_kernel import session_messages
 from enclave_kernel.session_messages import (
     MAX_SESSION_BYTES,
+    About,
+    AboutRequest,
     CancelLoad,
     InterruptVault,
+    KernelFailed,
     KernelReady,
     LoadPackage,
     LoadRefused,
@@ -27,7 +30,14 @@ __all__ = ["FromSession", "SessionChannel"]
 _MAX_UNSENT_BYTES = 2 * MAX_SESSION_BYTES
 
 FromSession = (
-    KernelReady | LoadPackage | CancelLoad | InterruptVault | UnloadVault | VaultDeathRequest
+    KernelReady
+    | KernelFailed
+    | LoadPackage
+    | CancelLoad
+    | InterruptVault
+    | UnloadVault
+    | VaultDeathRequest
+    | AboutRequest
 )
 
 
@@ -58,7 +68,7 @@ class SessionChannel:
 
     def send(
         self,
-        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath,
+        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath | About,
         descriptors: tuple[int, ...] = (),
     ) -> None:
         """Send one message; what does not fit into the socket's buffer follows when it is read.

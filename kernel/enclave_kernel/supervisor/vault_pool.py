@@ -15,17 +15,13 @@ from enclave_kernel.isolation.control_groups import (
     ControlGroups,
     GroupLimits,
 )
+from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
 from enclave_protocol.errors import EnclaveError
 
 __all__ = ["VaultPool"]
 
 _log = logging.getLogger(__name__)
-_FIRST_VAULT_UID = 2_000_000
-"""Above what distributions hand out to people, services and containers."""
-_UIDS_PER_SUPERVISOR = 512
-"""Counted up, so that no two vaults of a supervisor share a uid (THREATS X-11). An enclave has one
-supervisor; on a developer's machine several start at different numbers."""
 _STARTER_THREADS = 4
 _MAX_TASKS = 1024
 """Processes and threads of one vault: enough for thread pools on large instances."""
@@ -40,15 +36,16 @@ class VaultPool:
     Args:
         directory: Where vaults have their private directories.
         sys_path: What a vault imports from: the image's own site-packages.
+        user_ids: Where a vault's user comes from.
 
     Attributes:
         walls: What the vault that came up last found standing around it; None before the first.
     """
 
-    def __init__(self, directory: Path, sys_path: list[str]) -> None:
+    def __init__(self, directory: Path, sys_path: list[str], user_ids: UserIds) -> None:
         self._directory = directory
         self._sys_path = sys_path
-        self._uids = itertools.count(_FIRST_VAULT_UID + os.getpid() * _UIDS_PER_SUPERVISOR)
+        self._user_ids = user_ids
         self._numbers = itertools.count(1)
         self._spare: asyncio.Future[VaultProcess] | None = None
         self._living: dict[VaultProcess, Callable[[VaultDeath], None] | None] = {}
@@ -115,7 +112,7 @@ class VaultPool:
     def _spawn(self) -> VaultProcess:
         if self._closed:
             raise EnclaveError("the enclave is going down")
-        uid = next(self._uids) if os.geteuid() == 0 else None
+        uid = self._user_ids.next() if os.geteuid() == 0 else None
         vault = VaultProcess.spawn(
             uid=uid,
             gid=uid,

@@ -42,6 +42,17 @@ class CallBudget:
                 )
         self._limited = bool(policy.max_calls or policy.calls_per_minute or policy.expires)
 
+    def check_expiry(self) -> None:
+        """Check the clock and count nothing, for what goes on after the call that was counted.
+
+        Raises:
+            BudgetExceededError: The package expired.
+        """
+        if self._expires is not None and datetime.now(UTC) >= self._expires:
+            raise BudgetExceededError(
+                f"the package expired at {self._policy.expires}: ask its owner for a newer one"
+            )
+
     def take(self) -> None:
         """Count one call.
 
@@ -51,10 +62,7 @@ class CallBudget:
         if not self._limited:
             return
         policy = self._policy
-        if self._expires is not None and datetime.now(UTC) >= self._expires:
-            raise BudgetExceededError(
-                f"the package expired at {policy.expires}: ask its owner for a newer one"
-            )
+        self.check_expiry()
         if policy.max_calls and self._calls >= policy.max_calls:
             raise BudgetExceededError(
                 f"the owner allows {policy.max_calls} calls each time the package is loaded, "

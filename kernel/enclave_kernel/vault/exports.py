@@ -7,8 +7,9 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
+from enclave_protocol.manifest import CONTEXT_METHODS
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_label import Label
 from enclave_protocol.signature import parse_signature
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 _KIND = inspect.Parameter
+_ENTER: Final = "__enter__()"
+_EXIT: Final = "__exit__(failed)"
 
 
 class ExportError(PackageError):
@@ -37,9 +40,12 @@ class Export:
     """One callable with its declared signature.
 
     Attributes:
-        target: The function or class of the package; None for a method, found on its object.
+        target: The function or class of the package; None for a method, found on its object. What
+            `with` calls is our own, and takes the object first.
         attribute: The method's name; "" otherwise.
-        returns: `value`, `none`, or the name of the exported class it returns by reference.
+        parameters: Names of all parameters.
+        positions: Names of the parameters that may be passed by position, in their order.
+        returns: `value`, `iter`, `none`, or the name of the exported class it returns by reference.
 
     `actual` is the code's own signature without `self`, None where Python cannot tell.
     """
@@ -57,6 +63,12 @@ class Export:
         self.target = target
         self.attribute = attribute
         self.returns = returns
+        self.positions = tuple(
+            parameter.name
+            for parameter in self._signature.parameters.values()
+            if parameter.kind in (_KIND.POSITIONAL_ONLY, _KIND.POSITIONAL_OR_KEYWORD)
+        )
+        self.parameters = frozenset(self._signature.parameters)
         self._by_position, self._by_name = _arrangement(self.name, self._signature, actual)
         required, most = 0, 0
         plain = True
@@ -143,6 +155,22 @@ def _method_signature(cls: type, method: str) -> inspect.Signature | None:
     return _signature_of(getattr(cls, method), skip_first=not bound)
 
 
+class BlockFailedError(Exception):
+    """What `__exit__` is told when the user's block raised: that it did, and nothing else."""
+
+
+def _enter(instance: Any) -> None:
+    type(instance).__enter__(instance)
+
+
+def _exit(instance: Any, failed: bool) -> None:
+    if failed is True:
+        error = BlockFailedError("the block raised")
+        type(instance).__exit__(instance, BlockFailedError, error, None)
+    else:
+        type(instance).__exit__(instance, None, None, None)
+
+
 class ExportedType:
     """One class that is reachable by reference.
 
@@ -166,10 +194,17 @@ class ExportedType:
             method = parse_signature(text)[0]
             if not callable(getattr(cls, method, None)):
                 raise ExportError(f"it exports the method {name}.{method}, which does not exist")
+            if text in CONTEXT_METHODS:
+                # Never found by their names on the object: see `Dispatcher`.
+                continue
             returns = _returns(label, f"{name}.{method}")
             actual = _method_signature(cls, method)
             self.methods[method] = Export(text, returns=returns, actual=actual, attribute=method)
         self.attributes = frozenset(declared.attributes)
+        if set(CONTEXT_METHODS) <= set(declared.methods):
+            for text, code in ((_ENTER, _enter), (_EXIT, _exit)):
+                export = Export(text, returns="none", actual=None, attribute="", target=code)
+                self.methods[export.name] = export
 
 
 class Exports:
@@ -211,9 +246,9 @@ def build_exports(label: Label, module: ModuleType) -> Exports:
 
 def _returns(label: Label, name: str) -> str:
     returns = label.exports.returned_by(name)
-    if returns not in ("value", "none", *label.exports.classes):
+    if returns not in ("value", "iter", "none", *label.exports.classes):
         raise ExportError(
             f"its {name} returns {returns!r}, which this version of the enclave cannot deliver; "
-            "expected value, none or an exported class"
+            "expected value, iter, none or an exported class"
         )
     return returns

@@ -5,8 +5,6 @@ The standard library only, and no threads before or during: `unshare` moves just
 Source: THREATS section C; docs/spec/vault_process.md, "Lockdown".
 """
 
-import ctypes
-import errno
 import os
 import resource
 import signal
@@ -14,9 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from enclave_kernel.isolation.kernel_calls import LockdownError, prctl
+from enclave_kernel.isolation.namespaces import unshare
+from enclave_kernel.isolation.privileges import (
+    become_user,
+    bound_capabilities,
+    forbid_new_privileges,
+    leave_session_keyring,
+    lower_limit,
+)
 from enclave_kernel.isolation.seccomp import ARCHITECTURES, compile_filter, install_filter
 from enclave_kernel.isolation.vault_syscalls import VAULT_SYSCALLS
-from enclave_kernel.vault.kernel_calls import LIBC, LockdownError, prctl, system_call
 from enclave_kernel.vault.own_processes import become_payload
 from enclave_kernel.vault.own_root import enter_own_root
 from enclave_kernel.vault.self_check import (
@@ -25,20 +31,12 @@ from enclave_kernel.vault.self_check import (
     check_before_filter,
     check_walls,
     control_groups_in_force,
-    namespaces_of_this_process,
     open_descriptors,
 )
 
 __all__ = ["LockdownError", "LockdownSpec", "Walls", "lock_down"]
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
-_PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 24, 28
-_SECUREBITS: Final = 0b1110_1011
-"""NOROOT and NO_CAP_AMBIENT_RAISE, both locked; KEEP_CAPS and NO_SETUID_FIXUP locked as off."""
-_CAPABILITY_VERSION_3: Final = 0x20080522
-_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
-_NAMESPACES: Final = {"mnt": 0x00020000, "pid": 0x20000000, "net": 0x40000000, "ipc": 0x08000000}
-_OPTIONAL_NAMESPACES: Final = {"uts": 0x04000000, "cgroup": 0x02000000}
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 _HOSTNAME: Final = b"vault"
 _MAX_TASKS: Final = 1024
@@ -102,7 +100,7 @@ def lock_down(spec: LockdownSpec, *, keep: frozenset[int]) -> Walls:
     if os.getsid(0) != os.getpid():
         os.setsid()
     _die_with(spec.supervisor_pid)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _reset_signals()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # 3. Limits.
     os.umask(0o077)
@@ -111,7 +109,7 @@ def lock_down(spec: LockdownSpec, *, keep: frozenset[int]) -> Walls:
     expected = Expected(keep, groups, limited=spec.memory_limit is not None)
     if spec.uid is None:
         # 9. No way back.
-        prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        forbid_new_privileges()
         _die_with(spec.supervisor_pid)
         prctl(_PR_SET_DUMPABLE, 0)
         # 11. Trust none of the above.
@@ -134,12 +132,9 @@ def _lock_down_as_root(spec: LockdownSpec, uid: int, expected: Expected) -> Wall
 
     def drop(parent: int | None) -> None:
         # 8. Another user, without capabilities.
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        _drop_capabilities()
+        become_user(uid, gid)
         # 9. No way back. The change of user cleared the death signal.
-        prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        forbid_new_privileges()
         _die_with(parent)
         prctl(_PR_SET_DUMPABLE, 0)
         check_before_filter()
@@ -148,11 +143,10 @@ def _lock_down_as_root(spec: LockdownSpec, uid: int, expected: Expected) -> Wall
             install_filter(program)
 
     # 4. Namespaces, and keys: those of a session survive fork and change of user.
-    expected = expected.with_namespaces(_unshare())
-    _leave_session_keyring()
+    expected = expected.with_namespaces(unshare(_HOSTNAME))
+    leave_session_keyring()
     # 5. What bounds all capabilities, while there is one that may say so.
-    prctl(_PR_SET_SECUREBITS, _SECUREBITS)
-    _drop_bounding_set()
+    bound_capabilities()
     # 6. Three processes, see there; only the payload comes back.
     become_payload(prepare=prepare, drop=drop, keep=expected.descriptors)
     # 11. Trust none of the above.
@@ -178,6 +172,14 @@ def _close_others(keep: frozenset[int]) -> None:
         start = descriptor + 1
 
 
+def _reset_signals() -> None:
+    """Block none, and ignore none but those that Python itself does: exec passes both on."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _die_with(parent: int | None) -> None:
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Out of a pid namespace's sight the parent is 0, dead or alive.
@@ -192,70 +194,10 @@ def _set_limits(memory_limit: int | None) -> None:
         (resource.RLIMIT_NOFILE, MAX_FILES),
         (resource.RLIMIT_MEMLOCK, _MAX_LOCKED_BYTES),
     ):
-        _lower(kind, wanted)
+        lower_limit(kind, wanted)
     if os.geteuid() == 0:
         # Counted per user: only one that nothing else has can be limited like this.
-        _lower(resource.RLIMIT_NPROC, _MAX_TASKS)
+        lower_limit(resource.RLIMIT_NPROC, _MAX_TASKS)
     if memory_limit is not None:
         # Private writable memory: an address-space limit would count mapped libraries, too.
-        _lower(resource.RLIMIT_DATA, memory_limit)
-
-
-def _lower(kind: int, wanted: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    value = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
-    resource.setrlimit(kind, (value, value))
-
-
-def _unshare() -> frozenset[str]:
-    """Return the links of the namespaces this process was in and its children will not be in.
-
-    Linux 4.5 and older have no cgroup namespaces, and a kernel may be built without uts: these
-    two are taken where they are.
-    """
-    before = namespaces_of_this_process()
-    system_call("unshare", sum(_NAMESPACES.values()))
-    left = set(_NAMESPACES)
-    for name, flag in _OPTIONAL_NAMESPACES.items():
-        try:
-            system_call("unshare", flag)
-        except LockdownError as error:
-            if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EINVAL:
-                raise
-        else:
-            left.add(name)
-    if "uts" in left:
-        system_call("sethostname", _HOSTNAME, len(_HOSTNAME))
-    return frozenset(before[name] for name in left)
-
-
-def _leave_session_keyring() -> None:
-    architecture = ARCHITECTURES.get(os.uname().machine)
-    if architecture is None:
-        return
-    number = ctypes.c_long(architecture.numbers["keyctl"])
-    try:
-        system_call("syscall", number, _KEYCTL_JOIN_SESSION_KEYRING, None)
-    except LockdownError as error:
-        # A kernel without keys has none to share.
-        if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.ENOSYS:
-            raise
-
-
-def _drop_bounding_set() -> None:
-    for capability in range(64):
-        try:
-            prctl(_PR_CAPBSET_DROP, capability)
-        except OSError as error:
-            # One more than the kernel has.
-            if error.errno != errno.EINVAL or capability == 0:
-                raise
-            return
-
-
-def _drop_capabilities() -> None:
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    nothing = (ctypes.c_uint32 * 6)()
-    if LIBC.capset(header, nothing) != 0:
-        code = ctypes.get_errno()
-        raise LockdownError(f"capabilities cannot be dropped: {os.strerror(code)}")
+        lower_limit(resource.RLIMIT_DATA, memory_limit)

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Final, NoReturn
 
-from enclave_kernel.vault.kernel_calls import prctl
+from enclave_kernel.isolation.kernel_calls import prctl
 
 __all__ = ["become_payload"]
 

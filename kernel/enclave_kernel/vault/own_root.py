@@ -14,29 +14,33 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from enclave_kernel.isolation.kernel_calls import LockdownError, system_call
+from enclave_kernel.isolation.mounts import (
+    DEVICES,
+    MS_BIND,
+    MS_MOVE,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    SAFE,
+    bind,
+    make_proc,
+    mount,
+)
 from enclave_kernel.isolation.seccomp import ARCHITECTURES
-from enclave_kernel.vault.kernel_calls import LIBC, LockdownError, system_call
 
-__all__ = ["DEVICES", "MASKED", "enter_own_root", "move_root", "pivot_root"]
+__all__ = ["enter_own_root", "move_root", "pivot_root"]
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
-_MS_REMOUNT, _MS_BIND, _MS_MOVE = 0x20, 0x1000, 0x2000
-_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 _MNT_DETACH: Final = 2
-_SAFE: Final = _MS_NOSUID | _MS_NODEV
 _ROOT_OPTIONS: Final = "mode=0755,size=1m,nr_inodes=8192"
 _MAX_INODES: Final = 131_072
 """Twice what a package may hold in files: its folders and temporary files fit beside them."""
 
 _LIBRARIES: Final = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _DATA: Final = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
-DEVICES: Final = ("null", "zero", "full", "random", "urandom")
-"""All that is in /dev, /dev/shm aside."""
-MASKED: Final = (
-    *("kcore", "keys", "key-users", "kallsyms", "kmsg", "timer_list", "sched_debug"),
-    *("sysrq-trigger", "latency_stats", "kpagecount", "kpageflags", "kpagecgroup", "modules"),
-)
-"""Files of /proc that tell of the whole kernel or act on it."""
 
 
 def enter_own_root(mount_point: str, *, uid: int, gid: int, memory_limit: int | None) -> str:
@@ -59,10 +63,10 @@ def enter_own_root(mount_point: str, *, uid: int, gid: int, memory_limit: int | 
         LockdownError: A mount failed.
         OSError: A folder cannot be made.
     """
-    _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
     root = Path(mount_point)
     needed = [path for path in _needed() if Path(path).exists()]
-    _mount("tmpfs", root, "tmpfs", _SAFE | _MS_NOEXEC, _ROOT_OPTIONS)
+    mount("tmpfs", root, "tmpfs", SAFE | MS_NOEXEC, _ROOT_OPTIONS)
     mask = os.umask(0o022)
     try:
         # First: in development the code itself may be below /tmp.
@@ -70,7 +74,7 @@ def enter_own_root(mount_point: str, *, uid: int, gid: int, memory_limit: int | 
         for path in needed:
             _show(root, path)
         _make_devices(root, private / "shm")
-        _make_proc(root)
+        make_proc(root)
     finally:
         os.umask(mask)
     try:
@@ -81,7 +85,7 @@ def enter_own_root(mount_point: str, *, uid: int, gid: int, memory_limit: int | 
             raise
         move_root(root)
     os.chdir("/")
-    _mount("none", "/", None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _SAFE | _MS_NOEXEC)
+    mount("none", "/", None, MS_BIND | MS_REMOUNT | MS_RDONLY | SAFE | MS_NOEXEC)
     return f"/{private.name}"
 
 
@@ -109,7 +113,7 @@ def move_root(root: Path) -> None:
         LockdownError: The kernel refuses.
     """
     os.chdir(root)
-    _mount(".", "/", None, _MS_MOVE)
+    mount(".", "/", None, MS_MOVE)
     os.chroot(".")
 
 
@@ -134,7 +138,7 @@ def _show(root: Path, path: str) -> None:
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.touch()
-    _bind(path, target, _MS_RDONLY | _SAFE)
+    bind(path, target, MS_RDONLY | SAFE)
 
 
 def _make_private(root: Path, uid: int, gid: int, memory_limit: int | None) -> Path:
@@ -143,13 +147,13 @@ def _make_private(root: Path, uid: int, gid: int, memory_limit: int | None) -> P
     private.mkdir()
     size = "50%" if memory_limit is None else str(memory_limit)
     options = f"mode=0700,uid={uid},gid={gid},size={size},nr_inodes={_MAX_INODES}"
-    flags = _SAFE | _MS_NOEXEC
-    _mount("tmpfs", private, "tmpfs", flags, options)
+    flags = SAFE | MS_NOEXEC
+    mount("tmpfs", private, "tmpfs", flags, options)
     for name in ("tmp", "shm"):
         (private / name).mkdir(mode=0o700)
         os.chown(private / name, uid, gid)
     (root / "tmp").mkdir()
-    _bind(str(private / "tmp"), root / "tmp", flags)
+    bind(str(private / "tmp"), root / "tmp", flags)
     return private
 
 
@@ -158,41 +162,6 @@ def _make_devices(root: Path, shared_memory: Path) -> None:
     devices.mkdir()
     for name in DEVICES:
         (devices / name).touch()
-        _bind(f"/dev/{name}", devices / name, _MS_RDONLY | _MS_NOSUID | _MS_NOEXEC)
+        bind(f"/dev/{name}", devices / name, MS_RDONLY | MS_NOSUID | MS_NOEXEC)
     (devices / "shm").mkdir()
-    _bind(str(shared_memory), devices / "shm", _SAFE | _MS_NOEXEC)
-
-
-def _make_proc(root: Path) -> None:
-    proc = root / "proc"
-    proc.mkdir()
-    flags = _SAFE | _MS_NOEXEC
-    _mount("proc", proc, "proc", flags, "hidepid=2")
-    # Before Linux 5.8 a pid namespace's /proc exists from its start, and takes options only so.
-    _mount("proc", proc, "proc", flags | _MS_REMOUNT, "hidepid=2")
-    _bind(str(proc / "sys"), proc / "sys", flags | _MS_RDONLY)
-    for name in MASKED:
-        if (proc / name).exists():
-            _bind("/dev/null", proc / name, flags | _MS_RDONLY)
-
-
-def _bind(source: str, target: Path, flags: int) -> None:
-    _mount(source, target, None, _MS_BIND)
-    _mount("none", target, None, _MS_BIND | _MS_REMOUNT | flags)
-
-
-def _mount(
-    source: str, target: str | Path, kind: str | None, flags: int, options: str | None = None
-) -> None:
-    result = LIBC.mount(
-        os.fsencode(source),
-        os.fsencode(target),
-        None if kind is None else kind.encode(),
-        ctypes.c_ulong(flags),
-        None if options is None else options.encode(),
-    )
-    if result != 0:
-        code = ctypes.get_errno()
-        raise LockdownError(
-            f"mounting {target} failed while the vault started: {os.strerror(code)}"
-        ) from OSError(code, os.strerror(code))
+    bind(str(shared_memory), devices / "shm", SAFE | MS_NOEXEC)

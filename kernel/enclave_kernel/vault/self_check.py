@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from enclave_kernel.vault.kernel_calls import LIBC, LockdownError, prctl
+from enclave_kernel.isolation.kernel_calls import LIBC, LockdownError, prctl
+from enclave_kernel.isolation.namespaces import namespaces_of_this_process
+from enclave_kernel.isolation.trials import vault_breaches
 
 __all__ = [
     "MAX_FILES",
@@ -24,13 +26,11 @@ __all__ = [
     "check_before_filter",
     "check_walls",
     "control_groups_in_force",
-    "namespaces_of_this_process",
     "open_descriptors",
 ]
 
 MAX_FILES: Final = 4096
 _PR_GET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_GET_NO_NEW_PRIVS = 2, 3, 39
-_NAMESPACES: Final = ("mnt", "pid", "net", "ipc", "uts", "cgroup")
 _WRITABLE: Final = ("/dev/shm", "/tmp")  # noqa: S108 (mounts of its own)
 _PROC_SUFFIXES: Final = ("hidepid=2", "hidepid=invisible")
 _CAPABILITIES: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -85,6 +85,8 @@ def check_walls(expected: Expected) -> tuple[str, ...]:
         wrong += _wrong_identity(status, expected)
         wrong += _wrong_namespaces(expected.left)
         wrong += _wrong_mounts()
+        if expected.filtered:
+            wrong += vault_breaches()
         names = sorted(link.partition(":")[0] for link in expected.left)
         checked = [
             "user and group of its own",
@@ -132,15 +134,6 @@ def control_groups_in_force(asked: Mapping[str, str]) -> frozenset[str]:
         if not found.get(controller, found.get("", "")).endswith(end):
             raise LockdownError(f"the vault is not in its {controller} control group")
     return frozenset(asked)
-
-
-def namespaces_of_this_process() -> dict[str, str]:
-    """Return its namespaces' links, as `pid:[4026531836]`, by name; those the kernel has."""
-    links: dict[str, str] = {}
-    for name in _NAMESPACES:
-        with contextlib.suppress(FileNotFoundError):
-            links[name] = str(Path(f"/proc/self/ns/{name}").readlink())
-    return links
 
 
 def open_descriptors() -> frozenset[int]:

@@ -199,6 +199,7 @@ class _Start:
             *("--listen", self.state.endpoint, "--nsm", f"unix:{paths.nsm_socket}"),
             *("--runtime-dir", str(self.state.directory), "--development"),
             *("--kms-endpoint-url", str(self.state.kms_endpoint_url), *memory),
+            *("--hide", str(paths.runtime), "--hide", str(paths.durable)),
         )
         cloud = self._spawn(
             "cloud",

@@ -315,3 +315,14 @@ def test_the_magics_know_what_they_loaded(shell: Shell, package: SealedPackage) 
     run(shell, "%load_encrypted spy.encrypted")
     magics: EncryptedMagics = shell.magics_manager.registry["EncryptedMagics"]
     assert magics.packages["spy"].proxy is shell.user_ns["spy"]
+
+
+def test_an_ordinary_kernel_is_in_no_enclave(
+    shell: Shell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.kernel = None
+    error = run(shell, "%enclave").error_in_exec
+    assert type(error).__name__ == "NotInEnclaveError"
+    shown = capsys.readouterr().out
+    assert "does not run in an enclave" in shown
+    assert "Traceback" not in shown

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import random
 import signal
 import socket
 import threading
@@ -108,27 +109,31 @@ def test_an_interrupt_between_calls_does_not_hit_the_next_one(
 
 
 def test_interrupts_at_any_moment_leave_the_stream_whole(spy: Any) -> None:
-    stop = threading.Event()
+    stop, armed = threading.Event(), threading.Event()
+    delays = random.Random(1)
 
     def press() -> None:
-        while not stop.wait(0.003):
-            os.kill(os.getpid(), signal.SIGINT)
+        # One for each time that the main thread is ready to take it: one that came while the test
+        # counts the last would end the test.
+        while not stop.is_set():
+            if armed.wait(0.1):
+                armed.clear()
+                time.sleep(delays.uniform(0, 0.005))
+                os.kill(os.getpid(), signal.SIGINT)
 
     interrupted = 0
     thread = threading.Thread(target=press)
     end = time.monotonic() + 2
     thread.start()
-    while time.monotonic() < end:
+    while time.monotonic() < end or interrupted <= 20:
         try:
-            for number in range(100):
+            armed.set()
+            for number in range(100_000):
                 assert spy.echo(number) == number
         except KeyboardInterrupt:
             interrupted += 1
-    while thread.is_alive():
-        with contextlib.suppress(KeyboardInterrupt):
-            stop.set()
-            thread.join()
-    assert interrupted > 20
+    stop.set()
+    thread.join()
     assert spy.echo("whole") == "whole"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -12,7 +12,7 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class LockdownError(EnclaveError):
-    """The vault's walls are not as they must be; it ends before it holds anything."""
+    """The walls are not as they must be; the process ends before it holds anything."""
 
 
 def system_call(name: str, *arguments: object) -> None:
@@ -24,7 +24,7 @@ def system_call(name: str, *arguments: object) -> None:
     if getattr(LIBC, name)(*arguments) < 0:
         code = ctypes.get_errno()
         raise LockdownError(
-            f"{name} failed while the vault started: {os.strerror(code)}"
+            f"{name} failed while the walls were put up: {os.strerror(code)}"
         ) from OSError(code, os.strerror(code))
 
 

@@ -1,0 +1,233 @@
+"""What strangers' bytes reach first. Each target raises where something else happens than is said.
+
+A target takes any bytes and returns: the errors that its function documents are caught, others are
+findings. Its seeds are inputs that are accepted, or nearly.
+"""
+
+import contextlib
+import random
+import socket
+import struct
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from enclave_kernel.call_channel import CallChannel
+from enclave_protocol.attestation_document import decode_signed_document
+from enclave_protocol.attestation_errors import AttestationError
+from enclave_protocol.attestation_verify import verify_attestation
+from enclave_protocol.errors import ProtocolError
+from enclave_protocol.frame import FrameDecoder, FrameError, encode_frame
+from enclave_protocol.kms_cms import CmsError, decode_cms, decrypt_cms
+from enclave_protocol.nitro_root import AWS_NITRO_ROOT_DER
+from enclave_protocol.package_errors import PackageError
+from enclave_protocol.package_header import decode_header, encode_header
+from enclave_protocol.package_label import check_label
+from enclave_protocol.value_codec import (
+    EncodedValue,
+    ValueRefusedError,
+    decode_arguments,
+    decode_value,
+    encode_arguments,
+    encode_value,
+)
+from enclave_protocol.vault_messages import (
+    Call,
+    Raised,
+    Release,
+    Result,
+    VaultMessageError,
+    decode_session_message,
+    decode_vault_message,
+    encode_call_head,
+)
+from tests.fuzz.mutations import mutate_bytes, mutate_header
+
+__all__ = ["TARGETS", "Target"]
+
+_VECTORS: Final = Path(__file__).parents[1] / "vectors"
+_MAX_BULK: Final = 2**20
+_MAX_BUFFERS: Final = 4
+
+
+class Target(NamedTuple):
+    """One function that meets bytes from outside.
+
+    Attributes:
+        run: Gives it some; raises if it does what it should not.
+        seeds: Returns inputs to begin with.
+        mutate: Makes other ones of them.
+    """
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]]
+    mutate: Callable[[random.Random, bytes], bytes] = mutate_bytes
+
+
+def _join_value(encoded: EncodedValue, *, arguments: bool) -> bytes:
+    buffers = encoded.buffers[:_MAX_BUFFERS]
+    head = struct.pack(">BB", arguments, len(buffers))
+    sizes = struct.pack(f">{len(buffers)}H", *map(len, buffers))
+    return head + sizes + b"".join(buffers) + encoded.header
+
+
+def _split_value(data: bytes) -> tuple[bool, list[memoryview], bytes]:
+    arguments, number = (*data[:2], 0, 0)[:2]
+    place = 2
+    sizes = []
+    for _ in range(number % (_MAX_BUFFERS + 1)):
+        sizes.append(int.from_bytes(data[place : place + 2], "big"))
+        place += 2
+    buffers = []
+    for size in sizes:
+        buffers.append(memoryview(bytearray(data[place : place + size])))
+        place += size
+    return bool(arguments & 1), buffers, data[place:]
+
+
+def _value(data: bytes) -> None:
+    """Decode a value or arguments; what was accepted can be sent again, or is refused."""
+    arguments, buffers, header = _split_value(data)
+    with contextlib.suppress(ValueRefusedError):
+        if arguments:
+            encode_arguments(*decode_arguments(header, buffers))
+        else:
+            encode_value(decode_value(header, buffers))
+
+
+@cache
+def _value_seeds() -> list[bytes]:
+    # Here, for they bring libraries that the other targets do without.
+    from tests.support.value_examples import value_examples
+
+    examples = value_examples()
+    values = [_join_value(encode_value(value), arguments=False) for value in examples]
+    calls = [encode_arguments((value, 1), {"key": [value]}) for value in examples[:12]]
+    return [*values, *(_join_value(call, arguments=True) for call in calls)]
+
+
+def _mutate_value(source: random.Random, data: bytes) -> bytes:
+    if source.random() < 0.3:
+        return mutate_bytes(source, data)
+    _, _, header = _split_value(data)
+    return data[: len(data) - len(header)] + mutate_header(source, header)
+
+
+def _call_frames(data: bytes) -> None:
+    """Read frames from a socket that brings `data` and ends; both sides' messages."""
+    sender, receiver = socket.socketpair()
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(data) + 4096)
+    channel = CallChannel(receiver, max_bulk_bytes=_MAX_BULK)
+    try:
+        sender.setblocking(False)
+        sender.send(data)
+        sender.close()
+        while True:
+            payload, _ = channel.receive()
+            for decode in (decode_session_message, decode_vault_message):
+                with contextlib.suppress(VaultMessageError):
+                    decode(payload)
+    except ProtocolError:
+        return
+    finally:
+        sender.close()
+        channel.close()
+
+
+def _call_frame_seeds() -> list[bytes]:
+    none = encode_arguments((), {}).header
+    buffers = (memoryview(bytes(70)), memoryview(b""))
+    frames = [
+        encode_call_head(Call(1, "score", none)),
+        encode_call_head(Result(2, encode_value([1, "a"]).header), buffers) + bytes(70),
+        encode_call_head(Raised(3, "ValueError", None, "0" * 16)),
+        encode_call_head(Release((1, 2**61))),
+        encode_call_head(Result(2, none), buffers, sealed=True),
+    ]
+    return [*frames, b"".join(frames[:4])]
+
+
+def _package_header(data: bytes) -> None:
+    """Decode the header of a package and everything in its label."""
+    with contextlib.suppress(PackageError):
+        check_label(decode_header(data).label)
+
+
+def _package_seeds() -> list[bytes]:
+    from tests.support.example_package import FILES, make_label
+
+    vector = (_VECTORS / "package" / "vector-1.0.encrypted").read_bytes()
+    own = encode_header(make_label(FILES), b"wrapped")
+    return [decode_header(vector).raw, own]
+
+
+def _attestation(data: bytes) -> None:
+    """Decode an attestation document, and verify it: no mutant may pass."""
+    with contextlib.suppress(AttestationError):
+        decode_signed_document(data)
+    with contextlib.suppress(AttestationError):
+        now = datetime(2022, 1, 1, tzinfo=UTC)
+        verify_attestation(data, root=AWS_NITRO_ROOT_DER, now=now, allow_debug=True)
+
+
+def _attestation_seeds() -> list[bytes]:
+    return [path.read_bytes() for path in sorted((_VECTORS / "attestation").glob("*.cbor"))]
+
+
+@cache
+def _cms_key() -> rsa.RSAPrivateKey:
+    pem = (_VECTORS / "cms" / "edgebit-datakey.key.pem").read_bytes()
+    key = serialization.load_pem_private_key(pem, None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    return key
+
+
+def _cms(data: bytes) -> None:
+    """Decode and open an answer of KMS's."""
+    with contextlib.suppress(CmsError):
+        decode_cms(data)
+        decrypt_cms(_cms_key(), data)
+
+
+def _cms_seeds() -> list[bytes]:
+    return [path.read_bytes() for path in sorted((_VECTORS / "cms").glob("*.ber"))]
+
+
+def _frames(data: bytes) -> None:
+    """Cut frames; however the stream is cut on its way, they are the same."""
+    whole, parts = FrameDecoder(1000), FrameDecoder(1000)
+    found: list[list[bytes]] = [[], []]
+    failed = [False, False]
+    try:
+        found[0] += whole.feed(data)
+    except FrameError:
+        failed[0] = True
+    try:
+        for place in range(0, len(data), 3):
+            found[1] += parts.feed(data[place : place + 3])
+    except FrameError:
+        failed[1] = True
+    if failed[0] != failed[1] or (not failed[0] and found[0] != found[1]):
+        raise AssertionError("the cut of the stream made a difference")
+    for decoder in (whole, parts):
+        with contextlib.suppress(FrameError):
+            decoder.close()
+
+
+def _frame_seeds() -> list[bytes]:
+    return [encode_frame(b"abc") + encode_frame(b""), encode_frame(bytes(1000))]
+
+
+TARGETS: Final = {
+    "value": Target(_value, _value_seeds, _mutate_value),
+    "call_frames": Target(_call_frames, _call_frame_seeds),
+    "package_header": Target(_package_header, _package_seeds),
+    "attestation": Target(_attestation, _attestation_seeds),
+    "cms": Target(_cms, _cms_seeds),
+    "frames": Target(_frames, _frame_seeds),
+}

@@ -1,0 +1,43 @@
+"""The red team's ground: an enclave with a marked package, vaults, and processes without walls."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.redteam.arena import Arena, open_arena
+from tests.redteam.hostile_notebook import HostileNotebook, hostile_notebook
+from tests.redteam.places import VaultPlace
+from tests.support.enclave_home import EnclaveHome
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="walls need a root supervisor")
+
+
+@pytest.fixture(scope="session")
+def notebook(enclave: EnclaveHome) -> Iterator[HostileNotebook]:
+    """A real notebook in a real enclave, with the marked package loaded as `m`."""
+    with hostile_notebook(enclave) as made:
+        yield made
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["this-kernel", "linux-4.14"])
+def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
+    """Processes on this machine's kernel, and on one that knows no newer calls than 4.14."""
+    if os.geteuid() != 0:
+        pytest.skip("walls need a root supervisor")
+    with open_arena(old_kernel=request.param) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def modern(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    """The arena for rows that have nothing to do with the kernel's age."""
+    with open_arena(old_kernel=False) as made:
+        yield made
+
+
+@pytest.fixture
+def mortal(arena: Arena) -> Iterator[VaultPlace]:
+    """A vault that may die in the test."""
+    with arena.another_vault() as place:
+        yield place

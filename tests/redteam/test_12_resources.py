@@ -1,0 +1,165 @@
+"""THREATS E.12: whatever a package or a notebook uses up, it uses up alone."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from enclave_kernel.isolation.control_groups import ControlGroupError, ControlGroups, GroupLimits
+from enclave_kernel.session.package_failures import EncryptedPackageError, VaultDiedError
+from enclave_protocol.messages import EnclaveStatus, KernelLaunched, SignalKernel, StatusRequest
+from tests.redteam import kernel_attacks
+from tests.redteam.arena import Arena
+from tests.redteam.conftest import needs_root
+from tests.redteam.hostile_notebook import HostileNotebook
+from tests.redteam.places import VaultPlace
+from tests.support.supervisor_process import supervisor_process
+
+pytestmark = needs_root
+
+_MIB = 2**20
+_LIMIT_MIB = 300
+
+
+@contextmanager
+def small_vault(arena: Arena) -> Iterator[VaultPlace]:
+    """A vault that may have 300 MiB and 64 tasks."""
+    try:
+        groups = ControlGroups(
+            f"enclave-redteam-{os.getpid()}", GroupLimits(_LIMIT_MIB * _MIB, tasks=64)
+        )
+    except ControlGroupError as error:
+        pytest.skip(str(error))
+    try:
+        with arena.another_vault(groups) as place:
+            yield place
+    finally:
+        groups.close()
+
+
+def others_are_well(arena: Arena) -> bool:
+    return bool(arena.vault.package.predict([1.0])[0] == 2.0)
+
+
+def test_x01_fork_bomb(modern: Arena) -> None:
+    assert modern.plain().run(kernel_attacks.fork_many, 200) == 200
+    with small_vault(modern) as place:
+        assert 0 < place.run(kernel_attacks.fork_many, 200) < 64
+        assert others_are_well(modern)
+    # Without control groups there is the limit of its user, who is nobody else.
+    assert modern.vault.run(kernel_attacks.fork_many, 1100) < 1024
+
+
+def test_x02_memory_hog(modern: Arena) -> None:
+    with small_vault(modern) as place:
+        assert place.package.run("result = len(bytes(50 << 20))") == 50 * _MIB
+        with pytest.raises(VaultDiedError, match=f"more than the {_LIMIT_MIB} MiB"):
+            place.package.run("result = len(bytearray(b'x') * (400 << 20))")
+    assert others_are_well(modern)
+
+
+def test_x03_descriptors(modern: Arena) -> None:
+    assert modern.plain().run(kernel_attacks.open_many, 5000) == 5000
+    assert 3000 < modern.vault.run(kernel_attacks.open_many, 5000) < 4096
+    assert others_are_well(modern)
+
+
+def test_x04_files(modern: Arena) -> None:
+    with tempfile.TemporaryDirectory(prefix="redteam-") as folder:
+        assert modern.plain().run(kernel_attacks.fill_files, folder, 140_000) == 140_000
+    with modern.another_vault() as place:
+        assert place.run(kernel_attacks.fill_files, "/tmp", 140_000) < 131_072  # noqa: S108
+    with small_vault(modern) as place:
+        # Bytes count as its memory: either the file system is full, or the vault ends.
+        try:
+            written = place.run(kernel_attacks.fill_bytes, "/tmp", 400)  # noqa: S108
+        except VaultDiedError as death:
+            assert f"more than the {_LIMIT_MIB} MiB" in str(death)
+        else:
+            assert written < _LIMIT_MIB
+    assert others_are_well(modern)
+
+
+def test_x06_memory_in_files_and_sockets(modern: Arena) -> None:
+    assert modern.plain().run(kernel_attacks.fill_memory_files, 400) == 400
+    with (
+        small_vault(modern) as place,
+        pytest.raises(VaultDiedError, match=f"more than the {_LIMIT_MIB} MiB"),
+    ):
+        place.run(kernel_attacks.fill_memory_files, 400)
+    with small_vault(modern) as place:
+        try:
+            held = place.run(kernel_attacks.fill_socket_buffers, 5000)
+        except VaultDiedError as death:
+            assert f"more than the {_LIMIT_MIB} MiB" in str(death)
+        else:
+            assert held < _LIMIT_MIB * _MIB
+    assert others_are_well(modern)
+
+
+_NEVER_READS = """
+from enclave_kernel import session_messages
+from enclave_kernel.session_messages import VaultDeathRequest
+from enclave_protocol.frame import encode_frame
+sock = get_ipython().kernel.supervisor_link._sock
+sock.setblocking(False)
+frame = encode_frame(session_messages.encode(VaultDeathRequest(1, "0" * 16)))
+sent = 0
+try:
+    for _ in range(200_000):
+        sent += sock.send(frame * 64) > 0
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+def test_x07_never_reads_its_replies() -> None:
+    """The supervisor waits for no notebook: it answers others, and forgets this one."""
+    with (
+        tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory,
+        supervisor_process(Path(directory)) as supervisor,
+        supervisor.control() as control,
+    ):
+        request = supervisor.launch_request()
+        assert isinstance(control.request(request), KernelLaunched)
+        with supervisor.client(request) as client:
+            reply = client.execute_interactive(_NEVER_READS, timeout=60)
+            assert reply["content"]["status"] == "ok"
+            assert isinstance(control.request(StatusRequest()), EnclaveStatus)
+            pages = int(Path(f"/proc/{supervisor.pid}/statm").read_text().split()[1])
+            assert pages * os.sysconf("SC_PAGE_SIZE") < 400 * _MIB
+        control.request(SignalKernel(request.kernel_id, signal.SIGKILL))
+
+
+def test_x10_out_of_memory_in_the_middle_of_a_call(modern: Arena) -> None:
+    with small_vault(modern) as place:
+        held = place.package.Model()
+        code = "bytearray(b'x') * (400 << 20); result = 'partial'"
+        with pytest.raises(VaultDiedError, match="has ended"):
+            place.package.run(code)
+        for call in (lambda: held.predict([1.0]), place.package.Model, lambda: held.bias):
+            with pytest.raises(VaultDiedError, match="load it again"):
+                call()
+    assert others_are_well(modern)
+
+
+def test_x11_no_user_twice(notebook: HostileNotebook) -> None:
+    users = [notebook.value("m.vault_number()")]
+    for _ in range(3):
+        shown = notebook.cell("%load_encrypted marked.encrypted as again")
+        assert not shown.error, shown.text
+        users.append(notebook.value("again.vault_number()"))
+        notebook.cell("%unload_encrypted again")
+    assert len(set(users)) == len(users) and min(users) > 1_000_000
+
+
+def test_what_is_used_up_comes_back(modern: Arena) -> None:
+    """None of the above left its limit standing for the next one."""
+    assert others_are_well(modern)
+    with pytest.raises(EncryptedPackageError):
+        modern.vault.package.fail("memory")
+    assert others_are_well(modern)
