@@ -632,6 +632,9 @@ def test_whole_weights(tmp_path: Path) -> None:
         return _WEIGHTS
     def echo(weights):
         return weights
+    def minimize(objective, x):
+        objective(x, step=1)
+        return objective(x, _WEIGHTS)  # <- weights
 
     class Scorer:
         def __init__(self, alpha):
