@@ -727,9 +727,19 @@ def test_code_that_is_too_large_is_said_so(tmp_path: Path) -> None:
 def test_deep_code_is_no_crash(tmp_path: Path) -> None:
     chain = "\n".join(f"def f{i}(x):\n    return f{i + 1}(x)" for i in range(300))
     code = f"{chain}\ndef f300(x):\n    return eval(x)\n"
-    lint(tmp_path, {"m.py": code}, manifest_of(functions("f0(x)")))
+    result = lint(tmp_path, {"m.py": code}, manifest_of(functions("f0(x)")))
+    assert not result.complete
+    result = lint(tmp_path, {"m.py": code}, manifest_of(functions("f260(x)")))
+    assert result.complete
+    assert [finding.line for finding in result.findings] == [602]
     deep = "x" + ".a()" * 150 + "[0]" * 150
     result = lint(
         tmp_path, {"m.py": f"def f(x):\n    return {deep}\n"}, manifest_of(functions("f(x)"))
     )
     assert not result.findings
+
+
+def test_a_long_chain_of_elif(tmp_path: Path) -> None:
+    chain = "\n".join(f"    elif x == {i}:\n        pass" for i in range(400))
+    code = f"def f(x):\n    if x == 'a':\n        pass\n{chain}\n    else:\n        eval(x)  # <- eval\n"
+    check(tmp_path, code, functions("f(x)"))
