@@ -131,14 +131,13 @@ def _class_lines(name: str, bases: list[ast.ClassDef], docs: dict[str, str]) -> 
             )
             _add_doc(docs, f"{name}.{statement.name}", statement)
     names = {s.name for s in bases[0].body if isinstance(s, ast.FunctionDef)}
-    texts = list(methods.values())
     if {"__enter__", "__exit__"} <= names:
-        texts += CONTEXT_METHODS
+        methods |= {text: text for text in CONTEXT_METHODS}
     return [
         "",
         f"[exports.classes.{name}]",
         f"init = {_quoted(init)}",
-        f"methods = [{', '.join(map(_quoted, texts))}]",
+        f"methods = [{', '.join(map(_quoted, methods.values()))}]",
         "attributes = []",
     ]
 

@@ -740,6 +740,7 @@ def test_deep_code_is_no_crash(tmp_path: Path) -> None:
 
 
 def test_a_long_chain_of_elif(tmp_path: Path) -> None:
-    chain = "\n".join(f"    elif x == {i}:\n        pass" for i in range(400))
-    code = f"def f(x):\n    if x == 'a':\n        pass\n{chain}\n    else:\n        eval(x)  # <- eval\n"
+    chain = "".join(f"    elif x == {i}:\n        pass\n" for i in range(400))
+    last = "    else:\n        eval(x)  # <- eval\n"
+    code = f"def f(x):\n    if x == 'a':\n        pass\n{chain}{last}"
     check(tmp_path, code, functions("f(x)"))
