@@ -125,6 +125,12 @@ class CallEvaluator(ExpressionEvaluator):
         self._call_back(arguments, base)
         if isinstance(function, ast.Attribute):
             return self._method(frame, node, function, base, arguments)
+        whole = next((value.whole for value in arguments.every() if value.whole), "")
+        if callee.users and not callee.refs and whole:
+            shown = dotted(function) or "a function"
+            self.report(
+                frame, node, "weights", f"{shown}(), the user's ({callee.origin}), is given {whole}"
+            )
         taint = join(value.only_taint() for value in (callee, *arguments.every()))
         return replace(taint, refs=_made(callee.refs))
 

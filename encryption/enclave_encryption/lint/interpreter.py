@@ -19,8 +19,8 @@ from enclave_encryption.lint.value import (
 
 __all__ = ["Interpreter"]
 
-_MAX_DEPTH: Final = 24
-"""Calls inside each other; deeper ones are taken to give nothing."""
+_MAX_DEPTH: Final = 60
+"""Calls inside each other; deeper ones are not followed, which `complete` then says."""
 _MAX_CONTEXTS: Final = 24
 """Ways a function is called that are told apart."""
 _MAX_CLOSURES: Final = 400
@@ -33,10 +33,14 @@ class Interpreter(StatementRunner):
 
     Args:
         program: The package.
+
+    Attributes:
+        complete: No call was too deep to be followed.
     """
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
+        self.complete = True
         self._results: dict[_Key, Value] = {}
         self._contexts: dict[ast.AST, int] = {}
         self._active: list[ast.AST] = []
@@ -80,8 +84,13 @@ class Interpreter(StatementRunner):
             return self._results[key]
         count = self._contexts.get(node, 0)
         limit = _MAX_CLOSURES if function.scope is not None else _MAX_CONTEXTS
-        if node in self._active or len(self._active) >= _MAX_DEPTH or count >= limit:
-            return CLEAN if count < limit else join(v.only_taint() for v in bound.values())
+        if node in self._active:
+            return CLEAN  # recursion: what it gives, its other branches give
+        if count >= limit:
+            return join(value.only_taint() for value in bound.values())
+        if len(self._active) >= _MAX_DEPTH:
+            self.complete = False
+            return join(value.only_taint() for value in bound.values())
         self._contexts[node] = count + 1
         self._active.append(node)
         try:

@@ -5,6 +5,7 @@ the user's; what it calls in the package is followed, too.
 """
 
 import inspect
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +29,8 @@ from enclave_protocol.signature import parse_signature
 __all__ = ["LintResult", "lint_package"]
 
 _MAX_ROUNDS: Final = 5
+_RECURSION_LIMIT: Final = 4000
+"""Frames; a fraction of what fits into the main thread's 8 MiB of stack."""
 _KIND: Final = inspect.Parameter
 
 
@@ -55,8 +58,11 @@ def lint_package(manifest: Manifest, text: str, code: PackageCode) -> LintResult
     program = Program(code)
     interpreter = Interpreter(program)
     findings = list(lint_manifest(manifest, text)) if text else []
-    complete = True
+    finished = False
+    before = sys.getrecursionlimit()
     try:
+        # Python's own limit is soon reached by a long chain of `elif` some calls deep.
+        sys.setrecursionlimit(max(before, _RECURSION_LIMIT))
         for _ in range(_MAX_ROUNDS):
             program.changed = False
             interpreter.forget_results()
@@ -64,15 +70,18 @@ def lint_package(manifest: Manifest, text: str, code: PackageCode) -> LintResult
             if not program.changed:
                 break
         findings += attributes
+        finished = True
     except (BudgetSpentError, RecursionError):
-        complete = False
+        pass  # what was found until then is worth showing
+    finally:
+        sys.setrecursionlimit(before)
     findings += interpreter.findings.values()
     allowed = {path: allowed_in_python(m.source) for path, m in program.modules.items()}
     allowed[MANIFEST_NAME] = allowed_in_toml(text)
     left = list(without_allowed(findings, allowed))
     for path, lines in allowed.items():
         left += unknown_rules(path, lines)
-    return LintResult(tuple(sorted(left)), complete)
+    return LintResult(tuple(sorted(left)), finished and interpreter.complete)
 
 
 def _follow_exports(manifest: Manifest, text: str, interpreter: Interpreter) -> Iterator[Finding]:

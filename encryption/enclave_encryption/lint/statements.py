@@ -25,7 +25,10 @@ class StatementRunner(CallEvaluator):
 
     def block(self, frame: Frame, statements: Sequence[ast.stmt]) -> bool:
         """Run statements; return whether what follows them is reached."""
-        return all(self._statement(frame, statement) for statement in statements)
+        reached = True
+        for statement in statements:  # not all(): a generator's frame for each `elif`
+            reached = reached and self._statement(frame, statement)
+        return reached
 
     def _statement(self, frame: Frame, node: ast.stmt) -> bool:
         match node:

@@ -632,6 +632,9 @@ def test_whole_weights(tmp_path: Path) -> None:
         return _WEIGHTS
     def echo(weights):
         return weights
+    def minimize(objective, x):
+        objective(x, step=1)
+        return objective(x, _WEIGHTS)  # <- weights
 
     class Scorer:
         def __init__(self, alpha):
@@ -724,9 +727,20 @@ def test_code_that_is_too_large_is_said_so(tmp_path: Path) -> None:
 def test_deep_code_is_no_crash(tmp_path: Path) -> None:
     chain = "\n".join(f"def f{i}(x):\n    return f{i + 1}(x)" for i in range(300))
     code = f"{chain}\ndef f300(x):\n    return eval(x)\n"
-    lint(tmp_path, {"m.py": code}, manifest_of(functions("f0(x)")))
+    result = lint(tmp_path, {"m.py": code}, manifest_of(functions("f0(x)")))
+    assert not result.complete
+    result = lint(tmp_path, {"m.py": code}, manifest_of(functions("f260(x)")))
+    assert result.complete
+    assert [finding.line for finding in result.findings] == [602]
     deep = "x" + ".a()" * 150 + "[0]" * 150
     result = lint(
         tmp_path, {"m.py": f"def f(x):\n    return {deep}\n"}, manifest_of(functions("f(x)"))
     )
     assert not result.findings
+
+
+def test_a_long_chain_of_elif(tmp_path: Path) -> None:
+    chain = "".join(f"    elif x == {i}:\n        pass\n" for i in range(400))
+    last = "    else:\n        eval(x)  # <- eval\n"
+    code = f"def f(x):\n    if x == 'a':\n        pass\n{chain}{last}"
+    check(tmp_path, code, functions("f(x)"))
