@@ -94,18 +94,21 @@ def timed(action: Callable[[], object]) -> float:
 
 def in_turn(
     actions: Mapping[str, Callable[[], object]], rounds: int, repeat: int = 1
-) -> dict[str, float]:
-    """Return the median seconds of each action; the first round only warms up."""
+) -> dict[str, list[float]]:
+    """Return the seconds of each action, one number a round: the median of `repeat`.
+
+    The first round only warms up.
+    """
     times: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(rounds + 1):
         for name, action in actions.items():
-            seconds = [timed(action) for _ in range(repeat)]
+            seconds = statistics.median(timed(action) for _ in range(repeat))
             if number:
-                times[name] += seconds
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+                times[name].append(seconds)
+    return times
 
 
-def measure_empty(package: Any, rounds: int) -> dict[str, float]:
+def measure_empty(package: Any, rounds: int) -> dict[str, list[float]]:
     """Measure a call without arguments."""
     direct = Peer()
     with rpyc_peer() as rpyc, manager_peer() as manager:
@@ -120,7 +123,7 @@ def measure_empty(package: Any, rounds: int) -> dict[str, float]:
         return in_turn(actions, rounds, CALLS)
 
 
-def measure_array(package: Any, rounds: int, mib: int) -> dict[str, float]:
+def measure_array(package: Any, rounds: int, mib: int) -> dict[str, list[float]]:
     """Measure an array in, a number out."""
     array = np.ones(mib * 2**20 // 8)
     warm = np.ones_like(array)
@@ -151,7 +154,7 @@ def table(rows: int, text: str) -> Any:
     )
 
 
-def measure_table(package: Any, rounds: int, rows: int, text: str) -> dict[str, float]:
+def measure_table(package: Any, rounds: int, rows: int, text: str) -> dict[str, list[float]]:
     """Measure a table in, a number out."""
     frame = table(rows, text)
     with manager_peer() as manager:
