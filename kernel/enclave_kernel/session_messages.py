@@ -16,6 +16,7 @@ __all__ = [
     "About",
     "AboutRequest",
     "CancelLoad",
+    "FlushWorkspace",
     "ForkKernel",
     "InterruptVault",
     "KernelExited",
@@ -32,6 +33,7 @@ __all__ = [
     "UnloadVault",
     "VaultDeath",
     "VaultDeathRequest",
+    "WorkspaceFlushed",
     "decode_from_session",
     "decode_from_supervisor",
     "decode_from_zygote",
@@ -95,6 +97,7 @@ class KernelPlace(_Message, frozen=True, tag="place"):
     """The walls of a kernel process, as in `isolation.notebook_walls.WallsSpec`.
 
     `use_folder`: the notebook's own directory is shown to it (a developer's machine).
+    `workspace`: the enclave's workspace, which is shown to it; None: it is not.
     """
 
     uid: int
@@ -103,12 +106,14 @@ class KernelPlace(_Message, frozen=True, tag="place"):
     hidden: tuple[str, ...]
     code: tuple[str, ...]
     memory_limit: int | None
+    workspace: str | None = None
 
 
 class StartKernel(_Message, frozen=True, tag="start"):
     """Supervisor to a forked kernel process: become this kernel.
 
-    `endpoint_prefix` is the path before "-1" to "-5" of the five listeners.
+    `endpoint_prefix` is the path before "-1" to "-5" of the five listeners. With `in_workspace`
+    `cwd` is a folder of the workspace, "" for itself: behind walls below where it is shown.
     """
 
     kernel_id: KernelId
@@ -119,6 +124,7 @@ class StartKernel(_Message, frozen=True, tag="start"):
     environ: dict[str, str]
     arguments: tuple[str, ...]
     place: KernelPlace | None = None
+    in_workspace: bool = False
 
     def __repr__(self) -> str:
         return f"StartKernel(kernel_id={self.kernel_id!r}, ...)"
@@ -185,6 +191,18 @@ class AboutRequest(_Message, frozen=True, tag="about?"):
     request_id: RequestId
 
 
+class FlushWorkspace(_Message, frozen=True, tag="flush"):
+    """Kernel process to supervisor: say when what was written so far is on the parent's disk."""
+
+    request_id: RequestId
+
+
+class WorkspaceFlushed(_Message, frozen=True, tag="flushed"):
+    """Reply to `FlushWorkspace`: it is, or nothing mirrors the workspace, or it takes too long."""
+
+    request_id: RequestId
+
+
 class About(_Message, frozen=True, tag="about"):
     """Reply to `AboutRequest`: the enclave as the supervisor knows it.
 
@@ -237,8 +255,9 @@ _FromSession = (
     | UnloadVault
     | VaultDeathRequest
     | AboutRequest
+    | FlushWorkspace
 )
-_FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath | About
+_FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath | About | WorkspaceFlushed
 _ToZygote = ForkKernel | SignalChild
 _FromZygote = KernelForked | KernelExited
 

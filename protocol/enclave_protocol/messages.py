@@ -36,6 +36,7 @@ __all__ = [
     "Open",
     "OpenChannel",
     "OpenControl",
+    "OpenWorkspace",
     "Shutdown",
     "SignalKernel",
     "StatusRequest",
@@ -81,7 +82,13 @@ class OpenChannel(_Message, frozen=True, tag="open_channel"):
     channel: _ChannelName
 
 
-Open = OpenControl | OpenChannel
+class OpenWorkspace(_Message, frozen=True, tag="open_workspace"):
+    """First frame of a workspace stream; what follows is `enclave_protocol.workspace.messages`."""
+
+    version: int
+
+
+Open = OpenControl | OpenChannel | OpenWorkspace
 
 
 class StatusRequest(_Message, frozen=True, tag="status"):
@@ -114,6 +121,8 @@ class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
 
     `key` is the Jupyter session's HMAC key (32 bytes and more); `environ` holds only what the
     gateway chose to pass on; `arguments` are command-line options of ipykernel's application.
+    `workspace` is the notebook's folder in the workspace, "" for the workspace itself; None: the
+    notebook is not in it.
     """
 
     kernel_id: KernelId
@@ -122,6 +131,7 @@ class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
     cwd: _Text
     environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
     arguments: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()
+    workspace: _Text | None = None
 
 
 class KernelLaunched(_Message, frozen=True, tag="kernel_launched"):
@@ -220,7 +230,9 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_open_decoder: msgspec.msgpack.Decoder[Open] = msgspec.msgpack.Decoder(OpenControl | OpenChannel)
+_open_decoder: msgspec.msgpack.Decoder[Open] = msgspec.msgpack.Decoder(
+    OpenControl | OpenChannel | OpenWorkspace
+)
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 
 

@@ -101,7 +101,7 @@ class WorkspacePair:
             outcome = mirror.run([""])
             problems = outcome.problems
             for _ in range(20):
-                roots = outcome.again | outcome.waiting
+                roots = {*outcome.again, *outcome.waiting}
                 if not roots:
                     return problems
                 outcome = mirror.run(roots)

@@ -18,10 +18,11 @@ from ipykernel.kernelapp import IPKernelApp
 from traitlets.config import Config
 
 from enclave_kernel import process_control, session_messages
-from enclave_kernel.isolation.notebook_root import HOME
+from enclave_kernel.isolation.notebook_root import HOME, WORKSPACE
 from enclave_kernel.isolation.notebook_walls import WallsSpec, check_notebook_walls
 from enclave_kernel.session.own_init import become_walled_kernel
 from enclave_kernel.session.supervisor_link import SupervisorLink
+from enclave_kernel.session.workspace_flush import flush_after_cells
 from enclave_kernel.session_messages import (
     KernelFailed,
     KernelPlace,
@@ -117,6 +118,7 @@ def _spec(start: StartKernel, place: KernelPlace) -> WallsSpec:
         uid=place.uid,
         gid=place.gid,
         folder=start.cwd if place.use_folder else None,
+        workspace=place.workspace,
         hidden=place.hidden,
         code=place.code,
         memory_limit=place.memory_limit,
@@ -159,14 +161,14 @@ def run_kernel(
         # Now: an option of the user's may run code before the sockets are bound.
         link.send(session_messages.encode(KernelWalled(walls)))
         folder = standing.root.folder
+        if start.in_workspace:
+            folder = str(WORKSPACE / start.cwd)
     process_control.reset_signals()
     os.environ.clear()
     os.environ.update(start.environ)
     if walls:
         os.environ.update(_OWN_ENVIRON)
-    _enter_directory(folder)
-    # What an absolute path means in `%run_encrypted`.
-    os.environ["ENCLAVE_WORKSPACE"] = str(Path.cwd())
+    _enter_directory(folder, start, walled=bool(walls))
     # What an interactive `python` has: modules beside the notebook can be imported.
     sys.path.insert(0, "")
     app = EnclaveKernelApp.instance(
@@ -185,6 +187,8 @@ def run_kernel(
         # An option among the arguments could switch signatures off (THREATS J-01).
         raise MessageError("the kernel's options change its session key, which they may not")
     app.kernel.supervisor_link = link
+    if start.in_workspace:
+        flush_after_cells(app.shell, link)
     link.send(session_messages.encode(KernelReady()))
     app.start()  # type: ignore[no-untyped-call]
     # As at the end of any interpreter, which os._exit in the zygote's child skips.
@@ -192,11 +196,21 @@ def run_kernel(
     return 0
 
 
-def _enter_directory(path: str) -> None:
-    """Go to the notebook's directory; where the enclave has none by that name, stay at home."""
-    for candidate in (path, os.environ.get("HOME", "/"), "/"):
+def _enter_directory(path: str, start: StartKernel, *, walled: bool) -> None:
+    """Go to the notebook's directory; where the enclave has none by that name, stay above it.
+
+    And say what an absolute path means in `%run_encrypted`: the workspace, or where it started.
+    """
+    above: list[str] = []
+    workspace: str | None = None
+    if start.in_workspace:
+        # Its folder may not have come yet: `enclave sync` is under way.
+        workspace = str(WORKSPACE) if walled else path.removesuffix(start.cwd)
+        above = [str(folder) for folder in Path(path).parents if folder.is_relative_to(workspace)]
+    for candidate in (path, *above, os.environ.get("HOME", "/"), "/"):
         try:
             os.chdir(candidate)
         except OSError:
             continue
-        return
+        break
+    os.environ["ENCLAVE_WORKSPACE"] = workspace or str(Path.cwd())

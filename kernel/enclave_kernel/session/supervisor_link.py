@@ -13,6 +13,7 @@ from enclave_kernel.session_messages import (
     About,
     AboutRequest,
     CancelLoad,
+    FlushWorkspace,
     InterruptVault,
     LoadPackage,
     LoadRefused,
@@ -21,6 +22,7 @@ from enclave_kernel.session_messages import (
     UnloadVault,
     VaultDeath,
     VaultDeathRequest,
+    WorkspaceFlushed,
 )
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, encode_frame
@@ -30,7 +32,9 @@ __all__ = ["LoadRefusedError", "LoadedVault", "SupervisorGoneError", "Supervisor
 
 _DEATH_WAIT_S = 2.0
 _ABOUT_WAIT_S = 10.0
-_Reply = PackageLoaded | LoadRefused | VaultDeath | About
+_FLUSH_WAIT_S = 15.0
+"""Longer than the supervisor waits for the parent."""
+_Reply = PackageLoaded | LoadRefused | VaultDeath | About | WorkspaceFlushed
 
 
 class SupervisorGoneError(EnclaveError):
@@ -164,6 +168,16 @@ class SupervisorLink:
         if not isinstance(reply, About):
             raise MessageError("the supervisor's reply about the enclave is not one")
         return reply
+
+    def flush_workspace(self) -> None:
+        """Wait until what was written to the workspace is on the parent's disk, but not for ever.
+
+        Raises:
+            SupervisorGoneError: The enclave is going down.
+        """
+        number = next(self._numbers)
+        with contextlib.suppress(queue.Empty):
+            self._ask(number, session_messages.encode(FlushWorkspace(number)), _FLUSH_WAIT_S)
 
     def _ask(self, number: int, payload: bytes, timeout_s: float | None) -> _Reply | LoadedVault:
         answers: queue.SimpleQueue[_Reply | LoadedVault | None] = queue.SimpleQueue()

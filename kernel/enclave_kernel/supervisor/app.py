@@ -26,6 +26,7 @@ from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownK
 from enclave_kernel.supervisor.package_loader import PackageLoader
 from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.supervisor.vault_pool import VaultPool
+from enclave_kernel.supervisor.workspace import Workspace
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
 from enclave_protocol.errors import EnclaveError, ProtocolError
 from enclave_protocol.frame import FrameDecoder
@@ -45,6 +46,7 @@ from enclave_protocol.messages import (
     MessageError,
     Open,
     OpenChannel,
+    OpenWorkspace,
     Shutdown,
     SignalKernel,
     StatusRequest,
@@ -108,18 +110,21 @@ class Supervisor:
         self._cgroups = _groups_for_kernels(options.kernel_memory_bytes)
         sockets = options.runtime_dir / "k"
         vaults = options.runtime_dir / "v"
-        for directory in (sockets, vaults):
+        workspace = options.runtime_dir / "w"
+        for directory in (sockets, vaults, workspace):
             directory.mkdir(mode=0o700, exist_ok=True)
         # A vault passes through here to its own directory, which nobody can list.
         vaults.chmod(0o711)
         self._user_ids = UserIds()
         self._pool = VaultPool(vaults, import_path(), self._user_ids)
+        self._workspace = Workspace(workspace, self._user_ids)
         self._kernels = KernelTable(
             sockets,
             cgroups=self._cgroups,
             on_ended=self._tell_ended,
             make_vaults=self._vaults_of,
             make_place=self._place_of_a_kernel,
+            workspace=self._workspace,
         )
         self._control: ControlStream | None = None
         self._unopened = 0
@@ -142,18 +147,20 @@ class Supervisor:
             described.append("memory limit per kernel")
         return tuple(described)
 
-    def _place_of_a_kernel(self) -> KernelPlace | None:
+    def _place_of_a_kernel(self, in_workspace: bool) -> KernelPlace | None:
         if os.geteuid() != 0:
             return None
         number = self._user_ids.next()
+        shows_workspace = in_workspace or not self._options.development
         return KernelPlace(
             uid=number,
             gid=number,
             # In an enclave the parent must not choose what of it a notebook may write to.
-            use_folder=self._options.development,
+            use_folder=self._options.development and not in_workspace,
             hidden=(str(self._options.runtime_dir), *map(str, self._options.hidden)),
             code=code_folders(),
             memory_limit=self._options.kernel_memory_bytes,
+            workspace=str(self._workspace.folder()) if shows_workspace else None,
         )
 
     def _new_zygote(self) -> ZygoteProcess:
@@ -252,11 +259,12 @@ class Supervisor:
             self._cgroups.close()
         if self._control is not None:
             await self._control.close()
+        await self._workspace.close()
         for stream in list(self._streams):
             stream.cancel()
         if self._options.listen.startswith("unix:"):
             Path(self._options.listen.removeprefix("unix:")).unlink(missing_ok=True)
-        for name in ("k", "v"):
+        for name in ("k", "v", "w"):
             with contextlib.suppress(OSError):
                 (self._options.runtime_dir / name).rmdir()
 
@@ -294,6 +302,8 @@ class Supervisor:
         try:
             if isinstance(opened, OpenChannel):
                 await self._carry_channel(sock, opened, rest)
+            elif isinstance(opened, OpenWorkspace):
+                await relay(sock, await self._workspace.serve(rest))
             elif opened is not None and opened.version == PROTOCOL_VERSION:
                 await self._serve_control(sock, rest)
             else:

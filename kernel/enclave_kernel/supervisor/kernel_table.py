@@ -13,17 +13,21 @@ from typing import Protocol
 
 from enclave_kernel.isolation.control_groups import ControlGroup, ControlGroups
 from enclave_kernel.session_messages import (
+    FlushWorkspace,
     KernelExited,
     KernelFailed,
     KernelPlace,
     KernelReady,
     KernelWalled,
     StartKernel,
+    WorkspaceFlushed,
 )
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
+from enclave_kernel.supervisor.workspace import Workspace
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import CHANNELS, KernelEnded, KernelInfo, LaunchKernel
+from enclave_protocol.workspace.names import check_rel
 
 __all__ = ["Kernel", "KernelLaunchError", "KernelTable", "UnknownKernelError", "VaultOwner"]
 
@@ -31,6 +35,7 @@ _log = logging.getLogger(__name__)
 _READY_TIMEOUT_S = 60.0
 _LISTEN_BACKLOG = 64
 _MAX_KERNELS = 256
+_MAX_FLUSHES = 1024
 _SIGKILL = 9
 
 
@@ -82,7 +87,9 @@ class KernelTable:
         cgroups: Memory limits, or None where the system offers none.
         on_ended: Told of every kernel that was launched and ended.
         make_vaults: Makes the owner of a kernel's vaults.
-        make_place: Decides about a kernel's walls; None: there can be none.
+        make_place: Decides about a kernel's walls, with whether it starts in the workspace; None:
+            there can be none.
+        workspace: What the parent mirrors.
 
     Attributes:
         walls: What the kernel that came up last found standing around it; None before the first.
@@ -95,13 +102,16 @@ class KernelTable:
         cgroups: ControlGroups | None,
         on_ended: Callable[[KernelEnded], None],
         make_vaults: Callable[[Kernel], VaultOwner],
-        make_place: Callable[[], KernelPlace | None],
+        make_place: Callable[[bool], KernelPlace | None],
+        workspace: Workspace,
     ) -> None:
         self._directory = directory
         self._cgroups = cgroups
         self._on_ended = on_ended
         self._make_vaults = make_vaults
         self._make_place = make_place
+        self._workspace = workspace
+        self._flushes: set[asyncio.Task[None]] = set()
         self.walls: tuple[str, ...] | None = None
         self._kernels: dict[str, Kernel] = {}
 
@@ -145,7 +155,8 @@ class KernelTable:
         if len(self._kernels) >= _MAX_KERNELS:
             raise KernelLaunchError(f"{_MAX_KERNELS} kernels run already; shut one down first")
         prefix = str(self._directory / request.kernel_id)
-        kernel = Kernel(request.kernel_id, prefix, self._make_place())
+        place = self._make_place(request.workspace is not None)
+        kernel = Kernel(request.kernel_id, prefix, place)
         self._kernels[kernel.kernel_id] = kernel
         try:
             await self._start(kernel, request, zygote)
@@ -190,12 +201,35 @@ class KernelTable:
                 endpoint_prefix=kernel.prefix,
                 key=request.key,
                 signature_scheme=request.signature_scheme,
-                cwd=request.cwd,
+                cwd=self._start_folder(kernel, request),
                 environ=request.environ,
                 arguments=request.arguments,
                 place=kernel.place,
+                in_workspace=request.workspace is not None,
             )
         )
+
+    def _start_folder(self, kernel: Kernel, request: LaunchKernel) -> str:
+        if request.workspace is None:
+            return request.cwd
+        if request.workspace:
+            # The parent's word: it leads nowhere else, even for the kernel's own user.
+            check_rel(request.workspace)
+        return (
+            request.workspace if kernel.place else str(self._workspace.folder() / request.workspace)
+        )
+
+    def _flush(self, kernel: Kernel, message: FlushWorkspace) -> None:
+        async def flush() -> None:
+            await self._workspace.flush()
+            if kernel.channel is not None:
+                kernel.channel.send(WorkspaceFlushed(message.request_id))
+
+        # A kernel asks once a cell: one that asks more often waits in line like the others.
+        if len(self._flushes) < _MAX_FLUSHES:
+            task = asyncio.create_task(flush())
+            self._flushes.add(task)
+            task.add_done_callback(self._flushes.discard)
 
     def _take(self, kernel: Kernel, message: FromSession) -> None:
         if isinstance(message, KernelWalled):
@@ -205,6 +239,8 @@ class KernelTable:
         elif isinstance(message, KernelFailed):
             if not kernel.ready.done():
                 kernel.ready.set_exception(KernelLaunchError(message.message))
+        elif isinstance(message, FlushWorkspace):
+            self._flush(kernel, message)
         elif kernel.vaults is not None:
             kernel.vaults.handle(message)
 

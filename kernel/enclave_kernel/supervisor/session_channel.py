@@ -11,6 +11,7 @@ from enclave_kernel.session_messages import (
     About,
     AboutRequest,
     CancelLoad,
+    FlushWorkspace,
     InterruptVault,
     KernelFailed,
     KernelReady,
@@ -22,6 +23,7 @@ from enclave_kernel.session_messages import (
     UnloadVault,
     VaultDeath,
     VaultDeathRequest,
+    WorkspaceFlushed,
 )
 from enclave_protocol.errors import ProtocolError
 from enclave_protocol.frame import FrameDecoder, encode_frame
@@ -40,6 +42,7 @@ FromSession = (
     | UnloadVault
     | VaultDeathRequest
     | AboutRequest
+    | FlushWorkspace
 )
 
 
@@ -70,7 +73,7 @@ class SessionChannel:
 
     def send(
         self,
-        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath | About,
+        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath | About | WorkspaceFlushed,
         descriptors: tuple[int, ...] = (),
     ) -> None:
         """Send one message; what does not fit into the socket's buffer follows when it is read.

@@ -75,6 +75,7 @@ class WorkspaceServer:
         stream: From the parent.
         workspace: Name of the workspace, for as long as its files exist.
         open_modes: As in `Welcome`.
+        chrooted: The workspace is this process's root.
         on_synced: Told whenever nothing is left that the parent has not got.
     """
 
@@ -85,12 +86,14 @@ class WorkspaceServer:
         *,
         workspace: str,
         open_modes: bool,
+        chrooted: bool = False,
         on_synced: Callable[[], None] = lambda: None,
     ) -> None:
         self._tree = tree
         self._stream = stream
         self._workspace = workspace
         self._open_modes = open_modes
+        self._chrooted = chrooted
         self._on_synced = on_synced
         self._watch: TreeWatch | None = None
         self._incoming: IncomingFile | None = None
@@ -222,7 +225,7 @@ class WorkspaceServer:
     def _welcome(self, version: int) -> None:
         if self._watch is not None or version != WORKSPACE_VERSION:
             raise WorkspaceError(f"the parent speaks version {version} of the workspace's protocol")
-        self._watch = TreeWatch(self._tree)
+        self._watch = TreeWatch(self._tree, chrooted=self._chrooted)
         self._stream.send(Welcome(WORKSPACE_VERSION, self._workspace, self._open_modes))
 
     def _list(self, roots: tuple[str, ...]) -> None:

@@ -49,13 +49,13 @@ class Outcome:
 
     Attributes:
         waiting: Paths that were changing: look again when they may have come to rest.
-        again: Paths that were not as expected: look again at once.
+        again: Paths that were not as expected, to be looked at again at once, and in what way.
         problems: Paths that cannot be brought, and why.
         brought: Files and folders that were written or removed on either side.
     """
 
     waiting: set[str] = field(default_factory=set)
-    again: set[str] = field(default_factory=set)
+    again: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     brought: int = 0
 
@@ -223,10 +223,14 @@ class _Pass:
         self._report(self._totals)
 
     def _failed(self, rel: str, error: TreeError) -> None:
-        if error.reason == "changed":
-            self._outcome.again.add(rel)
+        if error.reason in ("changed", "occupied"):
+            self._outcome.again[rel] = str(error)
         else:
             self._outcome.problems[rel] = str(error)
+
+    def _again(self, *rels: str) -> None:
+        for rel in rels:
+            self._outcome.again[rel] = "it changed meanwhile"
 
     def _attempt(self, rel: str, do: Callable[[Work], None], work: Work) -> None:
         try:
@@ -264,7 +268,7 @@ class _Pass:
         local, remote = work.local, work.remote
         if remote is None:
             raise TreeError("changed", "it is gone")
-        self._outcome.again.add(work.rel)
+        self._outcome.again[work.rel] = "both sides changed it"
         if (
             work.action is Action.COMPARE
             and local is not None
@@ -291,7 +295,7 @@ class _Pass:
             except TreeError as error:
                 if error.reason != "changed" or number + 1 == _MAX_CONFLICTS:
                     raise
-        self._outcome.again.add(name)
+        self._outcome.again[name] = "both sides changed it"
         self._outcome.brought += 1
 
     def _is_same(self, rel: str, local: Entry, remote: Entry) -> bool:
@@ -353,7 +357,7 @@ class _Pass:
         for old, work in moves:
             base = self._journal.get(old)
             if base is None:
-                self._outcome.again |= {old, work.rel}
+                self._again(old, work.rel)
             elif work.action is Action.PUSH and work.local is not None:
                 self._journal.intend(work.rel, work.local, base.remote, "remote")
                 there.append((old, work))
@@ -366,12 +370,12 @@ class _Pass:
                     self._moved(old, work.rel, found, work.remote)
                 except TreeError as error:
                     self._failed(work.rel, error)
-                    self._outcome.again.add(old)
+                    self._again(old)
 
         def take(index: int, result: Result) -> None:
             old, work = there[index]
             if self._take_refused(work.rel, result):
-                self._outcome.again |= {old, work.rel}
+                self._again(old, work.rel)
             else:
                 self._moved(old, work.rel, work.local, result.entry)
 
@@ -427,7 +431,7 @@ class _Pass:
         if error.reason == "occupied":
             # Something new is in it, or something that is not mirrored: it is new from now on.
             self._journal.drop(rel)
-            self._outcome.again.add(rel)
+            self._again(rel)
         else:
             self._failed(rel, error)
 

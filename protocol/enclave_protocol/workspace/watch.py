@@ -9,7 +9,6 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from enclave_protocol.workspace.messages import Entry
@@ -31,7 +30,6 @@ _MASK: Final = (
 _EVENT: Final = struct.Struct("iIII")
 _READ_BYTES: Final = 256 * 1024
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-_DESCRIPTORS: Final = Path("/proc/self/fd")
 
 
 class TreeWatch:
@@ -39,6 +37,7 @@ class TreeWatch:
 
     Args:
         tree: The tree; all of its folders are watched from here on.
+        chrooted: It is this process's root, and there is no /proc that could be believed.
 
     Attributes:
         descriptor: Readable when there is something to tell.
@@ -48,8 +47,9 @@ class TreeWatch:
         OSError: There is no inotify to be had.
     """
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, *, chrooted: bool = False) -> None:
         self._tree = tree
+        self._chrooted = chrooted
         self.blind = False
         self.descriptor: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self.descriptor < 0:
@@ -75,7 +75,7 @@ class TreeWatch:
     def _add(self, rel: str) -> bool:
         try:
             with self._tree.folder(rel) as folder:
-                number = _watch(self.descriptor, folder)
+                number = self._watch(folder)
         except TreeError:
             return False
         if number < 0:
@@ -86,6 +86,18 @@ class TreeWatch:
         self._folders[number] = rel
         self._numbers[rel] = number
         return True
+
+    def _watch(self, folder: int) -> int:
+        """Return the number of a watch on an open folder, or a negative one."""
+        if self._chrooted:
+            os.fchdir(folder)
+            path = b"."
+        else:
+            path = f"/proc/self/fd/{folder}".encode()
+        number: int = _libc.inotify_add_watch(self.descriptor, path, ctypes.c_uint32(_MASK))
+        if self._chrooted:
+            os.chdir("/")
+        return number
 
     def _forget(self, rel: str) -> None:
         """Stop watching a folder that went away under this name, and those below it."""
@@ -142,17 +154,3 @@ class TreeWatch:
                 name = data[offset : offset + size].rstrip(b"\0")
                 offset += size
                 yield number, mask, os.fsdecode(name)
-
-
-def _watch(descriptor: int, folder: int) -> int:
-    """Return the number of a watch on an open folder, or a negative one."""
-    if _DESCRIPTORS.exists():
-        path = os.fsencode(_DESCRIPTORS / str(folder))
-    else:
-        # In a root without /proc, which is the workspace itself.
-        os.fchdir(folder)
-        path = b"."
-    number: int = _libc.inotify_add_watch(descriptor, path, ctypes.c_uint32(_MASK))
-    if path == b".":
-        os.chdir("/")
-    return number

@@ -133,7 +133,7 @@ class MirrorMachine(RuleBasedStateMachine):
             except StreamEndedError:
                 continue
         problems = self.pair.mirror_once()
-        assert problems == {}
+        assert problems == {}, str(problems)
         for side in ("local", "remote"):
             different = differences(read_tree(self._root(side)), expected)
             assert different == {}, f"{side}: {different}"
