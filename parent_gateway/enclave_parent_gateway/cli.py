@@ -20,6 +20,7 @@ from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.lifecycle import bring_down, bring_up, running_status
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.sync.sync_state import SyncState, read_sync_state
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import Done
 
@@ -157,6 +158,18 @@ def status(as_json: bool) -> None:
         sys.exit(_DOWN)
 
 
+def _print_sync(console: "Console", mirror: SyncState | None) -> None:
+    if mirror is None:
+        console.print("workspace   not mirrored; type: enclave sync -d DIR")
+        return
+    problems = f", {mirror.problems} not brought" if mirror.problems else ""
+    console.print(
+        f"workspace   {mirror.directory}: {mirror.phase}, {mirror.entries} files and folders, "
+        f"{mirror.brought} changes brought{problems}",
+        markup=False,
+    )
+
+
 def _report(
     paths: EnclavePaths, state: EnclaveState | None, found: GatewayStatus | None
 ) -> dict[str, Any]:
@@ -165,7 +178,11 @@ def _report(
     if state is None:
         return report
     enclave = found.enclave if found else None
+    mirror = read_sync_state(paths.sync_file)
+    if mirror is not None and not mirror.is_running:
+        mirror = msgspec.structs.replace(mirror, phase="ended")
     report |= {
+        "sync": mirror,
         "state": "up" if enclave else "broken",
         "backend": state.backend,
         "confidential": load_backend(state.backend).confidential,
@@ -206,6 +223,7 @@ def _print_report(report: dict[str, Any], found: GatewayStatus | None) -> None:
     console.print(f"PCR0        {report['pcrs'].get('0', 'unknown')}")
     console.print(f"isolation   {', '.join(report['isolation']) or 'none'}")
     console.print(f"KMS         {report['kms_endpoint_url'] or 'AWS'}")
+    _print_sync(console, report["sync"])
     connections = {slot.kernel_id: slot.connections for slot in found.slots} if found else {}
     for kernel in report["kernels"]:
         packages = f", packages: {', '.join(kernel.vaults)}" if kernel.vaults else ""
@@ -215,6 +233,60 @@ def _print_report(report: dict[str, Any], found: GatewayStatus | None) -> None:
         )
     if not report["kernels"]:
         console.print("kernels     none")
+
+
+@main.command(
+    epilog=_examples(
+        "enclave sync -d project           # until Ctrl-C",
+        "enclave sync -d project --once    # in a script",
+    )
+)
+@click.option(
+    "-d",
+    "--directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="The folder that is to be the enclave's workspace.",
+)
+@click.option("--once", is_flag=True, help="End when both sides are the same.")
+@click.option("--json", "as_json", is_flag=True, help="Say at the end what was done, for scripts.")
+def sync(directory: Path, once: bool, as_json: bool) -> None:
+    """Mirror DIR and the enclave's workspace, both ways, as they change.
+
+    New, changed, renamed and removed files follow within a tenth of a second. What both sides
+    changed is kept twice: yours under its name, the enclave's as "name (conflict DATE enclave)".
+    Not mirrored: links, devices, names that programs would run by themselves when they come out of
+    the enclave, and what DIR/.enclaveignore names (the syntax of .gitignore; without it .git,
+    __pycache__ and .ipynb_checkpoints).
+
+    A notebook in DIR starts in its own folder in the enclave. Exit code 1: not everything could be
+    brought; standard error says what and why.
+    """
+    from enclave_parent_gateway.sync.sync_command import SyncCommand
+    from enclave_parent_gateway.sync.sync_display import SyncDisplay, problem_lines
+
+    display = SyncDisplay(_console(stderr=True))
+    command = SyncCommand(EnclavePaths.from_environment(), directory, display.show)
+    try:
+        report = command.run(once=once)
+    except KeyboardInterrupt:
+        display.close()
+        click.echo("Ended; both sides keep what they have.", err=True)
+        return
+    finally:
+        display.close()
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report)))
+    else:
+        click.echo(
+            f"In sync: {report.entries} files and folders, {report.brought} changes brought in "
+            f"{report.seconds:.1f} s."
+        )
+    if report.problems:
+        for line in problem_lines(report.problems):
+            click.echo(line, err=True)
+        sys.exit(1)
 
 
 @main.command(epilog=_examples("enclave down"))

@@ -40,6 +40,8 @@ from enclave_parent_gateway.errors import (
 )
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.sync.sync_state import folder_in_workspace
+from enclave_parent_gateway.workspace_relay import WorkspaceRelay
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import (
     Attest,
@@ -105,13 +107,16 @@ class Gateway:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._done.set)
         server = ApiServer(self._paths.gateway_socket, self._handle)
+        workspace = WorkspaceRelay(self._paths.workspace_socket, self._endpoint)
         tasks = [asyncio.create_task(self._control.run()), asyncio.create_task(self._watch_idle())]
         await server.start()
+        workspace.start()
         log.info("gateway for %s listens", self._endpoint)
         try:
             await self._done.wait()
         finally:
             await server.close()
+            workspace.close()
             for task in (*tasks, *self._background):
                 task.cancel()
             for slot in self._slots.values():
@@ -272,6 +277,7 @@ class Gateway:
                         request.cwd,
                         request.environ,
                         request.arguments,
+                        folder_in_workspace(self._paths.sync_file, request.cwd),
                     ),
                     timeout_s=_LAUNCH_TIMEOUT_S,
                 )

@@ -59,6 +59,7 @@ class FileTransfers:
         self._done = done
         self._failed = failed
         self._advanced = advanced
+        remote.moved = advanced
         self._batch: list[tuple[Work, Put]] = []
         self._batch_bytes = 0
         self._sent: list[list[Work]] = []
@@ -160,7 +161,6 @@ class FileTransfers:
             self._journal.flush()
             still = partial(self._tree.check_same, expect=local)
             found = self._remote.push(work.rel, descriptor, wanted, expect, have=have, still=still)
-        self._advanced(local.size)
         self._done(work.rel, taken, found)
 
     # From the enclave
@@ -203,7 +203,8 @@ class FileTransfers:
             except TreeError as error:
                 self._failed(work.rel, error)
                 continue
-            self._advanced(theirs.size)
+            if theirs.size <= SMALL_FILE_BYTES:
+                self._advanced(theirs.size)
             taken = Entry(
                 "file", theirs.size, theirs.mtime_ns, theirs.mode, theirs.inode, expect.fresh
             )

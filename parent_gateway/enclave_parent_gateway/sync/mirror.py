@@ -51,12 +51,14 @@ class Outcome:
         waiting: Paths that were changing: look again when they may have come to rest.
         again: Paths that were not as expected, to be looked at again at once, and in what way.
         problems: Paths that cannot be brought, and why.
+        retry: Those of them that may go better later: no room, no permission.
         brought: Files and folders that were written or removed on either side.
     """
 
     waiting: set[str] = field(default_factory=set)
     again: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    retry: set[str] = field(default_factory=set)
     brought: int = 0
 
 
@@ -178,7 +180,7 @@ class _Pass:
         self._journal.flush()
         for work in plan.conflicts:
             self._attempt(work.rel, self._resolve, work)
-        self._removals(plan.early_removals)
+        self._removals(plan.early_removals, early=True)
         self._replace_kinds([*plan.folders, *plan.files])
         self._folders(plan.folders)
         self._moves(plan.moves)
@@ -227,6 +229,7 @@ class _Pass:
             self._outcome.again[rel] = str(error)
         else:
             self._outcome.problems[rel] = str(error)
+            self._outcome.retry.add(rel)
 
     def _again(self, *rels: str) -> None:
         for rel in rels:
@@ -404,7 +407,7 @@ class _Pass:
 
     # Removals
 
-    def _removals(self, works: list[Work]) -> None:
+    def _removals(self, works: list[Work], *, early: bool = False) -> None:
         backwards = works[::-1]
         there = [work for work in backwards if work.action is Action.DROP_REMOTE]
         for work in backwards:
@@ -413,7 +416,7 @@ class _Pass:
                     self._tree.remove(work.rel, work.local)
                     self._done(work.rel, None, None)
                 except TreeError as error:
-                    self._not_removed(work.rel, error)
+                    self._not_removed(work.rel, error, early)
         steps: list[Step] = [
             Remove(work.rel, work.remote) for work in there if work.remote is not None
         ]
@@ -423,12 +426,14 @@ class _Pass:
             if result.refused is None:
                 self._done(rel, None, None)
             else:
-                self._not_removed(rel, TreeError(result.refused.reason, result.refused.text))
+                error = TreeError(result.refused.reason, result.refused.text)
+                self._not_removed(rel, error, early)
 
         self._batch(steps, take)
 
-    def _not_removed(self, rel: str, error: TreeError) -> None:
-        if error.reason == "occupied":
+    def _not_removed(self, rel: str, error: TreeError, early: bool) -> None:
+        # Early there may be files in it that are about to move elsewhere.
+        if error.reason == "occupied" and not early:
             # Something new is in it, or something that is not mirrored: it is new from now on.
             self._journal.drop(rel)
             self._again(rel)

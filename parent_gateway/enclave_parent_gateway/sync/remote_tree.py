@@ -64,11 +64,13 @@ class RemoteTree:
         workspace: Name of the workspace, as it says.
         open_modes: See `Welcome`.
         events: Changes it told of, to be confirmed.
+        moved: Told of the bytes of large files as they go by, either way.
     """
 
     def __init__(self, stream: MessageStream[FromEnclave]) -> None:
         self.stream = stream
         self.events: deque[Changed] = deque()
+        self.moved: Callable[[int], None] = _nobody
         self._waiting: deque[int] = deque()
         stream.send(Hello(WORKSPACE_VERSION))
         welcome = self._answer(Welcome)
@@ -218,6 +220,7 @@ class RemoteTree:
         try:
             for piece in pieces(descriptor, wanted.size, have):
                 self.stream.send(piece)
+                self.moved(_length(piece))
             still(descriptor)
         except (TreeError, OSError):
             self.stream.send(Abandon())
@@ -279,6 +282,7 @@ class RemoteTree:
                 if piece.offset < position or piece.offset >= found.size:
                     raise WorkspaceError("the enclave sends more of a file than there is")
                 position = piece.offset + 1
+                self.moved(_length(piece))
                 if incoming is not None and failure is None:
                     try:
                         incoming.take(piece)
@@ -311,3 +315,12 @@ def _is_below(rel: str, roots: frozenset[str]) -> bool:
             return True
         rel = rel.rpartition("/")[0]
     return False
+
+
+def _length(piece: Data | Copy) -> int:
+    return len(piece.data) if isinstance(piece, Data) else piece.size
+
+
+def _nobody(size: int) -> None:
+    """Nobody wants to know."""
+    del size

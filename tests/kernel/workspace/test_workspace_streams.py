@@ -1,4 +1,4 @@
-"""The enclave's end in a real supervisor: who serves the workspace, and what notebooks see of it."""
+"""The enclave's end in a real supervisor: who serves the workspace, what notebooks see of it."""
 
 import os
 import select
