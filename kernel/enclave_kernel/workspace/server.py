@@ -5,7 +5,6 @@ One thread: requests are answered in order, and changes are told of when nothing
 
 import select
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import islice
 from typing import Final
 
@@ -52,6 +51,7 @@ from enclave_protocol.workspace.messages import (
 )
 from enclave_protocol.workspace.names import MAX_REL_CHARS
 from enclave_protocol.workspace.scan import scan
+from enclave_protocol.workspace.small_files import SmallFiles
 from enclave_protocol.workspace.stream import MessageStream, StreamEndedError
 from enclave_protocol.workspace.transfer import IncomingFile, pieces, read_small
 from enclave_protocol.workspace.tree import Tree, TreeError, reason_for
@@ -103,6 +103,8 @@ class WorkspaceServer:
         self._unsynced: list[int] = []
         self._last_event = 0
         self._own: dict[str, Entry] = {}
+        self._room = 0
+        self._small = SmallFiles(tree)
 
     @property
     def is_synced(self) -> bool:
@@ -157,16 +159,15 @@ class WorkspaceServer:
         if changed is None:
             self._everything_changed = True
             return
-        for rel in changed:
-            own = self._own.pop(rel, None)
+        for rel in sorted(changed):
+            own = self._own.get(rel)
             if own is not None:
-                with suppress(TreeError):
-                    found = self._tree.look(rel)
-                    if own.same_state(found) and found is not None and found.inode == own.inode:
-                        # Our own writing, and nobody's since.
-                        self._own[rel] = own
-                        continue
+                if own.kind == "file" and self._small.is_still(rel, own):
+                    # Our own writing, and nobody's since.
+                    continue
+                del self._own[rel]
             self._changed[rel] = None
+        self._small.close()
 
     def _tell(self) -> None:
         while not self.is_synced and self._incoming is None:
@@ -202,7 +203,7 @@ class WorkspaceServer:
                 raise WorkspaceError("the parent asks for something in the middle of a file")
         match message:
             case Batch(steps):
-                self._stream.send(Results(tuple(self._do(step) for step in steps)))
+                self._batch(steps)
             case Begin():
                 self._begin(message)
             case Scan(roots):
@@ -283,8 +284,18 @@ class WorkspaceServer:
         except TreeError as error:
             self._refuse(error)
 
+    def _batch(self, steps: tuple[Step, ...]) -> None:
+        self._room = self._tree.free_bytes()
+        try:
+            results = [self._do(step) for step in steps]
+        finally:
+            self._small.close()
+        self._stream.send(Results(tuple(results)))
+
     def _do(self, step: Step) -> Result:
         try:
+            if not isinstance(step, Put):
+                self._small.close()
             match step:
                 case Put(rel, entry, expect, data):
                     return Result(self._noted(rel, self._put(rel, entry, expect, data)))
@@ -308,7 +319,11 @@ class WorkspaceServer:
     def _put(self, rel: str, entry: Entry, expect: Entry | None, data: memoryview) -> Entry:
         if len(data) != entry.size:
             raise WorkspaceError("a file has another size than it is said to have")
-        return self._tree.put(rel, entry, expect, data)
+        self._room -= len(data)
+        if self._room < 0:
+            self._room = self._tree.free_bytes()
+            self._tree.make_room(len(data))
+        return self._small.write(rel, entry, expect, data)
 
     def _noted(self, rel: str, entry: Entry) -> Entry:
         if len(self._own) >= _MAX_OWN:

@@ -11,6 +11,7 @@ from enclave_parent_gateway.sync.remote_tree import RemoteTree
 from enclave_protocol.workspace.blocks import MIN_SIGNED_BYTES, sign
 from enclave_protocol.workspace.messages import (
     MAX_BATCH,
+    MAX_BATCHES,
     SMALL_FILE_BYTES,
     Entry,
     Put,
@@ -18,12 +19,13 @@ from enclave_protocol.workspace.messages import (
     Signature,
     Step,
 )
+from enclave_protocol.workspace.small_files import SmallFiles
 from enclave_protocol.workspace.transfer import read_small
 from enclave_protocol.workspace.tree import Tree, TreeError
 
 __all__ = ["FileTransfers"]
 
-_BATCH_BYTES: Final = 512 * 1024
+_BATCH_BYTES: Final = 256 * 1024
 _PULLED_AT_ONCE: Final = 128
 """Requests on their way: small enough to fit into a socket's buffer together."""
 
@@ -62,6 +64,7 @@ class FileTransfers:
         remote.moved = advanced
         self._batch: list[tuple[Work, Put]] = []
         self._batch_bytes = 0
+        self._small = SmallFiles(tree)
         self._sent: list[list[Work]] = []
 
     def run(self, works: Iterable[Work]) -> None:
@@ -99,12 +102,17 @@ class FileTransfers:
         now = self._tree.entry(descriptor)
         return Entry("file", now.size, now.mtime_ns, now.mode, now.inode, True)
 
+    def _read(self, rel: str, local: Entry) -> tuple[Entry, bytes]:
+        """Return a small file's content, and what it was then."""
+        if not local.fresh:
+            return local, self._small.read(rel, local)
+        with self._tree.reading(rel, local) as descriptor:
+            taken = self._taken(descriptor, local)
+            return taken, read_small(descriptor, taken.size)
+
     def _add_to_batch(self, work: Work, local: Entry) -> None:
         try:
-            with self._tree.reading(work.rel, local) as descriptor:
-                taken = self._taken(descriptor, local)
-                data = read_small(descriptor, taken.size)
-                self._tree.check_same(descriptor, local)
+            taken, data = self._read(work.rel, local)
         except TreeError as error:
             self._failed(work.rel, error)
             return
@@ -118,9 +126,10 @@ class FileTransfers:
         self._batch_bytes += size
 
     def _send_batch(self) -> None:
+        self._small.close()
         if not self._batch:
             return
-        if len(self._sent) == 2:
+        if len(self._sent) == MAX_BATCHES:
             self._take_results()
         self._journal.flush()
         steps: list[Step] = [step for _, step in self._batch]
@@ -199,7 +208,9 @@ class FileTransfers:
         for work, expect, in_place in asked:
             wanted = partial(self._here, work.rel, in_place, fresh=expect.fresh)
             try:
-                theirs, ours = self._remote.receive(self._tree, work.rel, expect, wanted)
+                theirs, ours = self._remote.receive(
+                    self._tree, self._small, work.rel, expect, wanted
+                )
             except TreeError as error:
                 self._failed(work.rel, error)
                 continue
@@ -210,6 +221,7 @@ class FileTransfers:
             )
             self._done(work.rel, ours, taken)
         asked.clear()
+        self._small.close()
 
     def _here(
         self, rel: str, in_place: Entry | None, found: Entry, *, fresh: bool

@@ -16,6 +16,7 @@ from enclave_parent_gateway.sync.remote_tree import RemoteTree
 from enclave_protocol.workspace.blocks import digest_of
 from enclave_protocol.workspace.messages import (
     MAX_BATCH,
+    MAX_BATCHES,
     Entry,
     MakeFolder,
     Move,
@@ -26,6 +27,7 @@ from enclave_protocol.workspace.messages import (
 )
 from enclave_protocol.workspace.names import parent_of
 from enclave_protocol.workspace.scan import scan
+from enclave_protocol.workspace.small_files import SmallFiles
 from enclave_protocol.workspace.tree import Tree, TreeError
 
 __all__ = ["Mirror", "Outcome", "Totals"]
@@ -87,14 +89,21 @@ class Mirror:
         self.rules = rules
         self._report = report
 
-    def is_settled(self, rel: str) -> bool:
-        """Say whether a path is here what was agreed on: nothing has to be asked about it.
+    def unsettled(self, rels: Iterable[str]) -> set[str]:
+        """Return which of these paths are not here what was agreed on: the others need no question.
 
-        Only for files: a folder stands for all that is below it.
+        A folder is never settled: it stands for all that is below it.
         """
+        small = SmallFiles(self._tree)
+        try:
+            return {rel for rel in sorted(rels) if not self._is_settled(small, rel)}
+        finally:
+            small.close()
+
+    def _is_settled(self, small: SmallFiles, rel: str) -> bool:
         base = self._journal.get(rel)
         try:
-            found = self._tree.look(rel)
+            found = small.look(rel)
         except TreeError:
             return False
         if base is None or found is None:
@@ -242,10 +251,10 @@ class _Pass:
             self._failed(rel, error)
 
     def _batch(self, steps: list[Step], take: Callable[[int, Result], None]) -> None:
-        """Have steps done in the enclave, two batches on their way at a time."""
+        """Have steps done in the enclave, several batches on their way at a time."""
         sent: list[range] = []
         for start in range(0, len(steps), MAX_BATCH):
-            if len(sent) == 2:
+            if len(sent) == MAX_BATCHES:
                 self._take_batch(sent.pop(0), take)
             part = range(start, min(start + MAX_BATCH, len(steps)))
             self._journal.flush()

@@ -43,6 +43,7 @@ from enclave_protocol.workspace.messages import (
 )
 from enclave_protocol.workspace.names import NameRefusedError, check_rel
 from enclave_protocol.workspace.scan import MAX_ENTRIES
+from enclave_protocol.workspace.small_files import SmallFiles
 from enclave_protocol.workspace.stream import MessageStream
 from enclave_protocol.workspace.transfer import IncomingFile, pieces
 from enclave_protocol.workspace.tree import Tree, TreeError
@@ -147,7 +148,7 @@ class RemoteTree:
     def send_steps(self, steps: Iterable[Step]) -> None:
         """Have steps done; `results` returns what became of the earliest that were sent.
 
-        At most two batches may wait, so that two ends that send never wait for each other.
+        At most `MAX_BATCHES` may wait, so that two ends that send never wait for each other.
         """
         batch = Batch(tuple(steps))
         self._waiting.append(len(batch.steps))
@@ -236,11 +237,14 @@ class RemoteTree:
         """Ask for a file; `receive` takes it. Several may be asked for before."""
         self.stream.send(Read(rel, expect, have))
 
-    def receive(self, tree: Tree, rel: str, expect: Entry, wanted: Wanted) -> tuple[Entry, Entry]:
+    def receive(
+        self, tree: Tree, small: SmallFiles, rel: str, expect: Entry, wanted: Wanted
+    ) -> tuple[Entry, Entry]:
         """Take the file that was asked for first, and put it into its place here.
 
         Args:
             tree: Ours.
+            small: Of it.
             rel: Its place.
             expect: As it was when asked for.
             wanted: Says what it is to be here, and what is in its place.
@@ -260,7 +264,7 @@ class RemoteTree:
             if len(message.data) != found.size:
                 raise WorkspaceError("a file has another size than it is said to have")
             entry, in_place = wanted(found)
-            return found, tree.put(rel, entry, in_place, message.data)
+            return found, small.write(rel, entry, in_place, message.data)
         if not isinstance(message, Ready) or message.entry is None:
             raise WorkspaceError(f"the enclave sends {type(message).__name__} for a file")
         found = _as_expected(message.entry, expect)

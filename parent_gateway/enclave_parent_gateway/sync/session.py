@@ -180,9 +180,7 @@ class MirrorSession:
                 self._mirror.rules = rules
                 return {""}
         # What this process wrote itself needs no question to the enclave.
-        return {
-            rel for rel in changed if not self._mirror.is_settled(rel) and not self._is_ignored(rel)
-        }
+        return {rel for rel in self._mirror.unsettled(changed) if not self._is_ignored(rel)}
 
     def _is_ignored(self, rel: str) -> bool:
         above = parent_of(rel)

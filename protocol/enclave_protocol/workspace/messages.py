@@ -15,6 +15,7 @@ from enclave_protocol.errors import ProtocolError
 __all__ = [
     "DATA_BYTES",
     "MAX_BATCH",
+    "MAX_BATCHES",
     "MAX_CHANGED",
     "MAX_EVENTS",
     "MAX_FILE_BYTES",
@@ -68,6 +69,8 @@ __all__ = [
 WORKSPACE_VERSION: Final = 1
 DATA_BYTES: Final = 512 * 1024
 """Of a file in one message."""
+MAX_BATCHES: Final = 6
+"""On their way at a time. Their results, 40 bytes a step, fit into a socket's buffer together."""
 SMALL_FILE_BYTES: Final = 128 * 1024
 """A file up to this size travels whole, in a batch with others."""
 MAX_MESSAGE_BYTES: Final = 1024 * 1024 + 64 * 1024

@@ -20,16 +20,25 @@ from enclave_protocol.errors import EnclaveError
 from enclave_protocol.workspace.messages import MAX_FILE_BYTES, Entry, Reason
 from enclave_protocol.workspace.names import TEMPORARY_FOLDER, NameRefusedError, check_rel
 
-__all__ = ["SETTLED_NS", "Staged", "Tree", "TreeError", "entry_of", "reason_for"]
+__all__ = [
+    "FILE_FLAGS",
+    "INODE_MASK",
+    "SETTLED_NS",
+    "Staged",
+    "Tree",
+    "TreeError",
+    "entry_of",
+    "reason_for",
+]
 
 SETTLED_NS: Final = 20_000_000
 """Two changes within a tick of the kernel's clock (10 ms at most) leave the same time on a file:
 one that is older than this has a time that tells (docs/spec/workspace.md, "Changes")."""
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it.
-_FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _TEMPORARY_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_INODE_MASK: Final = 2**63 - 1
+INODE_MASK: Final = 2**63 - 1
 _MAX_TIME_NS: Final = 2**62
 _RESERVE_BYTES: Final = 4 * 1024 * 1024
 """Left free, so that a full workspace does not take the rest of the system with it."""
@@ -74,7 +83,7 @@ def entry_of(status: os.stat_result, now_ns: int) -> Entry:
         now_ns: The time when that was asked for, or before.
     """
     if stat.S_ISDIR(status.st_mode):
-        return Entry("folder", 0, 0, status.st_mode & 0o777, status.st_ino & _INODE_MASK)
+        return Entry("folder", 0, 0, status.st_mode & 0o777, status.st_ino & INODE_MASK)
     time_ns = max(-_MAX_TIME_NS, min(status.st_mtime_ns, _MAX_TIME_NS))
     fresh = abs(now_ns - time_ns) < SETTLED_NS
     return Entry(
@@ -82,12 +91,12 @@ def entry_of(status: os.stat_result, now_ns: int) -> Entry:
         min(status.st_size, MAX_FILE_BYTES),
         time_ns,
         status.st_mode & 0o777,
-        status.st_ino & _INODE_MASK,
+        status.st_ino & INODE_MASK,
         fresh,
     )
 
 
-@dataclass
+@dataclass(slots=True)
 class Staged:
     """A file on its way: in the temporary folder, under a name of ours."""
 
@@ -146,6 +155,20 @@ class Tree:
         Raises:
             TreeError: It is not there, or the way to it is no chain of folders.
         """
+        current = self.open_folder(rel)
+        try:
+            yield current
+        except OSError as error:
+            raise reason_for(error) from error
+        finally:
+            os.close(current)
+
+    def open_folder(self, rel: str) -> int:
+        """Return a descriptor of a folder; "" is the root.
+
+        Raises:
+            TreeError: As `folder`.
+        """
         if rel:
             _check(rel)
         try:
@@ -157,11 +180,12 @@ class Tree:
                     current = below
                 if os.fstat(current).st_dev != self.device:
                     raise TreeError("special", "another file system is mounted there")
-                yield current
-            finally:
+            except BaseException:
                 os.close(current)
+                raise
         except OSError as error:
             raise reason_for(error) from error
+        return current
 
     @contextmanager
     def _place(self, rel: str) -> Iterator[tuple[int, str]]:
@@ -179,13 +203,19 @@ class Tree:
         """
         try:
             with self._place(rel) as (folder, name):
-                return self._look(folder, name)
+                return self.look_in(folder, name)
         except TreeError as error:
             if error.reason == "changed":
                 return None
             raise
 
-    def _look(self, folder: int, name: str) -> Entry | None:
+    def look_in(self, folder: int, name: str) -> Entry | None:
+        """Return what is in an open folder by that name, None for nothing.
+
+        Raises:
+            TreeError: It does not travel.
+            OSError: It cannot be looked at.
+        """
         now_ns = time.time_ns()
         try:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -228,7 +258,7 @@ class Tree:
             TreeError: It is not, or cannot be read.
         """
         with self._place(rel) as (folder, name):
-            descriptor = os.open(name, _FILE_FLAGS, dir_fd=folder)
+            descriptor = os.open(name, FILE_FLAGS, dir_fd=folder)
             try:
                 self.check_same(descriptor, expect)
                 yield descriptor
@@ -272,8 +302,8 @@ class Tree:
         if size > free:
             raise TreeError("full", f"it needs {_mib(size)}, and {_mib(free)} are free")
 
-    def stage(self) -> Staged:
-        """Make an empty file in the temporary folder.
+    def stage(self, mode: int = 0o600) -> Staged:
+        """Make an empty file in the temporary folder, which only its owner enters.
 
         Raises:
             TreeError: It cannot be made.
@@ -281,7 +311,7 @@ class Tree:
         self._number += 1
         name = f"{os.getpid()}-{self._number}"
         try:
-            return Staged(os.open(name, _TEMPORARY_FLAGS, 0o600, dir_fd=self._temporary), name)
+            return Staged(os.open(name, _TEMPORARY_FLAGS, mode, dir_fd=self._temporary), name)
         except OSError as error:
             raise reason_for(error) from error
 
@@ -311,8 +341,8 @@ class Tree:
             os.fchmod(staged.descriptor, entry.mode)
             os.utime(staged.descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
             with self._place(rel) as (folder, name):
-                self._check_place(folder, name, expect)
-                os.rename(staged.name, name, src_dir_fd=self._temporary, dst_dir_fd=folder)
+                self.check_place(folder, name, expect)
+                self.place(staged, folder, name)
                 placed = True
             return _with_inode(entry, status)
         except OSError as error:
@@ -323,26 +353,17 @@ class Tree:
             else:
                 self.abandon(staged)
 
-    def put(self, rel: str, entry: Entry, expect: Entry | None, data: memoryview | bytes) -> Entry:
-        """Write a small file that is here whole; as `commit`.
+    def place(self, staged: Staged, folder: int, name: str) -> None:
+        """Rename a staged file to its place, which was checked."""
+        os.rename(staged.name, name, src_dir_fd=self._temporary, dst_dir_fd=folder)
+
+    def check_place(self, folder: int, name: str, expect: Entry | None) -> None:
+        """Refuse a place that is not as expected; None: it is to be free.
 
         Raises:
-            TreeError: As there, or there is no room.
+            TreeError: It is not.
         """
-        self.make_room(len(data))
-        staged = self.stage()
-        try:
-            written = os.write(staged.descriptor, data) if data else 0
-        except OSError as error:
-            self.abandon(staged)
-            raise reason_for(error) from error
-        if written != len(data):
-            self.abandon(staged)
-            raise TreeError("full", "there is no room for it")
-        return self.commit(staged, rel, entry, expect)
-
-    def _check_place(self, folder: int, name: str, expect: Entry | None) -> None:
-        found = self._look(folder, name)
+        found = self.look_in(folder, name)
         if expect is None:
             if found is not None:
                 raise TreeError("changed", "there is something by that name now")
@@ -390,7 +411,7 @@ class Tree:
             if expect.kind == "folder":
                 os.rmdir(name, dir_fd=folder)
             else:
-                self._check_place(folder, name, expect)
+                self.check_place(folder, name, expect)
                 os.unlink(name, dir_fd=folder)
 
     def move(self, source: str, target: str, expect: Entry) -> Entry:
@@ -400,12 +421,12 @@ class Tree:
             TreeError: It is not as expected, or the name is taken.
         """
         with self._place(source) as (old, old_name), self._place(target) as (new, new_name):
-            found = self._look(old, old_name)
+            found = self.look_in(old, old_name)
             if found is None or found.kind != expect.kind:
                 raise TreeError("changed", "it is gone")
             if found.kind == "file" and not found.same_state(expect):
                 raise TreeError("changed", "it changed meanwhile")
-            self._check_place(new, new_name, None)
+            self.check_place(new, new_name, None)
             os.rename(old_name, new_name, src_dir_fd=old, dst_dir_fd=new)
             return found
 
@@ -427,7 +448,7 @@ def _check(rel: str) -> None:
 
 def _with_inode(entry: Entry, status: os.stat_result) -> Entry:
     """Return the entry with the inode of this file."""
-    return Entry(entry.kind, entry.size, entry.mtime_ns, entry.mode, status.st_ino & _INODE_MASK)
+    return Entry(entry.kind, entry.size, entry.mtime_ns, entry.mode, status.st_ino & INODE_MASK)
 
 
 def _mib(size: int) -> str:
