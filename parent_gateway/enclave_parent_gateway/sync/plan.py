@@ -196,7 +196,8 @@ class _Planner:
                 known = self._work.get(rel)
                 if known is None or known.action not in _REMOVALS:
                     alike[folder, fold(rel[len(folder) :])] = rel
-        for rel, work in self._work.items():
+        # What the parent has comes before what is to come.
+        for rel, work in sorted(self._work.items(), key=lambda item: item[1].local is None):
             folder = parent_of(rel)
             if folder in fresh and work.action not in _REMOVALS:
                 other = alike.setdefault((folder, fold(rel[len(folder) :])), rel)

@@ -125,6 +125,7 @@ class RemoteTree:
         entries: dict[str, Entry] = {}
         skipped: list[Skipped] = []
         wanted = tuple(roots)
+        listed = 0
         for start in range(0, len(wanted), MAX_ROOTS):
             part = wanted[start : start + MAX_ROOTS]
             self.stream.send(Scan(part))
@@ -133,13 +134,16 @@ class RemoteTree:
             while more:
                 listing = self._answer(Listing)
                 more = listing.more
+                if more and not (listing.entries or listing.skipped):
+                    raise WorkspaceError("the enclave lists nothing, and more of it")
+                listed += len(listing.entries) + len(listing.skipped)
                 skipped += listing.skipped[: _MAX_KEPT_SKIPPED - len(skipped)]
                 for rel, entry in listing.entries:
                     _checked(rel)
                     if not everything and not _is_below(rel, exact):
                         raise WorkspaceError("the enclave lists what it was not asked for")
                     entries[rel] = entry
-                if len(entries) > MAX_ENTRIES:
+                if listed > MAX_ENTRIES:
                     raise TreeError("full", f"it has more than {MAX_ENTRIES} files and folders")
         return entries, skipped
 

@@ -97,6 +97,10 @@ class IncomingFile:
         self._entry = entry
         self._expect = expect
         self._position = 0
+        # Before anything travels: by its name, and by what is there.
+        found = tree.look(rel)
+        if expect is None and found is not None:
+            raise TreeError("changed", "there is something by that name now")
         tree.make_room(entry.size)
         self._staged = tree.stage()
         self._done = False

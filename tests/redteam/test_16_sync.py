@@ -1,0 +1,607 @@
+"""THREATS E.16: the workspace's mirror, attacked from the enclave and from the parent."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from enclave_parent_gateway.sync import remote_tree
+from enclave_parent_gateway.sync.ignore import read_rules
+from enclave_parent_gateway.sync.journal import Journal
+from enclave_parent_gateway.sync.mirror import Mirror, Outcome
+from enclave_parent_gateway.sync.remote_tree import RemoteTree
+from enclave_protocol.errors import ProtocolError
+from enclave_protocol.workspace.messages import (
+    MAX_EVENTS,
+    Batch,
+    Begin,
+    Changed,
+    Commit,
+    Copy,
+    Data,
+    Digest,
+    End,
+    Entry,
+    FromEnclave,
+    FromParent,
+    Listing,
+    MakeFolder,
+    Move,
+    Put,
+    Read,
+    Ready,
+    Refused,
+    Remove,
+    Results,
+    Scan,
+    SetMeta,
+    Sign,
+    WorkspaceError,
+    decode_from_enclave,
+)
+from enclave_protocol.workspace.names import NameRefusedError, check_rel, is_reserved
+from enclave_protocol.workspace.scan import scan
+from enclave_protocol.workspace.small_files import SmallFiles
+from enclave_protocol.workspace.stream import MessageStream
+from enclave_protocol.workspace.tree import Tree, TreeError
+from tests.kernel.workspace.test_workspace_streams import confirming, put, workspace
+from tests.redteam import kernel_attacks
+from tests.redteam.arena import Arena
+from tests.redteam.conftest import needs_root
+from tests.redteam.places import achieved
+from tests.support.enclave_home import run_code
+from tests.support.hostile_workspace import Forbidden, HostileEnclave, file_entry
+from tests.support.workspace_pair import WorkspacePair, serve_workspace
+
+OUTSIDE = ["../../.ssh/authorized_keys", "/etc/cron.d/x", "a/../../x", "..", ".", "", "a//b", "/"]
+OUTSIDE += ["a/./b", "a/", "../outside/canary", "a/..", "x\0y", "x\ny", ".enclave-sync/1-1"]
+ODD = [
+    "a\u202etxt.exe",
+    "zero\u200bwidth",
+    "a\\b",
+    "dot.",
+    "space ",
+    "tab\tname",
+    "\x7f",
+    "\x1b[2J",
+]
+ODD += [
+    unicodedata.normalize("NFD", "é"),
+    "\u2024\u2024",
+    "a\uff0fb",
+    "\u2028",
+    "\ufeffbom",
+    "e\u0301",
+]
+RUNS = [".bashrc", ".ssh/authorized_keys", ".git/hooks/pre-commit", ".jupyter/custom.js"]
+RUNS += [".ipython/profile_default/startup/x.py", ".vscode/tasks.json", "conftest.py", ".envrc"]
+RUNS += ["\uff0essh/config", ".SSH/config", "a/.Git/hooks/x", "deep/.ipython/x", "CONFTEST.PY"]
+RUNS += ["__pycache__/m.cpython-311.pyc", "m.pyc", "x.pth", "sitecustomize.py", "git~1/hooks/x"]
+RUNS += ["jupyter_server_config.py", "jupyter_notebook_config.json", "ipython_config.py", ".env"]
+RUNS += [".bashrc::$DATA", ".enclaveignore", "usercustomize.cpython-311-x86_64-linux-gnu.so"]
+RUNS += ["\u2024bashrc", ".profile", ".Zshrc", ".config/autostart/x.desktop"]
+
+
+def bring(root: Path, enclave: HostileEnclave) -> Outcome:
+    """Have the parent's end mirror `root` with a hostile enclave, once."""
+    tree = Tree(root)
+    try:
+        with enclave.serve() as sock:
+            remote = RemoteTree(MessageStream(sock, decode_from_enclave))
+            journal = Journal(root.parent / "journal", remote.workspace, str(root))
+            mirror = Mirror(tree, remote, journal, read_rules(root), lambda _totals: None)
+            return mirror.run([""])
+    finally:
+        tree.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def forbidden(tmp_path: Path) -> Iterator[Forbidden]:
+    made = Forbidden(tmp_path)
+    yield made
+    made.check()
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+# Y-01, Y-05: names
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, *ODD])
+def test_y01_y05_names_from_the_enclave(root: Path, forbidden: Forbidden, name: str) -> None:
+    """The parent's end checks every name itself, and ends a stream that says such a one."""
+    enclave = HostileEnclave({name: file_entry(b"x")}, {name: b"x"})
+    with pytest.raises(ProtocolError):
+        bring(root, enclave)
+    assert not any(isinstance(message, Read) for message in enclave.asked)
+    assert everything(root) == set() and everything(root.parent) >= {"root", "outside"}
+
+
+def _steps(name: str) -> list[FromParent]:
+    entry = file_entry(b"x")
+    folder = Entry("folder", 0, 0, 0o755)
+    return [
+        Batch((Put(name, entry, None, memoryview(b"x")),)),
+        Batch((MakeFolder(name, 0o777),)),
+        Batch((SetMeta(name, entry, entry),)),
+        Batch((Remove(name, entry),)),
+        Batch((Remove(name, folder),)),
+        Batch((Move("mine", name, entry),)),
+        Batch((Move(name, "mine too", entry),)),
+        Begin(name, entry, None),
+        Read(name, entry),
+        Read(name, msgspec.structs.replace(entry, fresh=True)),
+        Sign(name, entry),
+        Digest(name, entry),
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in (*OUTSIDE, *ODD) if name])
+def test_y01_y05_names_from_the_parent(root: Path, forbidden: Forbidden, name: str) -> None:
+    """The enclave's end does nothing by such a name, whatever it is asked."""
+    with serve_workspace(root, "cd" * 16) as sock:
+        sock.settimeout(30)
+        remote = RemoteTree(MessageStream(sock, decode_from_enclave))
+        (root / "mine").write_bytes(b"x")
+        before = everything(root)
+        for message in _steps(name):
+            remote.stream.send(message)
+            answer = remote._next()
+            if isinstance(answer, Results):
+                refused = answer.items[0].refused
+            else:
+                refused = answer if isinstance(answer, Refused) else None
+            assert refused is not None, message
+            assert refused.reason in ("name", "changed"), refused
+        assert everything(root) == before
+        remote.stream.send(Scan((name,)))
+        listing = remote._next()
+        assert isinstance(listing, Listing) and not listing.entries
+
+
+def test_y05_names_that_differ_in_case_or_form_only(root: Path) -> None:
+    (root / "Readme").write_bytes(b"mine")
+    alike = {"README": b"1", "readme": b"2", "ﬁle": b"3", "file": b"4", "straße": b"5"}
+    entries = {name: file_entry(data) for name, data in alike.items()} | {
+        "STRASSE": file_entry(b"")
+    }
+    outcome = bring(root, HostileEnclave(entries, {**alike, "STRASSE": b""}))
+    names = everything(root)
+    folded = [unicodedata.normalize("NFKC", name).casefold() for name in names]
+    assert len(set(folded)) == len(folded) and "Readme" in names
+    assert {"README", "readme"} <= set(outcome.problems)
+    assert (root / "Readme").read_bytes() == b"mine"
+
+
+# Y-02: names that run
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_y02_names_that_programs_run(root: Path, forbidden: Forbidden, name: str) -> None:
+    parts = name.split("/")
+    entries = {
+        "/".join(parts[:depth]): Entry("folder", 0, 0, 0o755) for depth in range(1, len(parts))
+    }
+    entries |= {name: file_entry(b"evil"), "good.txt": file_entry(b"good")}
+    outcome = bring(root, HostileEnclave(entries, {name: b"evil", "good.txt": b"good"}))
+    written = {path for path in everything(root) if (root / path).is_file()}
+    assert written == {"good.txt"}
+    assert not any(is_reserved(rel) for rel in everything(root))
+    assert outcome.problems or "__pycache__" in name or ".git" in name
+
+
+def test_y02_ordinary_names_come() -> None:
+    for name in (
+        "model.py",
+        "data/a.csv",
+        "profile.txt",
+        "ssh/config",
+        "results (1).png",
+        "日本.csv",
+    ):
+        assert check_rel(name) == name and not is_reserved(name)
+
+
+def test_y02_the_parents_own_stay_as_they_are(tmp_path: Path) -> None:
+    """They go into the enclave; what it makes of them, or that it removes them, counts nothing."""
+    pair = WorkspacePair(tmp_path)
+    for name in ("conftest.py", "sitecustomize.py"):
+        (pair.local / name).write_text("mine")
+        os.utime(pair.local / name, (1_500_000_000, 1_500_000_000))
+    pair.mirror_once()
+    assert (pair.remote / "conftest.py").read_text() == "mine"
+    (pair.remote / "conftest.py").write_text("evil")
+    (pair.remote / "sitecustomize.py").unlink()
+    time.sleep(0.03)
+    pair.mirror_once()
+    for folder in (pair.local, pair.remote):
+        assert (folder / "conftest.py").read_text() == "mine"
+        assert (folder / "sitecustomize.py").read_text() == "mine"
+
+
+# Y-03: links in the way
+
+
+@contextmanager
+def swapping(first: Path, second: Path) -> Iterator[None]:
+    """Exchange two names as fast as possible, in a process of its own."""
+    code = (
+        "import ctypes, os, sys\n"
+        "libc = ctypes.CDLL(None)\n"
+        "a, b = map(os.fsencode, sys.argv[1:])\n"
+        "while True:\n    libc.renameat2(-100, a, -100, b, 2)\n"
+    )
+    command = [sys.executable, "-I", "-c", code, str(first), str(second)]
+    process = subprocess.Popen(command)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _attempt_all(tree: Tree, seen: set[bytes], secret_size: int) -> None:
+    """Everything that either end does to a tree, at a place that changes under it."""
+    small = SmallFiles(tree)
+    entry = file_entry(b"canary")
+    with suppress(TreeError):
+        small.write("swap/canary", entry, None, memoryview(b"canary"))
+    small.close()
+    with suppress(TreeError):
+        found = tree.look("swap/secret.txt")
+        assert found is None or found.size != secret_size, "the secret was seen"
+    with (
+        suppress(TreeError),
+        tree.reading("swap/secret.txt", Entry("file", 0, 0, 0, fresh=True)) as file,
+    ):
+        seen.add(os.read(file, 100))
+    with suppress(TreeError):
+        tree.make_folder("swap/made", 0o777)
+    with suppress(TreeError):
+        tree.remove("swap/secret.txt", Entry("file", 0, 0, 0))
+    with suppress(TreeError):
+        tree.move("mine", "swap/moved", file_entry(b"mine"))
+    with suppress(TreeError):
+        tree.move("swap/moved", "mine", file_entry(b"mine"))
+    seen.update(name.encode() for name, _ in scan(tree, ["swap"]))
+    with suppress(TreeError):
+        tree.remove("swap/canary", entry)
+
+
+def test_y03_a_folder_and_a_link_that_change_places(root: Path, forbidden: Forbidden) -> None:
+    (root / "swap").mkdir()
+    (root / "link").symlink_to(forbidden.folder)
+    (root / "mine").write_bytes(b"mine")
+    os.utime(root / "mine", ns=(file_entry(b"").mtime_ns,) * 2)
+    (root / "mine").chmod(0o644)
+    tree = Tree(root)
+    seen: set[bytes] = set()
+    naive = 0
+    with swapping(root / "swap", root / "link"):
+        deadline = time.monotonic() + 3
+        attempts = 0
+        while time.monotonic() < deadline:
+            attempts += 1
+            _attempt_all(tree, seen, len(forbidden.secret))
+            # The control: what anybody would write at first is led outside.
+            with suppress(OSError):
+                place = os.path.realpath(root / "swap")
+                if place.startswith(str(root)):
+                    naive += (root / "swap" / "secret.txt").read_text() == forbidden.secret
+    tree.close()
+    assert attempts > 100 and naive > 0
+    assert forbidden.secret.encode() not in b"".join(seen)
+
+
+# Y-04: what is no plain file
+
+
+def _plant_specials(root: Path, forbidden: Forbidden) -> set[str]:
+    (root / "link").symlink_to(forbidden.folder / "secret.txt")
+    (root / "folder link").symlink_to(forbidden.folder)
+    os.link(forbidden.folder / "secret.txt", root / "hard")
+    os.mkfifo(root / "fifo")
+    with socket.socket(socket.AF_UNIX) as sock:
+        here = Path.cwd()
+        os.chdir(root)
+        sock.bind("sock")
+        os.chdir(here)
+    names = {"link", "folder link", "hard", "fifo", "sock"}
+    if os.geteuid() == 0:
+        with suppress(OSError):
+            os.mknod(root / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+            names.add("device")
+    return names
+
+
+@pytest.mark.parametrize("side", ["local", "remote"])
+def test_y04_special_entries_stay_where_they_are(
+    tmp_path: Path, forbidden: Forbidden, side: str
+) -> None:
+    pair = WorkspacePair(tmp_path)
+    folder, other = (pair.local, pair.remote)[:: 1 if side == "local" else -1]
+    names = _plant_specials(folder, forbidden)
+    (folder / "plain.txt").write_bytes(b"plain")
+    time.sleep(0.03)
+    problems = pair.mirror_once()
+    assert set(problems) == names
+    assert everything(other) == {"plain.txt"}
+    (folder / "hard").unlink()
+    for reading in (Read, Sign, Digest):
+        for name in sorted(names - {"hard"}):
+            with serve_workspace(folder, "cd" * 16) as sock:
+                sock.settimeout(30)
+                stream = MessageStream(sock, decode_from_enclave)
+                stream.send(reading(name, Entry("file", 0, 0, 0o600, fresh=True)))
+                assert isinstance(stream.receive(), Refused)
+
+
+def test_y04_a_special_entry_in_the_place_of_a_file_is_no_deletion(
+    tmp_path: Path, forbidden: Forbidden
+) -> None:
+    pair = WorkspacePair(tmp_path)
+    (pair.local / "data.csv").write_bytes(b"mine")
+    time.sleep(0.03)
+    pair.mirror_once()
+    (pair.remote / "data.csv").unlink()
+    (pair.remote / "data.csv").symlink_to(forbidden.folder / "secret.txt")
+    assert "data.csv" in pair.mirror_once()
+    assert (pair.local / "data.csv").read_bytes() == b"mine"
+
+
+def test_y04_modes(root: Path) -> None:
+    """No set-user-id bit, and nobody else gets to write; more bits than nine are no message."""
+    entries = {"open": file_entry(b"x", mode=0o777), "dir": Entry("folder", 0, 0, 0o777)}
+    bring(root, HostileEnclave(entries, {"open": b"x"}))
+    assert stat.S_IMODE((root / "open").stat().st_mode) == 0o755
+    assert stat.S_IMODE((root / "dir").stat().st_mode) == 0o755
+    with pytest.raises(ProtocolError):
+        bring(root, HostileEnclave({"suid": file_entry(b"x", mode=0o4755)}))
+
+
+# Y-06: sizes and numbers
+
+
+@pytest.mark.parametrize("size", [2**63, 2**62, 2**42 + 1, -1])
+def test_y06_sizes_that_no_file_has(root: Path, size: int) -> None:
+    with pytest.raises((ProtocolError, OverflowError)):
+        bring(root, HostileEnclave({"huge": file_entry(size)}))
+    assert everything(root) == set()
+
+
+def test_y06_a_sparse_terabyte(tmp_path: Path) -> None:
+    """Larger than what is free: refused before a byte of it travels, on either side."""
+    pair = WorkspacePair(tmp_path)
+    for folder, name in ((pair.local, "mine"), (pair.remote, "theirs")):
+        with (folder / name).open("wb") as file:
+            file.truncate(2**40)
+    time.sleep(0.03)
+    problems = pair.mirror_once()
+    assert set(problems) == {"mine", "theirs"}
+    assert all("free" in reason for reason in problems.values())
+    assert everything(pair.local) == {"mine"} and everything(pair.remote) == {"theirs"}
+
+
+def test_y06_more_entries_than_there_may_be(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_tree, "MAX_ENTRIES", 10_000)
+
+    def endless(message: FromParent) -> list[FromEnclave]:
+        if not isinstance(message, Scan):
+            return []
+        page = tuple((f"f{number}", file_entry(b"")) for number in range(2000))
+        return [Listing(page, (), True)] * 10
+
+    with pytest.raises(TreeError, match="more than 10000"):
+        bring(root, HostileEnclave({}, answer=endless))
+
+
+_BIG = file_entry(1_000_000)
+_HOSTILE_PIECES: dict[str, list[FromEnclave]] = {
+    "beyond the end": [Data(900_000, memoryview(bytes(200_000)))],
+    "out of order": [Data(500_000, memoryview(b"x")), Data(0, memoryview(b"x"))],
+    "a copy of nothing": [Copy(0, 1000)],
+    "a copy far outside": [Copy(2**41, 2**41)],
+    "without an end": [Data(number, memoryview(b"x")) for number in range(1_000_000, 1_000_300)],
+    "another file": [Listing((), (), False)],
+    "a smaller file": [End()],
+}
+
+
+@pytest.mark.parametrize("name", sorted(_HOSTILE_PIECES))
+def test_y06_pieces_that_do_not_fit(root: Path, name: str) -> None:
+    def answer(message: FromParent) -> list[FromEnclave]:
+        return [Ready(_BIG), *_HOSTILE_PIECES[name]] if isinstance(message, Read) else []
+
+    enclave = HostileEnclave({"big": _BIG}, answer=answer)
+    if name == "a smaller file":
+        # What was not sent is a hole: the size that was said, and nothing else.
+        bring(root, enclave)
+        assert (root / "big").read_bytes() == bytes(1_000_000)
+        return
+    with pytest.raises(ProtocolError):
+        bring(root, enclave)
+    assert everything(root) == set()
+
+
+def test_y06_another_file_than_was_asked_for(root: Path) -> None:
+    def answer(message: FromParent) -> list[FromEnclave]:
+        return [Ready(file_entry(2**41))] if isinstance(message, Read) else []
+
+    with pytest.raises(WorkspaceError):
+        bring(root, HostileEnclave({"big": _BIG}, answer=answer))
+
+
+def test_y06_events_without_end(root: Path) -> None:
+    def answer(message: FromParent) -> list[FromEnclave]:
+        if not isinstance(message, Scan):
+            return []
+        return [Changed(number, ("x",)) for number in range(MAX_EVENTS + 1)]
+
+    with pytest.raises(WorkspaceError, match="more changes"):
+        bring(root, HostileEnclave({}, answer=answer))
+
+
+def test_y06_a_hostile_parent_and_pieces(root: Path) -> None:
+    entry = file_entry(100)
+    bad: list[list[FromParent]] = [
+        [Begin("f", entry, None), Data(90, memoryview(bytes(20)))],
+        [Begin("f", entry, None), Copy(0, 10)],
+        [Begin("f", entry, None), Scan(("",))],
+        [Data(0, memoryview(b"x"))],
+        [Commit()],
+        [Batch((Put("f", entry, None, memoryview(b"short")),))],
+    ]
+    for messages in bad:
+        with serve_workspace(root, "cd" * 16) as sock:
+            sock.settimeout(30)
+            stream = MessageStream(sock, decode_from_enclave)
+            for message in messages:
+                stream.send(message)
+            with pytest.raises(ProtocolError):
+                while True:
+                    assert isinstance(stream.receive(), Ready)
+        assert everything(root) == set()
+
+
+# Y-07: changes on the way
+
+
+def test_y07_a_file_that_is_rewritten_while_it_travels(tmp_path: Path) -> None:
+    """What arrives is one state of it, never half of one and half of another."""
+    pair = WorkspacePair(tmp_path)
+    path = pair.remote / "rewritten.bin"
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            with path.open("r+b") if path.exists() else path.open("wb") as file:
+                file.write(bytes([number % 256]) * 400_000)
+            # Now and then it rests for long enough to be brought.
+            stop.wait(0.05 if number % 3 == 0 else 0.001)
+
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    try:
+        states = set()
+        for _ in range(25):
+            pair.once()
+            if (pair.local / "rewritten.bin").exists():
+                data = (pair.local / "rewritten.bin").read_bytes()
+                assert len(data) == 400_000 and len(set(data)) == 1
+                states.add(data[0])
+            time.sleep(0.01)
+    finally:
+        stop.set()
+        thread.join()
+    assert states
+
+
+# Y-08, Y-09: what is started beside the files
+
+
+@needs_root
+def test_y08_start_up_files_in_the_workspace_are_not_run(modern: Arena) -> None:
+    marker = "import sys; sys.planted = True\n"
+    names = [
+        "sitecustomize.py",
+        "usercustomize.py",
+        "ipython_config.py",
+        "ipython_kernel_config.py",
+    ]
+    names += [
+        "jupyter_config.py",
+        ".ipython/profile_default/startup/x.py",
+        "enclave_kernel_config.py",
+    ]
+    supervisor = modern.supervisor
+    with workspace(supervisor) as tree, supervisor.control() as control:
+        for folder in (".ipython", ".ipython/profile_default", ".ipython/profile_default/startup"):
+            tree.do(MakeFolder(folder, 0o755))
+        for name in names:
+            put(tree, name, marker.encode())
+        request = msgspec.structs.replace(supervisor.launch_request(), workspace="")
+        control.request(request)
+        with confirming(tree), supervisor.client(request) as client:
+            code = (
+                "import os, sys; print(os.path.exists('sitecustomize.py'), hasattr(sys, 'planted'))"
+            )
+            assert run_code(client, code).split() == ["True", "False"]
+
+
+@needs_root
+def test_y09_a_vault_sees_no_workspace(modern: Arena) -> None:
+    paths = ["/home/workspace", str(modern.supervisor.runtime_dir / "w"), "/home"]
+    assert achieved(modern.vault.run(kernel_attacks.files_out_there, paths)) == set()
+
+
+# Y-10: torn writes
+
+
+@pytest.mark.parametrize("delay_ms", [0, 2, 5, 10, 20, 40])
+def test_y10_an_end_that_is_killed_leaves_the_old_or_the_new_file(
+    root: Path, delay_ms: int
+) -> None:
+    old, new = b"o" * 3_000_000, b"n" * 4_000_000
+    (root / "file.bin").write_bytes(old)
+    time.sleep(0.03)
+    ours, theirs = socket.socketpair()
+    control, its_control = socket.socketpair()
+    command = [sys.executable, "-I", "-m", "enclave_kernel.workspace.agent", "--root", str(root)]
+    command += ["--stream", str(theirs.fileno()), "--control", str(its_control.fileno())]
+    agent = subprocess.Popen(
+        [*command, "--workspace", "0" * 32], pass_fds=(theirs.fileno(), its_control.fileno())
+    )
+    theirs.close()
+    its_control.close()
+    stream = MessageStream(ours, decode_from_enclave)
+    try:
+        remote = RemoteTree(stream)
+        expect = remote.scan([""])[0]["file.bin"]
+        timer = threading.Timer(delay_ms / 1000, agent.send_signal, [signal.SIGKILL])
+        timer.start()
+        with suppress(ProtocolError):
+            stream.send(Begin("file.bin", file_entry(new), expect))
+            for offset in range(0, len(new), 100_000):
+                stream.send(Data(offset, memoryview(new[offset : offset + 100_000])))
+                time.sleep(0.0005)
+            stream.send(Commit())
+            while True:
+                stream.receive()
+    finally:
+        stream.close()
+        control.close()
+        agent.wait(30)
+        timer.join()
+    assert (root / "file.bin").read_bytes() in (old, new)
+    Tree(root).close()
+    assert everything(root) == {"file.bin"}
+
+
+def test_the_table_of_names_is_one_of_refusals() -> None:
+    """Whoever edits the lists above sees that each of them is what it says."""
+    for name in (*OUTSIDE, *ODD):
+        with pytest.raises(NameRefusedError):
+            check_rel(name)
+    assert all(is_reserved(name) for name in RUNS)
