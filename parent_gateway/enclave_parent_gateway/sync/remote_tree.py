@@ -95,9 +95,14 @@ class RemoteTree:
             _checked(rel)
         self.events.append(event)
 
-    def take_events(self) -> None:
-        """Read what is there; the enclave has something to say without being asked."""
-        self.stream.fill()
+    def take_events(self, *, read: bool = True) -> None:
+        """Take note of what the enclave says without being asked.
+
+        Args:
+            read: There is something to be read; else only what was read already is looked at.
+        """
+        if read:
+            self.stream.fill()
         while (message := self.stream.next()) is not None:
             if not isinstance(message, Changed):
                 raise WorkspaceError("the enclave answers without being asked")

@@ -131,7 +131,10 @@ class MirrorSession:
         poll.register(self._remote.stream, select.POLLIN)
         poll.register(self._watch.descriptor, select.POLLIN)
         while not stopping():
-            ready = {number for number, _ in poll.poll(self._timeout_ms())}
+            # What came behind an answer was read with it.
+            self._remote.take_events(read=False)
+            timeout = 0 if self._remote.events else self._timeout_ms()
+            ready = {number for number, _ in poll.poll(timeout)}
             roots = self._due()
             if self._watch.descriptor in ready:
                 roots |= self._changed_here()
