@@ -605,3 +605,38 @@ def test_the_table_of_names_is_one_of_refusals() -> None:
         with pytest.raises(NameRefusedError):
             check_rel(name)
     assert all(is_reserved(name) for name in RUNS)
+
+
+def test_notebooks_and_the_mirror_share_files_on_every_kernel(arena: Arena) -> None:
+    """Without id-mapped mounts, too: notebooks then own what they make, and the mirror may."""
+    supervisor = arena.supervisor
+    with workspace(supervisor) as tree, supervisor.control() as control:
+        assert tree.open_modes is arena.old_kernel
+        tree.do(MakeFolder("given", 0o777 if arena.old_kernel else 0o755))
+        put(tree, "given/data.txt", b"given", 0o666 if arena.old_kernel else 0o644)
+        requests = [
+            msgspec.structs.replace(supervisor.launch_request(), workspace="given")
+            for _ in range(2)
+        ]
+        for request in requests:
+            control.request(request)
+        with (
+            confirming(tree),
+            supervisor.client(requests[0]) as one,
+            supervisor.client(requests[1]) as other,
+        ):
+            assert run_code(one, "print(open('data.txt').read())").strip() == "given"
+            run_code(one, "open('data.txt', 'w').write('changed')")
+            run_code(one, "import os; os.mkdir('made'); open('made/mine.txt', 'w').write('mine')")
+            assert run_code(other, "print(open('made/mine.txt').read())").strip() == "mine"
+            run_code(one, "open('closed.txt', 'w').write('x'); os.chmod('closed.txt', 0o600)")
+        found, skipped = tree.scan(["given"])
+        assert found["given/made/mine.txt"].size == 4 and not skipped
+        # What notebooks made can be read, replaced and removed by the mirror.
+        for rel in ("given/made/mine.txt", "given/closed.txt", "given/data.txt"):
+            tree.ask_for(rel, found[rel])
+            assert type(tree._next()).__name__ == "Whole"
+            put(tree, rel, b"replaced", 0o666)
+            tree.do(Remove(rel, tree.scan([rel])[0][rel]))
+        tree.do(Remove("given/made", found["given/made"]))
+        assert set(tree.scan(["given"])[0]) == {"given"}

@@ -302,7 +302,7 @@ class Supervisor:
         try:
             if isinstance(opened, OpenChannel):
                 await self._carry_channel(sock, opened, rest)
-            elif isinstance(opened, OpenWorkspace):
+            elif isinstance(opened, OpenWorkspace) and opened.version == PROTOCOL_VERSION:
                 await relay(sock, await self._workspace.serve(rest))
             elif opened is not None and opened.version == PROTOCOL_VERSION:
                 await self._serve_control(sock, rest)
