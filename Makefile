@@ -23,10 +23,12 @@ lint: .venv/.ready ## Check style, types and the import rules
 	.venv/bin/mypy $(SOURCES) tests benchmarks
 	.venv/bin/lint-imports
 
-bench: .venv/.ready ## Measure against the stock kernel, openssl, RPyC and multiprocessing
+bench: .venv/.ready ## Measure against the stock kernel, openssl, rsync, RPyC, multiprocessing
 	@command -v openssl >/dev/null || .ci/apt-install openssl
 	@$(PYTHON) benchmarks/kernel.py
 	@$(PYTHON) benchmarks/package_crypto.py
+	@command -v rsync >/dev/null || .ci/apt-install rsync
+	@$(PYTHON) -m benchmarks.sync
 	@$(PYTHON) -c 'import rpyc' 2>/dev/null || \
 		$(PYTHON) -m pip install --quiet --quiet -e '.[bench]'
 	@$(PYTHON) -m benchmarks.vault_call
