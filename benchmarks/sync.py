@@ -3,7 +3,7 @@
 Type: make bench, or .venv/bin/python -m benchmarks.sync [--size-mib 1024] [--files 10000]
 
 Both bring the same tree from one folder to another in memory (/dev/shm); rsync as a daemon on
-127.0.0.1, the mirror's enclave end as a process of its own at a Unix socket (gateway and supervisor,
+127.0.0.1, the mirror's enclave end as a process at a Unix socket (gateway and supervisor,
 which carry the stream of a real one, are not in it). Alternating, the best of some rounds of each.
 """
 
