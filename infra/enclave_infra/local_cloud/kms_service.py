@@ -35,12 +35,16 @@ MotoCall = Callable[[str, dict[str, Any], str, str], dict[str, Any]]
 _MAX_PLAINTEXT_BYTES: Final = 4096
 _MAX_RANDOM_BYTES: Final = 1024
 _READ: Final = frozenset(
-    {"DescribeKey", "GetKeyPolicy", "GetKeyRotationStatus", "ListKeyPolicies", "ListResourceTags"}
+    {
+        *("DescribeKey", "GetKeyPolicy", "GetKeyRotationStatus", "ListKeyPolicies"),
+        *("ListKeyRotations", "ListResourceTags"),
+    }
 )
 _MANAGE: Final = frozenset(
     {
         *("EnableKey", "DisableKey", "ScheduleKeyDeletion", "CancelKeyDeletion", "PutKeyPolicy"),
         *("UpdateKeyDescription", "EnableKeyRotation", "DisableKeyRotation"),
+        "RotateKeyOnDemand",
         *("TagResource", "UntagResource"),
     }
 )
@@ -237,6 +241,8 @@ class KmsService:
         if operation in _MANAGE_LIVING and key.key_state == "PendingDeletion":
             raise AwsError("KMSInvalidStateException", f"{key.arn} is pending deletion.")
         answer = self._moto(operation, values, key.account_id, call.region)
+        if operation == "RotateKeyOnDemand":
+            self._store.rotate(key)  # moto only notes it
         if operation in _MANAGE:
             self._store.save()
         return answer
@@ -309,7 +315,7 @@ class KmsService:
                     "The key ID in the request does not identify a CMK that can perform this "
                     "operation.",
                 )
-        return key, ciphertext.unwrap(key.key_material, key.arn, context, blob)
+        return key, ciphertext.unwrap(self._store.materials(key), key.arn, context, blob)
 
     def _re_encrypt(self, call: _Call) -> dict[str, Any]:
         source_context = call.parameters.context("SourceEncryptionContext")

@@ -7,7 +7,7 @@ Source: IAM user guide, "Policy evaluation logic"; KMS developer guide, "Key pol
 
 import enum
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from enclave_protocol.policy.policy_error import PolicyError
@@ -115,10 +115,18 @@ def parse_policy(text: str) -> PolicyDocument:
     if type(statements) is not list or not 0 < len(statements) <= _MAX_STATEMENTS:
         raise PolicyError(f"the policy has no Statement, or more than {_MAX_STATEMENTS}")
     variables = document.get("Version") == _VERSION
+    parsed = [
+        parse_statement(statement, number, variables=variables)
+        for number, statement in enumerate(statements, 1)
+    ]
+    names = [statement.name for statement in parsed]
+    # A name means one statement; a Sid that comes twice does not.
     return PolicyDocument(
         tuple(
-            parse_statement(statement, number, variables=variables)
-            for number, statement in enumerate(statements, 1)
+            statement
+            if names.count(statement.name) == 1
+            else replace(statement, name=f"statement {number}")
+            for number, statement in enumerate(parsed, 1)
         )
     )
 
