@@ -51,13 +51,18 @@ def find_widening(
 
 def _find(policy: PolicyDocument, key_arn: str, parents: tuple[str, ...]) -> Iterator[Finding]:
     owner = key_arn.split(":")[4]
+    held = frozenset(
+        action
+        for action in DENIED
+        if any(denies_unattested(s, action, key_arn) for s in policy.statements)
+    )
     for statement in policy.statements:
         if not statement.allows or not statement.covers_resource(key_arn):
             continue
-        yield from _escapes(statement, owner, key_arn)
+        yield from _escapes(statement, owner, key_arn, held)
         yield from _rewriting(statement, owner, parents)
     for action in DENIED:
-        if not any(denies_unattested(s, action, key_arn) for s in policy.statements):
+        if action not in held:
             yield Finding(
                 "",
                 action,
@@ -66,7 +71,9 @@ def _find(policy: PolicyDocument, key_arn: str, parents: tuple[str, ...]) -> Ite
             )
 
 
-def _escapes(statement: Statement, owner: str, key_arn: str) -> Iterator[Finding]:
+def _escapes(
+    statement: Statement, owner: str, key_arn: str, held: frozenset[str]
+) -> Iterator[Finding]:
     judged = attested(statement)
     # Only Decrypt takes an attestation document; for the others an attestation condition that
     # demands one is never true.
@@ -80,8 +87,11 @@ def _escapes(statement: Statement, owner: str, key_arn: str) -> Iterator[Finding
         return
     why = f" ({'; '.join(judged.faults)})" if judged.faults else ""
     for action, consequence in found.items():
+        # A grant is good for what it allows only where nothing denies that.
+        stopped = action in held or (action == "kms:CreateGrant" and held == set(DENIED))
+        now = ", once the Deny that stops it is gone" if stopped else ""
         who = _who(statement, owner)
-        yield Finding(statement.name, action, f"{action} lets {who} {consequence}{why}")
+        yield Finding(statement.name, action, f"{action} lets {who} {consequence}{now}{why}")
 
 
 def _who(statement: Statement, owner: str) -> str:
@@ -97,8 +107,8 @@ def _who(statement: Statement, owner: str) -> str:
             shown.append(name)
         elif account == owner:
             shown.append(
-                "whomever an IAM policy of your account allows it (naming the root of an account "
-                "delegates to its IAM policies)"
+                "whomever an IAM policy of your account allows it (an account's root delegates to "
+                "its IAM policies)"
             )
         else:
             shown.append(f"whomever the administrators of account {account} allow it")

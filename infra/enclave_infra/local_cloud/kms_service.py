@@ -18,6 +18,7 @@ from moto.kms.models import Key
 from enclave_infra.local_cloud import ciphertext
 from enclave_infra.local_cloud.aws_errors import AwsError
 from enclave_infra.local_cloud.cms_encoding import CmsShape, encrypt_cms
+from enclave_infra.local_cloud.grants import check_new_grant, grant_allows
 from enclave_infra.local_cloud.identities import Identity
 from enclave_infra.local_cloud.key_policy import parse_key_policy
 from enclave_infra.local_cloud.key_store import KeyStore
@@ -37,14 +38,14 @@ _MAX_RANDOM_BYTES: Final = 1024
 _READ: Final = frozenset(
     {
         *("DescribeKey", "GetKeyPolicy", "GetKeyRotationStatus", "ListKeyPolicies"),
-        *("ListKeyRotations", "ListResourceTags"),
+        *("ListGrants", "ListKeyRotations", "ListResourceTags"),
     }
 )
 _MANAGE: Final = frozenset(
     {
         *("EnableKey", "DisableKey", "ScheduleKeyDeletion", "CancelKeyDeletion", "PutKeyPolicy"),
         *("UpdateKeyDescription", "EnableKeyRotation", "DisableKeyRotation"),
-        "RotateKeyOnDemand",
+        *("RevokeGrant", "RotateKeyOnDemand"),
         *("TagResource", "UntagResource"),
     }
 )
@@ -152,7 +153,7 @@ class KmsService:
     def _authorize(
         self, call: _Call, key: Key, action: str, context: dict[str, str] | None = None
     ) -> None:
-        """Evaluate the key's policy.
+        """Evaluate the key's policy, and its grants where the policy says nothing.
 
         Raises:
             AwsError: AccessDeniedException.
@@ -161,7 +162,10 @@ class KmsService:
         outcome = policy.evaluate(self._request(call, key, action, context)).outcome
         if call.caller.account != key.account_id and action not in _CROSS_ACCOUNT:
             outcome = Outcome.IMPLICIT_DENY
-        if outcome is Outcome.ALLOW:
+        if outcome is Outcome.ALLOW or (
+            outcome is Outcome.IMPLICIT_DENY
+            and grant_allows(key, call.caller.caller, action, context)
+        ):
             return
         reason = (
             "with an explicit deny in a resource-based policy"
@@ -280,11 +284,9 @@ class KmsService:
         name = call.parameters.text("KeyId")
         key = self._store.find(name, account=call.caller.account, region=call.region)
         self._authorize(call, key, "CreateGrant")
-        raise AwsError(
-            "UnsupportedOperationException",
-            "the key policy allows this grant, which would bypass its attestation conditions; the "
-            "local cloud evaluates key policies only",
-        )
+        check_new_grant(call.parameters)
+        values = call.parameters.values | {"KeyId": key.id}
+        return self._moto("CreateGrant", values, key.account_id, call.region)
 
     # Cryptographic operations
 
