@@ -95,8 +95,8 @@ def release_data_key(
     if "KeyId" not in answer:
         # boto3 takes an answer that was cut off, or is no JSON, for one without members.
         raise KmsUnreachableError(
-            f"the answer of {client.meta.endpoint_url} was cut off, or is not KMS's: try again, and "
-            "check the endpoint if it stays so"
+            f"the answer of {client.meta.endpoint_url} was cut off, or is not KMS's: try again, "
+            "and check the endpoint if it stays so"
         )
     if answer.get("KeyId") != arn or answer.get("Plaintext"):  # step 4
         raise KmsUnreachableError(
