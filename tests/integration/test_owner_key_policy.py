@@ -116,6 +116,16 @@ def test_the_encryption_context(release: Release) -> None:
     assert released_to(release, other) == ["old"]
 
 
+def test_a_revoked_package(release: Release) -> None:
+    arn = release.release_key()
+    bad, good = release.encrypt(arn, "bad"), release.encrypt(arn, "good")
+    version = header_of(bad).label.package.version
+    release.owner("key-policy", "-k", arn, "--revoke-package", f"bad:{version}", "--apply")
+    assert (released_to(release, bad), released_to(release, good)) == ([], ["old"])
+    release.owner("key-policy", "-k", arn, "--restore-package", f"bad:{version}", "--apply")
+    assert released_to(release, bad) == ["old"]
+
+
 def test_checks_foretell_what_kms_does(release: Release) -> None:
     arn = release.release_key()
     file = release.encrypt(arn, "foretold")

@@ -76,6 +76,20 @@ def _pcr_option(index: int) -> Callable[[Callable[..., int]], Callable[..., int]
     help="Demand this encryption context (package, version, label-sha256); `KEY=` removes it.",
 )
 @click.option(
+    "--revoke-package",
+    "revoke",
+    metavar="NAME[:VERSION]",
+    multiple=True,
+    help="Release this package, or one version of it, to nobody.",
+)
+@click.option(
+    "--restore-package",
+    "restore",
+    metavar="NAME[:VERSION]",
+    multiple=True,
+    help="... and again to whom the rules allow it.",
+)
+@click.option(
     "--principal",
     metavar="ARN",
     multiple=True,
@@ -128,9 +142,11 @@ def key_policy_command(
       enclave-owner key-policy -k alias/packages --pcr0 9ab4... --principal ROLE_ARN --apply
       enclave-owner key-policy -k alias/packages --add-pcr0 77c0... --apply
       enclave-owner key-policy -k alias/packages --remove-pcr0 9ab4... --apply
+      enclave-owner key-policy -k alias/packages --revoke-package scorer:1.1.0 --apply
       enclave-owner key-policy -k alias/packages --pcr0 77c0... --check
     """
-    if check and (apply or options["narrow"] or options["add_pcr0"] or options["remove_pcr0"]):
+    changing = ("narrow", "add_pcr0", "remove_pcr0", "revoke", "restore")
+    if check and (apply or any(options[name] for name in changing)):
         raise click.UsageError("--check only simulates: give it --pcr0, --pcrN, --context")
     if file is not None and apply:
         raise click.UsageError("--policy FILE is for looking: --apply writes to KMS")
@@ -173,6 +189,8 @@ def _change(options: Mapping[str, Any]) -> RuleChange:
         pcrs=pcrs,
         context=parse_context(options["context"]),
         principals=tuple(options["principal"]),
+        revoke=tuple(options["revoke"]),
+        restore=tuple(options["restore"]),
     )
 
 
@@ -180,12 +198,11 @@ def _change_policy(
     target: _Target, rule: RuleChange, options: Mapping[str, Any], *, apply: bool, as_json: bool
 ) -> int:
     """Show the change, and with --apply make it; or judge the policy when nothing is to change."""
-    asked = rule.writes_rule or rule.remove_pcr0 or options["narrow"]
-    if not asked:
+    if not (rule.asks or options["narrow"]):
         return _judge(target, as_json=as_json)
     change = plan_change(target.policy, target.key_arn, rule, narrow=options["narrow"])
     # Whoever only takes away is never refused: the policy was as wide before.
-    refused = bool(change.findings) and rule.writes_rule and not options["allow_widening"]
+    refused = bool(change.findings) and rule.widens and not options["allow_widening"]
     put = apply and change.changes and not refused
     if put and target.admin is not None:
         target.admin.replace_policy(change.before, change.after)

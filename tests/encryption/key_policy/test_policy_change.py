@@ -151,6 +151,21 @@ def test_several_rules() -> None:
         changed(text, rule="Be ta", pcr0=(NEW,))
 
 
+def test_packages_and_versions_are_revoked() -> None:
+    text = changed(FIRST, revoke=("scorer:1.0", "old", "scorer:1.0"))
+    assert len(by_sid(text)) == 5
+    assert released(text, package="scorer", version="1.1") == [OLD]
+    assert released(text, package="scorer", version="1.0") == []
+    assert released(text, package="old", version="7") == []
+    assert released(changed(text, restore=("old",)), package="old", version="7") == [OLD]
+    assert changed(text, restore=("old", "scorer:1.0")) == FIRST
+    with pytest.raises(KeyPolicyError, match="not revoked"):
+        changed(text, restore=("scorer",))
+    for spec in ("", ":1", "a b", "a:", "a:1:2"):
+        with pytest.raises(KeyPolicyError, match="NAME:VERSION"):
+            changed(text, revoke=(spec,))
+
+
 def test_beside_a_release_by_signer_the_deny_is_for_the_unattested() -> None:
     signer = {
         "Sid": "Signer",
