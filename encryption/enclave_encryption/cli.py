@@ -21,6 +21,7 @@ from enclave_encryption.manifest_draft import draft_manifest
 from enclave_encryption.output_file import OutputFile
 from enclave_encryption.package_encryption import check_output, encrypt_package
 from enclave_encryption.package_plan import check_not_expired, plan_package
+from enclave_encryption.trial_command import try_command
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.manifest import MANIFEST_NAME
 from enclave_protocol.package_errors import PackageError
@@ -94,9 +95,13 @@ def _owner() -> None:
     \b
     Example:
       enclave-owner init credit_scorer/
+      enclave-owner try credit_scorer/ -c "score([1, 2, 3])"
       enclave-owner encrypt -d credit_scorer/ -k alias/packages
       enclave-owner inspect credit-scorer-1.2.0.encrypted
     """
+
+
+_owner.add_command(try_command)
 
 
 @_owner.command("init")
