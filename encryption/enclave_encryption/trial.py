@@ -65,7 +65,12 @@ class Trial:
         return Step("cell", source, owner, user, paired(owner.calls, user.calls), notes)
 
     def run_script(self, file: str, arguments: Sequence[str]) -> Step:
-        """Run a script on both sides, the owner's on copies of the workspace's files, too."""
+        """Run a script on both sides, the owner's on copies of the workspace's files, too.
+
+        Args:
+            file: Its path in the package.
+            arguments: As a user types them.
+        """
         copies = self._folder / "owner-workspace"
         mapped, outputs = copy_inputs(self._workspace, copies, arguments)
         owner, user = _ask_both(
@@ -117,12 +122,8 @@ def running_trial(plan: PackagePlan, workspace: Path, *, cells: bool) -> Iterato
         package = stack.enter_context(_encrypted(plan, key))
         folder = stack.enter_context(_folder())
         owner = stack.enter_context(TrialProcess("enclave_encryption.plain_run"))
-        private = folder / "user"
-        private.mkdir()
-        # The vaults' users pass through these, and see nothing of them.
-        private.chmod(_PASSABLE)
         user = stack.enter_context(
-            TrialProcess("enclave_kernel.trial", [str(private)], descriptors=[package])
+            TrialProcess("enclave_kernel.trial", [str(folder)], descriptors=[package])
         )
         opening = OpenForUser(
             path=f"/proc/self/fd/{package}",
@@ -172,6 +173,7 @@ def _encrypted(plan: PackagePlan, key: ThrowAwayKey) -> Iterator[int]:
 def _folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="enclave-try-"))
     try:
+        # The vaults' users pass through it, and see nothing of it.
         folder.chmod(_PASSABLE)
         yield folder
     finally:

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from enclave_encryption.errors import OwnerError
-from enclave_encryption.package_plan import plan_package
+from enclave_encryption.package_plan import PackagePlan, plan_package
 from enclave_encryption.trial import Trial, running_trial
 from enclave_encryption.trial_prompt import typed_cells
 from enclave_encryption.trial_step import Step
@@ -71,15 +71,16 @@ def try_command(
         raise click.UsageError("--json needs -c, -f or --script")
     plan = plan_package(directory)
     package = f"{plan.manifest.package.name} {plan.manifest.package.version}"
+    file = None if script is None else _script_file(plan, script)
     cells = [*map(_read_cell, files), *codes]
-    typed = not cells and script is None
+    typed = not cells and file is None
     console = Console(highlight=False, markup=False)
     steps: list[Step] = []
     with contextlib.ExitStack() as stack:
         with _waiting("Starting a vault"):
             place = (workspace or Path.cwd()).resolve()
             trial = stack.enter_context(running_trial(plan, place, cells=script is None))
-        for step in _steps(trial, cells, script, arguments, typed=typed):
+        for step in _steps(trial, cells, file, arguments, typed=typed):
             if not as_json and not steps:
                 print_walls(console, package, step.user.walls)
             steps.append(step)
@@ -148,6 +149,19 @@ def _passing_on_interrupts(trial: Trial) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, outer)
+
+
+def _script_file(plan: PackagePlan, script: str) -> str:
+    """Return the path of a script that is named as for `%run_encrypted`."""
+    scripts = plan.manifest.scripts
+    if script in scripts:
+        return scripts[script].file
+    files = sorted(declared.file for declared in scripts.values())
+    if script not in files:
+        raise OwnerError(
+            f"the package has no script {script!r}; it has: {', '.join(files) or 'none'}"
+        )
+    return script
 
 
 def _read_cell(path: Path) -> str:

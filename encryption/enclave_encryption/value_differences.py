@@ -56,6 +56,11 @@ def _differences(owner: Any, user: Any, place: str, depth: int) -> Iterator[str]
         yield from _tables(owner, user, place)
     elif _is(owner, "PIL.Image", "Image"):
         yield from _images(owner, user, place, depth)
+    elif _is(owner, "scipy.sparse", "sparray") or _is(owner, "scipy.sparse", "spmatrix"):
+        yield from _matrices(owner, user, place or "the matrix")
+    elif _is(owner, "torch", "Tensor"):
+        if owner.dtype != user.dtype or not owner.equal(user):
+            yield f"{place or 'the tensor'} has another dtype or other elements for the user"
     elif not _same(owner, user):
         yield f"{place or 'the value'} is {_short(user)} for the user, {_short(owner)} for you"
 
@@ -86,6 +91,26 @@ def _arrays(owner: Any, user: Any, place: str) -> Iterator[str]:
         yield f"{name} has shape {user.shape} for the user, {owner.shape} for you"
     elif not np.array_equal(owner, user, equal_nan=owner.dtype.kind in "fcmM"):
         yield f"{name} has other elements for the user"
+
+
+def _matrices(owner: Any, user: Any, name: str) -> Iterator[str]:
+    if owner.dtype != user.dtype:
+        yield f"{name} has dtype {user.dtype} for the user, {owner.dtype} for you"
+        return
+    if owner.shape != user.shape:
+        yield f"{name} has shape {user.shape} for the user, {owner.shape} for you"
+        return
+    mine, theirs = (_entries(matrix) for matrix in (owner, user))
+    if any(next(_arrays(*pair, name), "") for pair in zip(mine, theirs, strict=True)):
+        yield f"{name} has other elements for the user"
+
+
+def _entries(matrix: Any) -> tuple[Any, Any, Any]:
+    """Return rows, columns and numbers, in one order: the same whatever the format holds."""
+    entries = matrix.tocoo(copy=True)
+    entries.sum_duplicates()
+    entries.eliminate_zeros()
+    return entries.row, entries.col, entries.data.astype(matrix.dtype.newbyteorder("="))
 
 
 def _frames(owner: Any, user: Any, place: str, depth: int) -> Iterator[str]:

@@ -11,7 +11,15 @@ from typing import Any
 
 from tests.support.package_owner import open_folder
 
-__all__ = ["COMMAND", "descendants", "environment", "trial_folder", "try_cells", "try_package"]
+__all__ = [
+    "COMMAND",
+    "descendants",
+    "environment",
+    "start_times",
+    "trial_folder",
+    "try_cells",
+    "try_package",
+]
 
 COMMAND = [sys.executable, "-c", "from enclave_encryption.cli import main; main()", "try"]
 _TIMEOUT_S = 150
@@ -65,18 +73,28 @@ def try_cells(folder: Path, package: Path, *cells: str) -> tuple[list[Mapping[st
     return document["steps"][1:], result.returncode
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """Return every process below `pid`, with what tells it from a later one of its number."""
-    parents: dict[int, tuple[int, str]] = {}
+def _processes() -> dict[int, tuple[int, str]]:
+    """Return parent and start time of every process that has not ended."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             fields = (entry / "stat").read_text().rpartition(") ")[2].split()
             if fields[0] != "Z":
-                parents[int(entry.name)] = int(fields[1]), fields[19]
+                found[int(entry.name)] = int(fields[1]), fields[19]
+    return found
+
+
+def start_times() -> dict[int, str]:
+    """Return every process, with what tells it from a later one of its number."""
+    return {pid: started for pid, (_, started) in _processes().items()}
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Return every process below `pid`, in the same form."""
+    processes = _processes()
     found: dict[int, str] = {}
     front = [pid]
     while front:
-        below = [child for child, (parent, _) in parents.items() if parent in front]
-        found.update({child: parents[child][1] for child in below})
-        front = below
+        front = [child for child, (parent, _) in processes.items() if parent in front]
+        found.update({child: processes[child][1] for child in front})
     return found

@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
     """Answer requests until the other end closes; return the exit status.
 
     Args:
-        arguments: The descriptor of the socket to `try`; a private folder, which is removed.
+        arguments: The descriptor of the socket to `try`; its folder, which is removed in the end,
+            whatever became of `try`.
     """
     sock = socket.socket(fileno=int(arguments[0]))
     # What a cell starts must not hold the socket open.
@@ -49,7 +50,8 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[1])
     requests: queue.SimpleQueue[TrialRequest] = queue.SimpleQueue()
     reader = _Reader(sock, folder, requests)
-    threading.Thread(target=reader.run, daemon=True).start()
+    reading = threading.Thread(target=reader.run, daemon=True)
+    reading.start()
     opening = requests.get()
     if not isinstance(opening, OpenForUser):
         raise TrialMessageError("`try` did not begin with the package")
@@ -59,9 +61,14 @@ def main(arguments: list[str]) -> int:
         _send(sock, CannotTry(f"there is no module {error.name}"))
         return 1
     reader.side = side
-    _send(sock, _interruptible(side.load))
-    while True:
-        _send(sock, _answer(side, requests.get()))
+    try:
+        _send(sock, _interruptible(side.load))
+        while True:
+            _send(sock, _answer(side, requests.get()))
+    except (BrokenPipeError, ConnectionResetError):
+        # The reader is at it: it ends this process when nothing is left.
+        reading.join()
+    return 0
 
 
 def _make_side(opening: OpenForUser, folder: Path) -> "UserSide":

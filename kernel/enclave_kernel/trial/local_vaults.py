@@ -1,6 +1,5 @@
 """Does for one session what the supervisor does, with one data key that this trial made."""
 
-import contextlib
 import itertools
 import os
 import threading
@@ -108,5 +107,3 @@ class LocalVaults:
         for vault in list(self._vaults.values()):
             if vault.waiter is not None:
                 vault.waiter.join(_CLOSE_WAIT_S)
-        with contextlib.suppress(OSError):
-            self._directory.rmdir()

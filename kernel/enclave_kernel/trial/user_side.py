@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,16 +31,17 @@ class UserSide:
 
     Args:
         opening: Which package.
-        folder: Private to this trial, existing; every user can pass through it.
+        trial_folder: Of this trial, existing; every user can pass through it.
     """
 
-    def __init__(self, opening: OpenForUser, folder: Path) -> None:
+    def __init__(self, opening: OpenForUser, trial_folder: Path) -> None:
         self._opening = opening
-        self._folder = folder
+        self._folder = folder = trial_folder / "user"
         vaults = folder / "vaults"
-        vaults.mkdir(mode=0o711)
-        # A vault's user passes through it, whatever this process's umask is.
-        vaults.chmod(0o711)
+        for place in (folder, vaults):
+            place.mkdir()
+            # A vault's user passes through it, and sees nothing of it.
+            place.chmod(0o711)
         self._vaults = LocalVaults(vaults, opening.data_key)
         self._client: NotedClient | None = None
         # Where the file has the name that its user would have typed.
@@ -123,6 +123,5 @@ class UserSide:
         )
 
     def close(self) -> None:
-        """End the vaults, and remove what is left of them. For any thread."""
+        """End the vaults. For any thread."""
         self._vaults.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
