@@ -20,8 +20,8 @@ import socket
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Callable, Iterator
-from types import CodeType, TracebackType
 from typing import Any, Final
 
 from enclave_encryption.value_differences import value_differences
@@ -60,7 +60,10 @@ class PlainSide:
 
     def __init__(self, opening: OpenPlain) -> None:
         self._opening = opening
-        self._namespace: dict[str, Any] = {"__name__": "__main__"}
+        # As at a prompt: this file is not what the owner's code takes for the main program.
+        module = types.ModuleType("__main__")
+        sys.modules["__main__"] = module
+        self._namespace: dict[str, Any] = module.__dict__
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last: object = _NOTHING
         self._calls = _NotedExports()
@@ -99,7 +102,7 @@ class PlainSide:
         expression = ast.Expression(last.value)
         return self._execute(compile(expression, request.name, "eval", flags, dont_inherit=True))
 
-    def _execute(self, code: CodeType) -> object:
+    def _execute(self, code: types.CodeType) -> object:
         # What the owner typed, in the owner's own process: it is what this process is for.
         value = eval(code, self._namespace)  # noqa: S307
         if not code.co_flags & inspect.CO_COROUTINE:
@@ -269,7 +272,7 @@ def _chain(told: traceback.TracebackException) -> Iterator[traceback.TracebackEx
             yield from _chain(other)
 
 
-def _is_ours(frames: TracebackType, frame_name: str) -> bool:
+def _is_ours(frames: types.TracebackType, frame_name: str) -> bool:
     place = frames.tb_frame.f_code.co_filename
     if frame_name:
         return place != frame_name

@@ -2,20 +2,23 @@
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from rich.console import Console
 
 from enclave_encryption.errors import OwnerError
 from enclave_encryption.package_plan import PackagePlan, plan_package
-from enclave_encryption.trial import Trial, running_trial
 from enclave_encryption.trial_prompt import typed_cells
 from enclave_encryption.trial_step import Step
 from enclave_encryption.trial_view import print_step, print_walls, steps_json
+
+if TYPE_CHECKING:
+    from enclave_encryption.trial import Trial
 
 __all__ = ["try_command"]
 
@@ -69,6 +72,11 @@ def try_command(
         raise click.UsageError("--script runs alone: leave out -c and -f")
     if as_json and not (codes or files or script):
         raise click.UsageError("--json needs -c, -f or --script")
+    if sys.platform != "linux":
+        raise OwnerError("`try` needs Linux: the vault that it starts is made of Linux's parts")
+    # Late: the other commands work elsewhere, too.
+    from enclave_encryption.trial import running_trial
+
     plan = plan_package(directory)
     package = f"{plan.manifest.package.name} {plan.manifest.package.version}"
     file = None if script is None else _script_file(plan, script)
@@ -93,7 +101,7 @@ def try_command(
 
 
 def _steps(
-    trial: Trial,
+    trial: "Trial",
     cells: Sequence[str],
     script: str | None,
     arguments: Sequence[str],
@@ -131,7 +139,7 @@ def _waiting(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _passing_on_interrupts(trial: Trial) -> Iterator[None]:
+def _passing_on_interrupts(trial: "Trial") -> Iterator[None]:
     """Have Ctrl-C interrupt the cell on both sides; the third time it ends `try`."""
     presses = 0
     outer: Any = signal.getsignal(signal.SIGINT)

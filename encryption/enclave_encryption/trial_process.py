@@ -141,7 +141,7 @@ class TrialProcess:
             return f"the process ended by itself with exit code {status.si_status}"
         return f"the process was ended by {signal.Signals(status.si_status).name}"
 
-    def _has_ended(self, timeout_s: float) -> os.waitid_result | None:
+    def _has_ended(self, timeout_s: float) -> "os.waitid_result | None":
         """Return how it ended, at the latest after `timeout_s`; it is not reaped."""
         deadline = time.monotonic() + timeout_s
         options = os.WEXITED | os.WNOWAIT | os.WNOHANG
