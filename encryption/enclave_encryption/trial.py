@@ -5,12 +5,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from enclave_encryption.incident_lookup import IncidentLookup
 from enclave_encryption.package_encryption import write_encrypted
 from enclave_encryption.package_plan import PackagePlan
 from enclave_encryption.throw_away_key import ThrowAwayKey
@@ -52,6 +53,7 @@ class Trial:
     _user: TrialProcess
     _folder: Path
     _workspace: Path
+    _lookup: IncidentLookup | None
     _cells: int = 0
 
     def run_cell(self, source: str) -> Step:
@@ -62,7 +64,8 @@ class Trial:
         notes = plain_notes(owner, user)
         if user.value is not None and owner.result_type:
             notes += self._compare(user.value)
-        return Step("cell", source, owner, user, paired(owner.calls, user.calls), notes)
+        step = Step("cell", source, owner, user, paired(owner.calls, user.calls), notes)
+        return _with_places(step, self._lookup)
 
     def run_script(self, file: str, arguments: Sequence[str]) -> Step:
         """Run a script on both sides, the owner's on copies of the workspace's files, too.
@@ -84,7 +87,8 @@ class Trial:
         notes = plain_notes(owner, user)
         notes += file_notes(files_in(copies, outputs), received)
         shown = " ".join([file, *arguments])
-        return Step("script", shown, owner, user, (), notes, tuple(received))
+        step = Step("script", shown, owner, user, (), notes, tuple(received))
+        return _with_places(step, self._lookup)
 
     def interrupt(self) -> None:
         """Do on both sides what Ctrl-C does in a notebook."""
@@ -136,7 +140,17 @@ def running_trial(plan: PackagePlan, workspace: Path, *, cells: bool) -> Iterato
         (folder / "results").mkdir(mode=0o700)
         ended = _ask_both(owner, user, _plain(plan, cells=cells), opening)
         loaded = Step("load", plan.file_name, *ended, notes=plain_notes(*ended))
-        yield Trial(plan, loaded, owner, user, folder, workspace)
+        lookup = None if plan.incident_key is None else IncidentLookup(plan)
+        loaded = _with_places(loaded, lookup)
+        yield Trial(plan, loaded, owner, user, folder, workspace, lookup)
+
+
+def _with_places(step: Step, lookup: IncidentLookup | None) -> Step:
+    if lookup is None:
+        return step
+    found = {incident: lookup.find(incident) for incident in step.incidents}
+    places = {incident: place.shown for incident, place in found.items() if place is not None}
+    return replace(step, places=places)
 
 
 def _plain(plan: PackagePlan, *, cells: bool) -> OpenPlain:

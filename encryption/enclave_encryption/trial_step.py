@@ -1,8 +1,8 @@
 """What came of one step of a trial on both sides, and what is to be said about the difference."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from enclave_protocol.trial_messages import Ended, NotedCall
 
@@ -34,6 +34,7 @@ class Step:
         calls: Calls that the user's code made.
         notes: What the owner should know about the difference.
         files: What a script wrote that the user gets.
+        places: Where its incidents arose in the vault, as `scorer.py:42`; those that are known.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Step:
     calls: tuple[CallPair, ...] = ()
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def crossed(self) -> bool:
@@ -52,6 +54,12 @@ class Step:
             and not self.user.exit_code
             and not any(pair.user.error for pair in self.calls)
         )
+
+    @property
+    def incidents(self) -> tuple[str, ...]:
+        """The ids that the user got."""
+        ids = [self.user.incident, *(pair.user.incident for pair in self.calls)]
+        return tuple(dict.fromkeys(filter(None, ids)))
 
     def hidden_calls(self) -> tuple[CallPair, ...]:
         """Return the calls that failed without being the error that ended the cell."""

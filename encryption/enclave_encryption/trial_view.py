@@ -3,18 +3,25 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from enclave_encryption.incident_lookup import FoundPlace
 from enclave_encryption.trial_step import CallPair, Step
 from enclave_protocol.plain_text import plain_text
 from enclave_protocol.trial_messages import Ended
 
-__all__ = ["print_step", "print_walls", "steps_json"]
+__all__ = [
+    "incident_object",
+    "print_place",
+    "print_reproduced",
+    "print_step",
+    "print_walls",
+    "steps_object",
+]
 
 _SIDE_BY_SIDE_COLUMNS: Final = 100
 """A terminal narrower than this shows one side below the other."""
@@ -50,15 +57,50 @@ def print_step(console: Console, step: Step) -> None:
         console.print(Text(f"! {_plain(note)}", style="yellow"))
 
 
-def steps_json(package: str, walls: Sequence[str], steps: Sequence[Step]) -> str:
-    """Return a trial as one JSON object."""
-    document = {
-        "package": package,
-        "walls": walls,
+def print_place(console: Console, found: FoundPlace) -> None:
+    """Print where an incident arose, with the lines around it."""
+    console.print(Text(f"incident {found.incident} arose at {_plain(found.shown)}", style="bold"))
+    if found.lines:
+        lines = Syntax(
+            _plain("\n".join(found.lines)),
+            "python",
+            line_numbers=True,
+            start_line=found.first_line,
+            highlight_lines={found.place.line},
+            background_color="default",
+        )
+        console.print(lines)
+
+
+def print_reproduced(console: Console, found: FoundPlace, there: Sequence[Step]) -> None:
+    """Print which steps raised at the place of an incident that a user reported."""
+    if not there:
+        line = f"incident {found.incident} is not reproduced: nothing above raised there"
+        console.print(Text(line, style="yellow"))
+    for step in there:
+        source = " ".join(_plain(step.source).split())
+        line = f"incident {found.incident} is reproduced by the {step.kind} {source}"
+        console.print(Text(line, style="bold"))
+
+
+def incident_object(found: FoundPlace) -> dict[str, Any]:
+    """Return what `--json` says of an incident that a user reported."""
+    lines = found.lines
+    return {
+        "id": found.incident,
+        "path": found.place.path,
+        "line": found.place.line,
+        "source": lines[found.place.line - found.first_line].strip() if lines else "",
+    }
+
+
+def steps_object(steps: Sequence[Step]) -> dict[str, Any]:
+    """Return what `--json` says of a trial's steps."""
+    return {
+        "walls": steps[-1].user.walls,
         "steps": [_step_object(step) for step in steps],
         "crossed": all(step.crossed for step in steps),
     }
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
 
 
 def _step_object(step: Step) -> dict[str, Any]:
@@ -85,19 +127,21 @@ def _step_object(step: Step) -> dict[str, Any]:
             "error": user.error,
             "traceback": user.traceback,
             "incident": user.incident,
+            "place": step.places.get(user.incident, ""),
             "exit_code": user.exit_code,
             "files": step.files,
         },
-        "calls": [_call_object(pair) for pair in step.calls],
+        "calls": [_call_object(pair, step) for pair in step.calls],
         "notes": step.notes,
     }
 
 
-def _call_object(pair: CallPair) -> dict[str, Any]:
+def _call_object(pair: CallPair, step: Step) -> dict[str, Any]:
     return {
         "name": pair.user.name,
         "error": pair.user.error,
         "incident": pair.user.incident,
+        "place": step.places.get(pair.user.incident, ""),
         "owner_error": "" if pair.owner is None else pair.owner.error,
         "owner_traceback": "" if pair.owner is None else pair.owner.traceback,
     }
@@ -108,15 +152,22 @@ def _owner(step: Step) -> RenderableType:
     parts = [*_part("stdout", ended.output), *_part("stderr", ended.errors)]
     for pair in step.hidden_calls():
         if pair.owner is not None and pair.owner.traceback:
-            title = f"incident {pair.user.incident}" if pair.user.incident else pair.user.name
+            title = _incident(step, pair.user.incident) or pair.user.name
             parts += _part(f"{title}, caught", pair.owner.traceback, "red")
     if ended.error:
-        name = f"incident {step.user.incident}" if step.user.incident else "error"
+        name = _incident(step, step.user.incident) or "error"
         parts += _part(name, ended.traceback or ended.error, "red")
+    elif step.user.incident in step.places:
+        parts += _part("", f"{_incident(step, step.user.incident)}, for the user only", "red")
     parts += _result(ended)
     if step.kind == "script":
         parts += _part("", f"exit code {ended.exit_code}")
     return Group(*parts) if parts else Text("nothing", style="dim")
+
+
+def _incident(step: Step, incident: str) -> str:
+    place = step.places.get(incident)
+    return f"incident {incident}{f', arose at {place}' if place else ''}" if incident else ""
 
 
 def _user(step: Step) -> RenderableType:
@@ -126,14 +177,19 @@ def _user(step: Step) -> RenderableType:
         parts += _part(f"{pair.user.name}, caught", pair.user.error, "red")
     if ended.error:
         name = f"incident {ended.incident}" if ended.incident else "error"
-        # IPython's rule above it is as wide as a notebook.
-        parts += _part(name, ended.traceback.lstrip("-") or ended.error, "red")
+        parts += _part(name, _narrow(ended.traceback) or ended.error, "red")
     parts += _result(ended)
     if step.files:
         parts += _part("files", "\n".join(step.files))
     if step.kind == "script" and ended.exit_code is not None:
         parts += _part("", f"exit code {ended.exit_code}")
     return Group(*parts) if parts else Text("nothing", style="dim")
+
+
+def _narrow(shown: str) -> str:
+    """Return a traceback of IPython's without what makes its head as wide as a notebook."""
+    head, newline, rest = shown.lstrip("-\n").partition("\n")
+    return " ".join(head.split()) + newline + rest
 
 
 def _result(ended: Ended) -> list[RenderableType]:
