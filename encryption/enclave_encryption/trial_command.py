@@ -150,7 +150,7 @@ def _run(plan: PackagePlan, wanted: _Wanted, console: Console | None) -> list[St
         for step in _steps(trial, wanted):
             if console is not None and not steps:
                 package = plan.manifest.package
-                print_walls(console, f"{package.name} {package.version}", step.user.walls)
+                print_walls(console, f"{package.name} {package.version}", step.user)
             steps.append(step)
             # Loading is of interest only where it went wrong.
             if console is not None and (step.kind != "load" or step.user.error or step.owner.error):

@@ -1,5 +1,6 @@
 """A trial's steps for people, in two columns, and for scripts."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -29,11 +30,15 @@ _MAX_LINES: Final = 200
 """Of one part of a column; `--json` has all of it."""
 
 
-def print_walls(console: Console, package: str, walls: Sequence[str]) -> None:
+def print_walls(console: Console, package: str, user: Ended) -> None:
     """Print what is tried, and how much of an enclave's isolation it has here."""
     line = Text(f"{plain_text(package)}, in a vault with a throw-away key", style="bold")
     console.print(line)
-    console.print(Text(f"walls: {'; '.join(walls) or 'none'}", style="dim"))
+    console.print(Text(f"walls: {'; '.join(user.walls) or 'none'}", style="dim"))
+    if user.missing_walls:
+        hint = "" if os.geteuid() == 0 else " (run as root for more)"
+        missing = "; ".join(user.missing_walls)
+        console.print(Text(f"only in an enclave: {missing}{hint}", style="dim"))
 
 
 def print_step(console: Console, step: Step) -> None:
@@ -98,6 +103,7 @@ def steps_object(steps: Sequence[Step]) -> dict[str, Any]:
     """Return what `--json` says of a trial's steps."""
     return {
         "walls": steps[-1].user.walls,
+        "missing_walls": steps[-1].user.missing_walls,
         "steps": [_step_object(step) for step in steps],
         "crossed": all(step.crossed for step in steps),
     }

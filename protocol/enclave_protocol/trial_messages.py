@@ -145,6 +145,7 @@ class Ended(_Message, frozen=True, tag=21):
             large.
         calls: Calls into the package, in their order.
         walls: In the user's process, after loading: what stands around the vault.
+        missing_walls: The same: what stands around one in an enclave, and not here.
     """
 
     output: str = ""
@@ -159,6 +160,7 @@ class Ended(_Message, frozen=True, tag=21):
     value: tuple[bytes, tuple[bytes, ...]] | None = None
     calls: tuple[NotedCall, ...] = ()
     walls: tuple[str, ...] = ()
+    missing_walls: tuple[str, ...] = ()
 
 
 class Compared(_Message, frozen=True, tag=22):

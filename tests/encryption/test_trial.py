@@ -332,6 +332,8 @@ def test_nothing_is_written_beside_the_package(folder: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="walls need root")
 def test_the_walls_are_those_of_an_enclave(folder: Path) -> None:
     result = try_package(folder, folder / "scorer", "--json", "-c", "1")
-    walls = json.loads(result.stdout)["walls"]
+    document = json.loads(result.stdout)
+    walls = document["walls"]
+    assert document["missing_walls"] == ["control group"]
     assert "system call allow-list" in walls
     assert "user and group of its own" in walls

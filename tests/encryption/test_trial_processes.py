@@ -157,8 +157,13 @@ def test_as_another_user(folder: Path) -> None:
         extra_groups=[],
     )
     assert result.returncode == 0, result.stderr
-    assert "user and group of its own" not in result.stdout
+    assert "user and group of its own" not in result.stdout.partition("only in an enclave")[0]
     assert "no new privileges" in result.stdout
+    missing = " ".join(result.stdout.partition("only in an enclave: ")[2].split())
+    assert missing.startswith(
+        "user and group of its own; no capabilities; namespaces; read-only root, own /proc, /dev "
+        "and /tmp; system call allow-list; control group (run as root for more)"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root a vault sees what its user sees")

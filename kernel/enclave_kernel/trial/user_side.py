@@ -13,6 +13,7 @@ from enclave_kernel.session.script_run import ScriptFailedError, run_script
 from enclave_kernel.trial.cell_shell import new_shell
 from enclave_kernel.trial.local_vaults import LocalVaults
 from enclave_kernel.trial.noted_client import NotedClient, line_of
+from enclave_kernel.vault.self_check import missing_walls
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.trial_messages import (
     Ended,
@@ -71,10 +72,12 @@ class UserSide:
                 error=line_of(error),
                 incident="" if incident is None else incident[1],
                 walls=self._vaults.walls,
+                missing_walls=missing_walls(self._vaults.walls),
             )
         self._client = clients[0]
         self._bind(loaded)
-        return Ended(walls=self._vaults.walls)
+        walls = self._vaults.walls
+        return Ended(walls=walls, missing_walls=missing_walls(walls))
 
     def _bind(self, loaded: LoadedPackage) -> None:
         namespace = self._shell.user_ns
@@ -86,7 +89,10 @@ class UserSide:
         """Run a cell as in a notebook."""
         ended = self._shell.run(request.source)
         calls = () if self._client is None else self._client.take_notes()
-        return msgspec.structs.replace(ended, calls=calls, walls=self._vaults.walls)
+        walls = self._vaults.walls
+        return msgspec.structs.replace(
+            ended, calls=calls, walls=walls, missing_walls=missing_walls(walls)
+        )
 
     def run_script(self, request: RunTrialScript) -> Ended:
         """Run a script as `%run_encrypted` does, its files put where the trial wants them."""
@@ -110,6 +116,7 @@ class UserSide:
             errors=captured.errors,
             exit_code=0,
             walls=self._vaults.walls,
+            missing_walls=missing_walls(self._vaults.walls),
         )
         if failure is None:
             return ended
