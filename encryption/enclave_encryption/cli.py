@@ -81,6 +81,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _one_line(error: Exception) -> str:
     if isinstance(error, EnclaveError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"there is no module {error.name}: pip install 'enclave-kernel[owner]'"
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or error}"

@@ -6,12 +6,18 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Final
 
 __all__ = ["typed_cells"]
 
+_LEAVING: Final = ("exit", "exit()", "quit", "quit()")
+
 
 def typed_cells() -> Iterator[str]:
-    """Yield cells from stdin; a block ends, as in Python, with an empty line."""
+    """Yield cells from stdin, up to `exit`; a block ends, as in Python, with an empty line."""
+    if not sys.stdin:
+        # It was closed when Python began.
+        return
     interactive = sys.stdin.isatty()
     if interactive:
         with contextlib.suppress(ImportError):
@@ -28,6 +34,8 @@ def typed_cells() -> Iterator[str]:
             print()  # noqa: T201 (ends the line on the terminal)
             lines = []
             continue
+        if not lines and line.strip() in _LEAVING:
+            break
         lines.append(line)
         source = "\n".join(lines)
         if _is_complete(source):

@@ -21,7 +21,7 @@ __all__ = [
     "try_package",
 ]
 
-COMMAND = [sys.executable, "-c", "from enclave_encryption.cli import main; main()", "try"]
+COMMAND = [sys.executable, "-m", "enclave_encryption", "try"]
 _TIMEOUT_S = 150
 
 

@@ -69,6 +69,10 @@ class CellShell(InteractiveShell):
     display_pub_class = Type(_Displays)
     _traceback_text = ""
 
+    def ask_exit(self) -> None:
+        """End the cell: what `exit()` calls, which ends a kernel."""
+        raise SystemExit
+
     def _showtraceback(self, _kind: type, _error: BaseException, stb: list[str]) -> None:
         self._traceback_text = "\n".join(stb)
 
