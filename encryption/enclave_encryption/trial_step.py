@@ -91,6 +91,9 @@ def plain_notes(owner: Ended, user: Ended) -> tuple[str, ...]:
         reason = owner.refusal.partition("; accepted are")[0]
         notes.append(f"the value cannot leave a package: {reason}")
     if owner.error and not user.error and not user.exit_code:
+        if owner.error.startswith("SyntaxError") and not owner.calls:
+            notes.append("what IPython adds to Python works on the user's side only: leave it out")
+            return tuple(notes)
         notes.append("it failed for you only: does it need something of your environment?")
     if not owner.error and user.incident:
         notes.append("it failed for the user only: a vault has no network and none of your files")

@@ -162,6 +162,22 @@ def test_results_cross_and_the_owner_sees_the_truth(folder: Path) -> None:
     assert all(step["notes"] == [] for step in steps)
 
 
+def test_functions_of_the_user(folder: Path) -> None:
+    steps, code = _run(folder, "optimise(lambda x: 1 / 0)", "def f(): pass\noptimise(f)", "score?")
+    assert code == 1
+    for step, error in zip(steps[:2], ("ZeroDivisionError", "TypeError"), strict=True):
+        assert step["user"]["error"] == step["owner"]["error"]
+        assert step["user"]["error"].startswith(error)
+        assert step["calls"][0]["error"] == step["user"]["error"]
+        assert step["user"]["incident"] == ""
+        assert "callback" not in step["user"]["traceback"]
+    assert "Signature: score(rows, *, threshold=0.5)" in steps[2]["user"]["output"]
+    assert steps[2]["owner"]["error"].startswith("SyntaxError")
+    assert "IPython" in steps[2]["notes"][0]
+    result = try_package(folder, folder / "scorer", "-c", "optimise(lambda x: 1 / 0)")
+    assert result.stdout.count("caught") == 0
+
+
 def test_the_package_by_its_name_needs_no_import(folder: Path) -> None:
     steps, code = _run(folder, "scorer.score([1, 0])")
     assert code == 0

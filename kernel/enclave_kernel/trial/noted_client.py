@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from enclave_kernel.session.call_interrupt import CallInterrupt
 from enclave_kernel.session.package_failures import EncryptedPackageError
+from enclave_kernel.session.user_functions import UserFunctionError
 from enclave_kernel.session.vault_client import VaultClient
 from enclave_kernel.session.vault_link import LoadedVaultLike, VaultLink
 from enclave_protocol.trial_messages import NotedCall
@@ -77,5 +78,7 @@ def incident_of(error: BaseException | None) -> str:
 
 
 def line_of(error: BaseException) -> str:
-    """Return type and message of `error`."""
+    """Return type and message of `error`; of what the user's own function raised, if it did."""
+    if isinstance(error, UserFunctionError):
+        error = error.original
     return f"{type(error).__name__}: {error}".removesuffix(": ")
