@@ -36,6 +36,8 @@ from enclave_protocol.trial_messages import (
 __all__ = ["Trial", "running_trial"]
 
 _PASSABLE: Final = 0o711
+_VAULT_END_S: Final = 3.0
+"""Killed after that, it leaves nothing either: its vaults die with it, its folder goes here."""
 
 
 @dataclass
@@ -127,7 +129,12 @@ def running_trial(plan: PackagePlan, workspace: Path, *, cells: bool) -> Iterato
         folder = stack.enter_context(_folder())
         owner = stack.enter_context(TrialProcess("enclave_encryption.plain_run"))
         user = stack.enter_context(
-            TrialProcess("enclave_kernel.trial", [str(folder)], descriptors=[package])
+            TrialProcess(
+                "enclave_kernel.trial",
+                [str(folder)],
+                descriptors=[package],
+                end_wait_s=_VAULT_END_S,
+            )
         )
         opening = OpenForUser(
             path=f"/proc/self/fd/{package}",

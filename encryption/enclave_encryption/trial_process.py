@@ -24,7 +24,7 @@ from enclave_protocol.trial_messages import (
 __all__ = ["TrialProcess", "TrialProcessEndedError"]
 
 _READ_BYTES: Final = 64 * 1024
-_END_WAIT_S: Final = 20.0
+_STATUS_WAIT_S: Final = 20.0
 _POLL_S: Final = 0.01
 _MAX_OUTPUT_BYTES: Final = 256 * 1024
 
@@ -40,11 +40,18 @@ class TrialProcess:
         module: What it runs, as `python -m` takes it.
         arguments: Behind the socket's descriptor.
         descriptors: That it inherits besides.
+        end_wait_s: How long it may take to end what it started; then it is killed.
     """
 
     def __init__(
-        self, module: str, arguments: Sequence[str] = (), *, descriptors: Sequence[int] = ()
+        self,
+        module: str,
+        arguments: Sequence[str] = (),
+        *,
+        descriptors: Sequence[int] = (),
+        end_wait_s: float = 0.0,
     ) -> None:
+        self._end_wait_s = end_wait_s
         self._sock, theirs = socket.socketpair()
         self._outputs = [os.memfd_create(name) for name in ("stdout", "stderr")]
         self._positions = [0, 0]
@@ -78,10 +85,11 @@ class TrialProcess:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # It ends itself, and what it started, when nobody is at the other end.
+        # It ends itself, and what it started, when nobody is at the other end; unless C code of
+        # a cell's holds Python's lock.
         self._sock.close()
         try:
-            self._has_ended(_END_WAIT_S)
+            self._has_ended(self._end_wait_s)
         finally:
             # Not reaped yet, so that the group is still its own: also what its code left running.
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -134,7 +142,7 @@ class TrialProcess:
         return texts[0], texts[1]
 
     def _how_it_ended(self) -> str:
-        status = self._has_ended(_END_WAIT_S)
+        status = self._has_ended(_STATUS_WAIT_S)
         if status is None:
             return "the process does not answer any more"
         if status.si_code == os.CLD_EXITED:

@@ -1,5 +1,6 @@
 """The processes of `enclave-owner try`: whose they are, and that none outlives it."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -76,9 +77,18 @@ def _await_ends(processes: dict[int, str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("call", ["wait()", "spawn()"])
-def test_however_it_ends_no_process_is_left(folder: Path, stop: signal.Signals, call: str) -> None:
+# C code that holds Python's lock, on both sides: their own readers cannot end them.
+_LOCKED = "import re; re.match('(a+)+$', 'a' * 40 + 'b')"
+
+
+@pytest.mark.parametrize(
+    ("call", "stop"),
+    [
+        *itertools.product(["wait()", "spawn()"], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]),
+        (_LOCKED, signal.SIGINT),
+    ],
+)
+def test_however_it_ends_no_process_is_left(folder: Path, call: str, stop: signal.Signals) -> None:
     process = _start(folder, "-c", _marked(folder, call))
     try:
         _await_marks(folder, process, 2)
