@@ -35,6 +35,9 @@ __all__ = ["main"]
 
 _PROGRESS_AFTER_S = 1.0
 """What is over sooner needs no bar."""
+_CLEAN_UP_S = 5.0
+"""So long another Ctrl-C does nothing; after that it ends what hangs."""
+_last_interrupt_s = -_CLEAN_UP_S
 
 
 class _InterruptedError(BaseException):
@@ -75,6 +78,12 @@ def _run(arguments: list[str]) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    global _last_interrupt_s
+    now = time.monotonic()
+    if now < _last_interrupt_s + _CLEAN_UP_S:
+        # What the one before began is not to be left half done.
+        return
+    _last_interrupt_s = now
     raise _InterruptedError
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -192,8 +193,10 @@ def _encrypted(plan: PackagePlan, key: ThrowAwayKey) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="enclave-try-"))
+    # The name first: an interrupt may come right after it is made.
+    folder = Path(tempfile.gettempdir()) / f"enclave-try-{secrets.token_hex(8)}"
     try:
+        folder.mkdir(mode=0o700)
         # The vaults' users pass through it, and see nothing of it.
         folder.chmod(_PASSABLE)
         yield folder

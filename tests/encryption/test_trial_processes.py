@@ -1,5 +1,6 @@
 """The processes of `enclave-owner try`: whose they are, and that none outlives it."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -97,6 +98,11 @@ def test_however_it_ends_no_process_is_left(folder: Path, call: str, stop: signa
         assert len(started) >= 3
         # As Ctrl-C does it: all of the terminal's processes.
         os.killpg(process.pid, stop)
+        for _ in range(3 if stop == signal.SIGINT else 0):
+            # Impatience interrupts no cleaning up.
+            time.sleep(0.01)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, stop)
         _, errors = process.communicate(timeout=_WAIT_S)
     finally:
         process.kill()
