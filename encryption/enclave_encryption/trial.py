@@ -22,6 +22,7 @@ from enclave_encryption.trial_step import Step, last_drawn, paired, plain_notes
 from enclave_protocol.chunked_encryption import BytesLike
 from enclave_protocol.signature import parse_signature
 from enclave_protocol.trial_messages import (
+    MAX_COMPARED_BYTES,
     Compared,
     CompareValue,
     Ended,
@@ -67,6 +68,8 @@ class Trial:
         notes = plain_notes(owner, user)
         if user.value is not None and owner.result_type:
             notes += self._compare(user.value)
+        elif user.result_type and owner.result_type and not owner.refusal:
+            notes += (f"not compared: more than {MAX_COMPARED_BYTES // 1024**2} MiB",)
         step = Step("cell", source, owner, user, paired(owner.calls, user.calls), notes)
         return _with_places(step, self._lookup)
 

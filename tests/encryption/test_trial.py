@@ -228,9 +228,11 @@ def test_what_the_policy_lets_out_and_what_it_refuses(folder: Path) -> None:
 
 
 def test_what_is_lost_at_the_boundary_is_named(folder: Path) -> None:
-    steps, code = _run(folder, "table()", "big_endian()", "number()", "nothing()")
+    large = "import numpy\nnumpy.zeros(2**20 + 1)"
+    steps, code = _run(folder, "table()", "big_endian()", "number()", "nothing()", large, "Model()")
     assert code == 0
-    table, array, number, nothing = (step["notes"] for step in steps)
+    table, array, number, nothing, uncompared, handle = (step["notes"] for step in steps)
+    assert (uncompared, handle) == (["not compared: more than 8 MiB"], [])
     assert len(table) == 2
     assert all(note.startswith("lost at the boundary: ") for note in table)
     assert "attrs" in table[0] and "['kind'] has categories that no row has" in table[1]
