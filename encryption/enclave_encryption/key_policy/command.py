@@ -26,6 +26,7 @@ from enclave_encryption.key_policy.release_check import (
     explained,
 )
 from enclave_encryption.key_policy.release_rule import RuleChange
+from enclave_protocol.plain_text import plain_text
 from enclave_protocol.policy.caller import account_of
 from enclave_protocol.policy.policy_document import MAX_POLICY_BYTES, Decision, parse_policy
 
@@ -220,7 +221,7 @@ def _change_policy(
         raise WideningError(
             "refused, for each of these lets somebody have the data key without attestation; "
             "--narrow takes them out of the policy, --allow-widening keeps them",
-            [str(finding) for finding in change.findings] if as_json else [],
+            [plain_text(str(f), limit=None) for f in change.findings] if as_json else [],
         )
     return 0
 
