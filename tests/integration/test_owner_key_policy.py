@@ -240,8 +240,12 @@ def test_a_policy_in_a_file(release: Release, tmp_path: Path) -> None:
         (("--policy", "/dev/null"), 1, "no JSON"),
     ],
 )
-def test_wrong_use(release: Release, options: tuple[str, ...], code: int, needle: str) -> None:
+def test_wrong_use(
+    release: Release, tmp_path: Path, options: tuple[str, ...], code: int, needle: str
+) -> None:
     arn = release.new_key()
-    printed = release.owner("key-policy", "-k", arn, *options, code=code)
+    file = tmp_path / "policy.json"
+    file.write_text(release.policy(arn))
+    printed = release.owner("key-policy", "-k", arn, "--policy", file, *options, code=code)
     assert needle in printed
     assert "Traceback" not in printed
