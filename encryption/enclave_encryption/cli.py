@@ -1,28 +1,32 @@
 """`enclave-owner`: what a package's owner types."""
 
 import os
+import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 from enclave_encryption.data_key import KmsKey
 from enclave_encryption.errors import LintError, OwnerError
+from enclave_encryption.key_commands import rekey_command, rotate_key_command
+from enclave_encryption.key_policy.command import key_policy_command
 from enclave_encryption.label_view import label_json, print_label, shown_size
 from enclave_encryption.lint.package_lint import lint_package
 from enclave_encryption.manifest_draft import draft_manifest
 from enclave_encryption.output_file import OutputFile
 from enclave_encryption.package_encryption import check_output, encrypt_package
 from enclave_encryption.package_plan import PackagePlan, check_not_expired, plan_package
+from enclave_encryption.progress_bar import progress_bar
+from enclave_encryption.trial_command import try_command
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.incident import INCIDENT_KEY_NAME
 from enclave_protocol.manifest import MANIFEST_NAME
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_label import check_label
@@ -30,8 +34,9 @@ from enclave_protocol.package_reader import read_header
 
 __all__ = ["main"]
 
-_PROGRESS_AFTER_S = 1.0
-"""What is over sooner needs no bar."""
+_CLEAN_UP_S = 5.0
+"""So long another Ctrl-C does nothing; after that it ends what hangs."""
+_last_interrupt_s = -_CLEAN_UP_S
 
 
 class _InterruptedError(BaseException):
@@ -44,7 +49,10 @@ def main() -> None:
     Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted. Errors are one line
     each on stderr; with ENCLAVE_DEBUG=1 they come with a traceback.
     """
-    sys.exit(_run(sys.argv[1:]))
+    code = _run(sys.argv[1:])
+    # All is cleaned up: another Ctrl-C while Python ends changes nothing.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
@@ -55,6 +63,8 @@ def _run(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, _interrupt)
         code = _owner.main(args=arguments, prog_name="enclave-owner", standalone_mode=False)
     except _InterruptedError:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         return _failed("interrupted; nothing was written", 130)
     except click.ClickException as error:
         error.show()
@@ -67,12 +77,20 @@ def _run(arguments: list[str]) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    global _last_interrupt_s
+    now = time.monotonic()
+    if now < _last_interrupt_s + _CLEAN_UP_S:
+        # What the one before began is not to be left half done.
+        return
+    _last_interrupt_s = now
     raise _InterruptedError
 
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, EnclaveError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"there is no module {error.name}: pip install 'enclave-kernel[owner]'"
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or error}"
@@ -95,9 +113,14 @@ def _owner() -> None:
     \b
     Example:
       enclave-owner init credit_scorer/
+      enclave-owner try credit_scorer/ -c "score([1, 2, 3])"
       enclave-owner encrypt -d credit_scorer/ -k alias/packages
       enclave-owner inspect credit-scorer-1.2.0.encrypted
+      enclave-owner key-policy -k alias/packages --pcr0 HEX --principal ROLE_ARN --apply
     """
+
+
+_owner.add_command(try_command)
 
 
 @_owner.command("init")
@@ -109,6 +132,7 @@ def _init(directory: Path, module: str | None, force: bool) -> None:
 
     The code is read, not run: exports come from __all__, or else from the public functions and
     classes; defaults that are no literals are written as "...". Warnings are those of `encrypt`.
+    DIR/incidents.key is written, too, if it is not there: `try --incident` needs it.
 
     \b
     Example:
@@ -120,10 +144,19 @@ def _init(directory: Path, module: str | None, force: bool) -> None:
     text = draft_manifest(directory, module)
     with OutputFile(manifest) as file:
         file.write(text.encode())
+    with_key = ""
+    key = directory / INCIDENT_KEY_NAME
+    if not os.path.lexists(key):
+        with OutputFile(key) as file:
+            file.write(f"{secrets.token_hex(32)}\n".encode())
+        with_key = f" and {INCIDENT_KEY_NAME}"
     # A draft that `encrypt` would refuse has to be corrected first; it says how.
     with suppress(EnclaveError):
         _warn(plan_package(directory))
-    click.echo(f"Wrote {manifest}. Review it, then: enclave-owner encrypt -d {directory} -k KEY_ID")
+    click.echo(
+        f"Wrote {manifest}{with_key}. Review it, then: enclave-owner try {directory}, and "
+        f"enclave-owner encrypt -d {directory} -k KEY_ID"
+    )
 
 
 @_owner.command("encrypt")
@@ -176,11 +209,11 @@ def _encrypt(
     check_output(target, directory)
     key = KmsKey(key_id, region=region, endpoint_url=endpoint_url)
     total = sum(file.entry.size for file in plan.tree.files)
-    with _progress_bar(total) as advance:
+    with progress_bar("Encrypting", total) as advance:
         written = encrypt_package(plan, key, target, advance)
     click.echo(
         f"Wrote {written.path}: {written.label.file_count} files, {shown_size(written.size)}, "
-        f"opens with {written.label.kms_key_arn}"
+        f"opens with {written.kms_key_arn}"
     )
 
 
@@ -232,31 +265,6 @@ def _inspect(file: Path, as_json: bool) -> None:
         print_label(Console(), file, header, size, datetime.now(UTC))
 
 
-@contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Yield what advances a bar that shows up on a terminal's stderr after a second."""
-    console = Console(stderr=True)
-    progress = Progress(
-        "Encrypting",
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    task = progress.add_task("", total=total)
-    started = time.monotonic()
-    shown = False
-
-    def advance(count: int) -> None:
-        nonlocal shown
-        progress.advance(task, count)
-        if not shown and console.is_terminal and time.monotonic() - started > _PROGRESS_AFTER_S:
-            shown = True
-            progress.start()
-
-    try:
-        yield advance
-    finally:
-        if shown:
-            progress.stop()
+_owner.add_command(key_policy_command)
+_owner.add_command(rekey_command)
+_owner.add_command(rotate_key_command)

@@ -5,6 +5,8 @@ this one request. The caller binds the key to the package's header by opening th
 Source: DESIGN section 4, "Key release"; FACTS, "KMS"; THREATS A-04, A-06, A-07, A-14.
 """
 
+import threading
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from cryptography.hazmat.primitives import serialization
@@ -25,9 +27,10 @@ from enclave_protocol.package_errors import PackageTamperedError
 from enclave_protocol.package_header import PackageHeader
 
 if TYPE_CHECKING:
+    from boto3.session import Session
     from mypy_boto3_kms import KMSClient
 
-__all__ = ["DATA_KEY_BYTES", "release_data_key"]
+__all__ = ["DATA_KEY_BYTES", "load_boto3", "release_data_key"]
 
 DATA_KEY_BYTES: Final = 32
 _CONNECT_TIMEOUT_S: Final = 5
@@ -45,6 +48,8 @@ _STATE_CODES = frozenset(
     {"DisabledException", "KMSInvalidStateException", "KeyUnavailableException"}
 )
 _TAMPERED_CODES = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
+# Clients may be used by many threads, but only one at a time may make one.
+_making_clients = threading.Lock()
 
 
 def release_data_key(
@@ -79,8 +84,8 @@ def release_data_key(
         PackageFormatError: The label names no KMS key.
         NsmError, CmsError: The NSM, or KMS's answer, is unusable.
     """
-    arn = header.label.kms_key_arn
-    region = header.label.region
+    arn = header.kms_key_arn
+    region = header.region
     private_key = keys.get()  # step 1
     document = nsm.attest(  # step 2
         public_key=private_key.public_key().public_bytes(
@@ -92,6 +97,12 @@ def release_data_key(
         answer = _decrypt(client, header, document, nsm)  # step 3
     finally:
         client.close()
+    if "KeyId" not in answer:
+        # boto3 takes an answer that was cut off, or is no JSON, for one without members.
+        raise KmsUnreachableError(
+            f"the answer of {client.meta.endpoint_url} was cut off, or is not KMS's: try again, "
+            "and check the endpoint if it stays so"
+        )
     if answer.get("KeyId") != arn or answer.get("Plaintext"):  # step 4
         raise KmsUnreachableError(
             f"the endpoint answered for key {answer.get('KeyId')!r:.200} or in plaintext, expected "
@@ -107,13 +118,20 @@ def release_data_key(
     return data_key
 
 
-def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> "KMSClient":
-    """Return a client that takes nothing from environment, files or the metadata service."""
+def load_boto3() -> None:
+    """Do ahead of time what a first client costs: imports, and KMS's description, 0.2 s."""
+    _client("us-east-1", Credentials("none", "none"), None).close()
+
+
+@cache
+def _session() -> "Session":
+    """Return what all clients share: the services' descriptions, and nothing of anybody's.
+
+    It takes nothing from environment, files or the metadata service.
+    """
     # Imported late: 0.2 s, and the supervisor must start fast.
     import boto3
     import botocore.session
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
 
     # An entry (config key, variable, default, conversion) without a variable reads no variable.
     nothing: Any = {
@@ -122,14 +140,13 @@ def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> 
         "credentials_file": (None, None, "/dev/null", None),
         "data_path": (None, None, None, None),
     }
-    session = boto3.session.Session(
-        aws_access_key_id=credentials.access_key_id,
-        aws_secret_access_key=credentials.secret_access_key,
-        aws_session_token=credentials.session_token,
-        region_name=region,
-        botocore_session=botocore.session.Session(session_vars=nothing),
-    )
-    config = Config(  # type: ignore[call-arg]  # the stubs lack ignore_configured_endpoint_urls
+    return boto3.session.Session(botocore_session=botocore.session.Session(session_vars=nothing))
+
+
+def _config() -> Any:
+    from botocore.config import Config
+
+    return Config(  # type: ignore[call-arg]  # the stubs lack ignore_configured_endpoint_urls
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
@@ -139,12 +156,30 @@ def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> 
         use_dualstack_endpoint=False,
         max_pool_connections=1,
     )
-    try:
-        return session.client("kms", endpoint_url=endpoint_url, config=config, verify=True)
-    except (BotoCoreError, ValueError) as error:
-        raise KmsUnreachableError(
-            f"there is no KMS endpoint for region {region!r} and endpoint {endpoint_url!r}: {error}"
-        ) from error
+
+
+def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> "KMSClient":
+    """Return a client for one request, with these credentials and no others."""
+    with _making_clients:
+        session = _session()
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            return session.client(
+                "kms",
+                region_name=region,
+                endpoint_url=endpoint_url,
+                config=_config(),
+                verify=True,
+                aws_access_key_id=credentials.access_key_id,
+                aws_secret_access_key=credentials.secret_access_key,
+                aws_session_token=credentials.session_token,
+            )
+        except (BotoCoreError, ValueError) as error:
+            raise KmsUnreachableError(
+                f"there is no KMS endpoint for region {region!r} and endpoint {endpoint_url!r}: "
+                f"{error}"
+            ) from error
 
 
 def _decrypt(
@@ -153,7 +188,7 @@ def _decrypt(
     """Step 3: the call, its failures translated."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    arn = header.label.kms_key_arn
+    arn = header.kms_key_arn
     try:
         return dict(
             client.decrypt(
@@ -180,10 +215,16 @@ def _decrypt(
 def _refuse(code: str, message: str, arn: str, nsm: NsmClient) -> NoReturn:
     """Raise the error that says what an AWS error code means here."""
     if code in {"AccessDeniedException", "AccessDenied"}:
-        pcr0 = nsm.describe_pcr(0)[1].hex()
+        pcr0 = nsm.describe_pcr(0)[1]
+        advice = (
+            f"ask the owner to run: enclave-owner key-policy -k {arn} --add-pcr0 {pcr0.hex()} "
+            "--apply"
+            if any(pcr0)
+            else "it runs in debug mode, which no owner approves: run it without"
+        )
         raise KeyReleaseDeniedError(
             f"KMS refused the key of this package: the key policy of {arn} does not allow this "
-            f"enclave, whose PCR0 is {pcr0}; ask the owner to approve it in the key policy"
+            f"enclave, whose PCR0 is {pcr0.hex()}; {advice}"
         )
     if code in _TAMPERED_CODES:
         raise PackageTamperedError(

@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,8 @@ class WorkspacePair:
                 roots = {*outcome.again, *outcome.waiting}
                 if not roots:
                     return problems
+                if outcome.waiting:
+                    time.sleep(0.025)
                 outcome = mirror.run(roots)
                 problems |= outcome.problems
             raise AssertionError(f"it comes to no end: {outcome}")
