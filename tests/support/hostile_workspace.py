@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from enclave_parent_gateway.sync.ignore import read_rules
+from enclave_parent_gateway.sync.journal import Journal
+from enclave_parent_gateway.sync.mirror import Mirror, Outcome
+from enclave_parent_gateway.sync.remote_tree import RemoteTree
 from enclave_protocol.errors import ProtocolError
 from enclave_protocol.workspace.messages import (
     Begin,
@@ -24,11 +28,13 @@ from enclave_protocol.workspace.messages import (
     Scan,
     Welcome,
     Whole,
+    decode_from_enclave,
     decode_from_parent,
 )
 from enclave_protocol.workspace.stream import MessageStream
+from enclave_protocol.workspace.tree import Tree
 
-__all__ = ["Forbidden", "HostileEnclave", "file_entry"]
+__all__ = ["Forbidden", "HostileEnclave", "bring", "everything", "file_entry"]
 
 _OLD = 1_500_000_000_000_000_000
 
@@ -126,3 +132,20 @@ class Forbidden:
     def check(self) -> None:
         """See that nothing was written, made or removed there."""
         assert self._look() == self._before
+
+
+def bring(root: Path, enclave: HostileEnclave) -> Outcome:
+    """Have the parent's end mirror `root` with a hostile enclave, once."""
+    tree = Tree(root)
+    try:
+        with enclave.serve() as sock:
+            remote = RemoteTree(MessageStream(sock, decode_from_enclave))
+            journal = Journal(root.parent / "journal", remote.workspace, str(root))
+            mirror = Mirror(tree, remote, journal, read_rules(root), lambda _totals: None)
+            return mirror.run([""])
+    finally:
+        tree.close()
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}

@@ -4,6 +4,7 @@ One thread: requests are answered in order, and changes are told of when nothing
 """
 
 import select
+import time
 from collections.abc import Callable
 from itertools import islice
 from typing import Final
@@ -59,11 +60,13 @@ from enclave_protocol.workspace.watch import TreeWatch
 
 __all__ = ["WorkspaceServer"]
 
-_MAX_EVENT_CHARS: Final = 16 * 1024
+_MAX_EVENT_CHARS: Final = 8 * 1024
 _MAX_LISTING_CHARS: Final = 128 * 1024
 """At 4 bytes a character half a message."""
 _MAX_OWN: Final = 200_000
 _BLIND_POLL_MS: Final = 5000
+_LOOK_INTERVAL_S: Final = 0.1
+"""The kernel keeps 16 384 events; a stream makes some thousand in this time."""
 _MAX_TEXT: Final = 512
 
 
@@ -99,6 +102,7 @@ class WorkspaceServer:
         self._incoming: IncomingFile | None = None
         self._failure: TreeError | None = None
         self._changed: dict[str, None] = {}
+        self._doubted: set[str] = set()
         self._everything_changed = False
         self._unsynced: list[int] = []
         self._last_event = 0
@@ -126,6 +130,7 @@ class WorkspaceServer:
         if control >= 0:
             poll.register(control, select.POLLIN)
         watched = -1
+        look_at = 0.0
         try:
             while True:
                 if watched < 0 and self._watch is not None:
@@ -139,8 +144,11 @@ class WorkspaceServer:
                         self._handle(message)
                 elif blind and not ready:
                     self._everything_changed = True
-                if watched in ready or control in ready:
+                # Not between two requests that come one upon the other, but in time for the queue.
+                busy = self._stream.fileno() in ready and time.monotonic() < look_at
+                if control in ready or (watched in ready and not busy):
                     self.look_for_changes()
+                    look_at = time.monotonic() + _LOOK_INTERVAL_S
                 if control in ready:
                     on_control()
                 self._tell()
@@ -159,6 +167,14 @@ class WorkspaceServer:
         if changed is None:
             self._everything_changed = True
             return
+        closed: set[str] = set()
+        if self._watch is not None:
+            closed, self._watch.closed = self._watch.closed, closed
+        for rel in sorted(closed):
+            found = self._look_at(rel)
+            # An ordinary writer's time is fresh; a memory map's may be that of its first write.
+            if found is not None and found.kind == "file" and not found.fresh:
+                self._doubted.add(rel)
         for rel in sorted(changed):
             own = self._own.get(rel)
             if own is not None:
@@ -168,6 +184,12 @@ class WorkspaceServer:
                 del self._own[rel]
             self._changed[rel] = None
         self._small.close()
+
+    def _look_at(self, rel: str) -> Entry | None:
+        try:
+            return self._small.look(rel)
+        except TreeError:
+            return None
 
     def _tell(self) -> None:
         while not self.is_synced and self._incoming is None:
@@ -190,7 +212,9 @@ class WorkspaceServer:
                     del self._changed[rel]
             self._last_event += 1
             self._unsynced.append(self._last_event)
-            self._stream.send(Changed(self._last_event, tuple(rels)))
+            doubted = tuple(rel for rel in rels if rel in self._doubted)
+            self._doubted.difference_update(doubted)
+            self._stream.send(Changed(self._last_event, tuple(rels), doubted))
 
     # Requests
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
 
+import msgspec
+
 from enclave_parent_gateway.sync.decisions import Action, local_mode, remote_mode
 from enclave_parent_gateway.sync.file_transfers import FileTransfers
 from enclave_parent_gateway.sync.ignore import IgnoreRules
@@ -109,6 +111,13 @@ class Mirror:
         if base is None or found is None:
             return base is None and found is None
         return found.kind == "file" and not base.local.fresh and found.same_state(base.local)
+
+    def doubt(self, rel: str) -> None:
+        """Have a file of the enclave's compared, although its state may be what it was."""
+        base = self._journal.get(rel)
+        if base is not None and base.remote.kind == "file":
+            remote = msgspec.structs.replace(base.remote, fresh=True)
+            self._journal.agree(rel, Base(base.local, remote))
 
     def run(self, roots: Iterable[str], impatient: frozenset[str] = frozenset()) -> Outcome:
         """Bring both sides together at these paths and below.

@@ -91,7 +91,7 @@ class RemoteTree:
     def _note(self, event: Changed) -> None:
         if len(self.events) >= MAX_EVENTS:
             raise WorkspaceError("the enclave tells of more changes at once than it may")
-        for rel in event.rels:
+        for rel in (*event.rels, *event.doubted):
             _checked(rel)
         self.events.append(event)
 

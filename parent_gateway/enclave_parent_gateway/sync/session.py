@@ -145,6 +145,8 @@ class MirrorSession:
             while self._remote.events:
                 event = self._remote.events.popleft()
                 self._events.append(event)
+                for rel in event.doubted:
+                    self._mirror.doubt(rel)
                 roots |= set(event.rels) or {""}
             if roots:
                 self._check_folder()

@@ -362,11 +362,13 @@ class Results(_Message, frozen=True, tag="results"):
 class Changed(_Message, frozen=True, tag="changed"):
     """Event: look at these paths again, with all that is below; answered with `Synced`.
 
-    () means everything: it is not known what changed. At most `MAX_EVENTS` wait for an answer.
+    () means everything: it is not known what changed. Those in `doubted` were written to in a way
+    that may have left no trace in their state. At most `MAX_EVENTS` wait for an answer.
     """
 
     number: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     rels: Annotated[tuple[_Root, ...], msgspec.Meta(max_length=MAX_CHANGED)]
+    doubted: Annotated[tuple[_Root, ...], msgspec.Meta(max_length=MAX_CHANGED)] = ()
 
 
 FromEnclave = (

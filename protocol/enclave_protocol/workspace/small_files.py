@@ -137,8 +137,11 @@ class SmallFiles:
                 # This process's mask took some of it.
                 os.fchmod(staged.descriptor, entry.mode)
             inode = status.st_ino & INODE_MASK
-            tree.check_place(self._folder, name, expect)
-            tree.place(staged, self._folder, name)
+            if expect is None:
+                tree.place_new(staged, self._folder, name)
+            else:
+                tree.check_place(self._folder, name, expect)
+                tree.place(staged, self._folder, name)
             placed = True
         except OSError as error:
             raise reason_for(error) from error

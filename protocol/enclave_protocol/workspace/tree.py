@@ -6,6 +6,7 @@ system. A file appears by a rename of one that was whole. Whoever may change the
 make an operation fail, and not lead it elsewhere (THREATS Y-01, Y-03, Y-04, Y-06, Y-10).
 """
 
+import ctypes
 import errno
 import os
 import stat
@@ -59,6 +60,9 @@ _REASONS: Final[dict[int, Reason]] = {
     errno.EEXIST: "occupied",
     errno.ENAMETOOLONG: "name",
 }
+_RENAME_NOREPLACE: Final = 1
+# Not in every C library; one that has it takes no link at either end.
+_renameat2: Final = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 
 
 class TreeError(EnclaveError):
@@ -341,8 +345,11 @@ class Tree:
             os.fchmod(staged.descriptor, entry.mode)
             os.utime(staged.descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
             with self._place(rel) as (folder, name):
-                self.check_place(folder, name, expect)
-                self.place(staged, folder, name)
+                if expect is None:
+                    self.place_new(staged, folder, name)
+                else:
+                    self.check_place(folder, name, expect)
+                    self.place(staged, folder, name)
                 placed = True
             return _with_inode(entry, status)
         except OSError as error:
@@ -356,6 +363,27 @@ class Tree:
     def place(self, staged: Staged, folder: int, name: str) -> None:
         """Rename a staged file to its place, which was checked."""
         os.rename(staged.name, name, src_dir_fd=self._temporary, dst_dir_fd=folder)
+
+    def place_new(self, staged: Staged, folder: int, name: str) -> None:
+        """Rename a staged file to a place that has to be free, in one step.
+
+        Raises:
+            TreeError: It is not free.
+            OSError: It cannot be renamed.
+        """
+        if _renameat2 is not None:
+            encoded = os.fsencode(name)
+            source = staged.name.encode()
+            if _renameat2(self._temporary, source, folder, encoded, _RENAME_NOREPLACE) == 0:
+                return
+            code = ctypes.get_errno()
+            if code == errno.EEXIST:
+                raise TreeError("changed", "there is something by that name now")
+            if code not in (errno.EINVAL, errno.ENOSYS):
+                raise OSError(code, os.strerror(code))
+        # The file system, or the C library, does not know of it.
+        self.check_place(folder, name, None)
+        self.place(staged, folder, name)
 
     def check_place(self, folder: int, name: str, expect: Entry | None) -> None:
         """Refuse a place that is not as expected; None: it is to be free.

@@ -41,6 +41,7 @@ class TreeWatch:
 
     Attributes:
         descriptor: Readable when there is something to tell.
+        closed: Files that were closed after writing, since they were last taken from here.
         blind: The system does not watch so many folders: somebody has to look again and again.
 
     Raises:
@@ -51,6 +52,7 @@ class TreeWatch:
         self._tree = tree
         self._chrooted = chrooted
         self.blind = False
+        self.closed: set[str] = set()
         self.descriptor: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self.descriptor < 0:
             code = ctypes.get_errno()
@@ -138,6 +140,8 @@ class TreeWatch:
                     self._folders.pop(self._numbers.pop(rel, 0), None)
                 if mask & (_MOVED_TO | _CREATE):
                     self._add_all(rel)
+            elif mask & _CLOSE_WRITE:
+                self.closed.add(rel)
             changed.add(rel)
         return changed
 

@@ -1,6 +1,7 @@
 """The live mirror, both ends in this process: times, logs, holes, room, rules, permissions."""
 
 import ctypes
+import mmap
 import os
 import socket
 import threading
@@ -182,6 +183,25 @@ def test_no_room(pair: WorkspacePair, full: str) -> None:
             path.unlink()
         assert pair.mirror_once() == {}
         assert {path.name for path in target.iterdir()} == {"small.txt"}
+
+
+@needs_root
+def test_what_a_memory_map_wrote(pair: WorkspacePair) -> None:
+    """np.memmap does this; on a tmpfs, as the workspace is, no time of the file tells of it."""
+    with small_file_system(pair.remote, 16), live(pair):
+        path = pair.remote / "array.bin"
+        with path.open("w+b") as file:
+            file.truncate(100_000)
+            mapped = mmap.mmap(file.fileno(), 0)
+        mapped[50_000:50_005] = b"early"
+        early = bytes(50_000) + b"early" + bytes(49_995)
+        assert wait_until(lambda: has(pair.local / "array.bin", early), 5)
+        before = path.stat().st_mtime_ns
+        mapped[50_000:50_005] = b"later"
+        assert path.stat().st_mtime_ns == before
+        mapped.close()
+        later = bytes(50_000) + b"later" + bytes(49_995)
+        assert wait_until(lambda: has(pair.local / "array.bin", later), 5)
 
 
 def test_an_unreadable_folder_is_no_empty_one(
