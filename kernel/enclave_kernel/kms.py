@@ -54,6 +54,7 @@ def release_data_key(
     keys: RsaPool,
     credentials: Credentials,
     endpoint_url: str | None,
+    proxy_url: str | None = None,
 ) -> bytearray:
     """Return the data key of `header`'s package, 32 bytes; the caller wipes the only copy.
 
@@ -72,6 +73,7 @@ def release_data_key(
         keys: The pool of unused pairs.
         credentials: For this one call; kept nowhere.
         endpoint_url: None: the public endpoint of the key's region (TLS ends here).
+        proxy_url: Carries the connection where the enclave has no network; TLS goes through it.
 
     Raises:
         KeyReleaseError: A subclass for what went wrong; one line, says what to do.
@@ -87,7 +89,7 @@ def release_data_key(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     )
-    client = _client(region, credentials, endpoint_url)
+    client = _client(region, credentials, endpoint_url, proxy_url)
     try:
         answer = _decrypt(client, header, document, nsm)  # step 3
     finally:
@@ -107,7 +109,9 @@ def release_data_key(
     return data_key
 
 
-def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> "KMSClient":
+def _client(
+    region: str, credentials: Credentials, endpoint_url: str | None, proxy_url: str | None
+) -> "KMSClient":
     """Return a client that takes nothing from environment, files or the metadata service."""
     # Imported late: 0.2 s, and the supervisor must start fast.
     import boto3
@@ -133,7 +137,7 @@ def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> 
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-        proxies={},
+        proxies={} if proxy_url is None else {"http": proxy_url, "https": proxy_url},
         ignore_configured_endpoint_urls=True,
         use_fips_endpoint=False,
         use_dualstack_endpoint=False,

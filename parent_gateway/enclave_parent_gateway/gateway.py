@@ -34,7 +34,7 @@ from enclave_parent_gateway.api_server import ApiServer
 from enclave_parent_gateway.backends.base import load_backend
 from enclave_parent_gateway.control_stream import ControlStream
 from enclave_parent_gateway.egress.addresses import AddressPolicy
-from enclave_parent_gateway.egress.service import EgressService
+from enclave_parent_gateway.egress.service import EgressService, make_room_for_connections
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
     GatewayError,
@@ -396,6 +396,8 @@ def main() -> None:
     parser.add_argument("--idle-timeout", type=float, default=0.0, help="seconds, 0: never")
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+
+    make_room_for_connections()
 
     async def serve() -> None:
         gateway = Gateway(

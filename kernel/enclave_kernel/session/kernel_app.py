@@ -18,6 +18,7 @@ from ipykernel.kernelapp import IPKernelApp
 from traitlets.config import Config
 
 from enclave_kernel import process_control, session_messages
+from enclave_kernel.isolation.notebook_network import PROXY_ENVIRON
 from enclave_kernel.isolation.notebook_root import HOME
 from enclave_kernel.isolation.notebook_walls import WallsSpec, check_notebook_walls
 from enclave_kernel.session.own_init import become_walled_kernel
@@ -42,6 +43,7 @@ _OWN_ENVIRON = {
     "USER": HOME.name,
     "LOGNAME": HOME.name,
     "TMPDIR": "/tmp",  # noqa: S108 (a mount of its own)
+    **PROXY_ENVIRON,
 }
 
 

@@ -6,6 +6,8 @@ gateway opens a stream for it, as it does for everything else (docs/spec/egress.
 
 import asyncio
 import logging
+import resource
+import socket
 from contextlib import suppress
 from typing import Final
 
@@ -22,12 +24,21 @@ from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import encode_frame
 from enclave_protocol.messages import EgressWanted, OpenEgress, encode
 
-__all__ = ["EgressService"]
+__all__ = ["EgressService", "make_room_for_connections"]
 
 _log = logging.getLogger(__name__)
 _MAX_STREAMS: Final = 2048
 """Twice what the proxy serves: the rest is told that there is no room. The enclave is not trusted
 to stop anywhere."""
+
+_MAX_DESCRIPTORS: Final = 65_536
+
+
+def make_room_for_connections() -> None:
+    """Raise this process's own limit of descriptors: a connection takes two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class EgressService:
@@ -84,18 +95,20 @@ class EgressService:
 
     async def _carry(self, wanted: EgressWanted) -> None:
         try:
-            sock = await asyncio.to_thread(connect, self._endpoint)
-        except EnclaveError as error:
-            _log.warning("no stream for a connection to the proxy: %s", error)
-            return
-        try:
-            # 60 bytes into the empty buffer of a new connection: this does not block.
-            sock.sendall(encode_frame(encode(OpenEgress(wanted.ticket))))
-        except OSError as error:
-            sock.close()
+            sock = await asyncio.to_thread(self._open_stream, wanted)
+        except (EnclaveError, OSError) as error:
             _log.warning("no stream for a connection to the proxy: %s", error)
             return
         await self._proxy.serve(sock, wanted.kernel_id)
+
+    def _open_stream(self, wanted: EgressWanted) -> socket.socket:
+        sock = connect(self._endpoint)
+        try:
+            sock.sendall(encode_frame(encode(OpenEgress(wanted.ticket))))
+        except OSError:
+            sock.close()
+            raise
+        return sock
 
     async def close(self) -> None:
         """End every connection."""
