@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enclave_parent_gateway.egress.addresses import Address, AddressPolicy
-from enclave_parent_gateway.egress.allowlist import Allowlist, parse_rule
+from enclave_parent_gateway.egress.allowlist import Allowlist, parse_rule, suggested_rule
 from enclave_parent_gateway.egress.connection_log import ConnectionLog, LogEntry, read_log
+from enclave_parent_gateway.egress.destination import Destination
 from enclave_parent_gateway.egress.proxy import EgressLimits, EgressProxy
 from enclave_parent_gateway.egress.resolver import Resolve, SystemResolver
 
@@ -44,6 +45,13 @@ def names(known: dict[str, list[str]], asked: list[str] | None = None) -> Resolv
     return resolve
 
 
+class _Everything(Allowlist):
+    """Allows every name: then only the address decides."""
+
+    def allows(self, destination: Destination) -> bool:
+        return True
+
+
 @dataclass
 class ProxyServer:
     """A proxy that listens."""
@@ -56,6 +64,15 @@ class ProxyServer:
     def logged(self) -> list[LogEntry]:
         """Return what it logged."""
         return list(read_log(self.log_path))
+
+    async def last_logged(self, event: str) -> LogEntry:
+        """Return what it logs last, once that is this event."""
+        for _ in range(250):
+            entries = self.logged()
+            if entries and entries[-1].event == event:
+                return entries[-1]
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"no {event} in {self.logged()}")
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Return a connection to it."""
@@ -89,16 +106,24 @@ async def proxy_server(
     resolve: Resolve | None = None,
     limits: EgressLimits | None = None,
     kernel: str | None = "ab-cd",
+    allow_everything: bool = False,
 ) -> AsyncIterator[ProxyServer]:
     """Run a proxy with these rules; `ProxyServer.rules` can be changed."""
     current = list(rules)
     system = SystemResolver()
     log_path = folder / "egress.jsonl"
+
+    async def suggest(destination: Destination) -> str:
+        return suggested_rule(destination)
+
     proxy = EgressProxy(
-        allowlist=lambda: Allowlist(parse_rule(text) for text in current),
+        allowlist=lambda: (
+            _Everything(()) if allow_everything else Allowlist(parse_rule(text) for text in current)
+        ),
         addresses=addresses or AddressPolicy(),
         resolve=resolve or system,
         log=ConnectionLog(log_path),
+        suggest=suggest,
         limits=limits,
     )
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
@@ -126,7 +151,9 @@ async def proxy_server(
 
 
 @asynccontextmanager
-async def server(handle: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+async def server(
+    handle: Handler, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     """Run a server on loopback; yield its port."""
 
     async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -137,7 +164,7 @@ async def server(handle: Handler, tls: ssl.SSLContext | None = None) -> AsyncIte
         finally:
             writer.close()
 
-    made = await asyncio.start_server(closing, "127.0.0.1", 0, ssl=tls, backlog=512)
+    made = await asyncio.start_server(closing, host, port, ssl=tls, backlog=512)
     try:
         yield made.sockets[0].getsockname()[1]
     finally:

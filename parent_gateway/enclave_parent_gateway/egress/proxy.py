@@ -9,13 +9,13 @@ import asyncio
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from enclave_parent_gateway.egress.addresses import Address, AddressPolicy
-from enclave_parent_gateway.egress.allowlist import Allowlist, suggested_rule
+from enclave_parent_gateway.egress.allowlist import Allowlist
 from enclave_parent_gateway.egress.client_hello import (
     MAX_HELLO_BYTES,
     UNRECOGNISED_NAME_ALERT,
@@ -96,6 +96,7 @@ class EgressProxy:
         addresses: Decides about resolved addresses.
         resolve: Names to addresses.
         log: Told of every connection.
+        suggest: Returns what to allow so that a destination is, for a message.
         limits: Of time and number.
     """
 
@@ -106,12 +107,14 @@ class EgressProxy:
         addresses: AddressPolicy,
         resolve: Resolve,
         log: ConnectionLog,
+        suggest: Callable[[Destination], Awaitable[str]],
         limits: EgressLimits | None = None,
     ) -> None:
         self._allowlist = allowlist
         self._addresses = addresses
         self._resolve = resolve
         self._log = log
+        self._suggest = suggest
         self._limits = limits or EgressLimits()
         self._open: set[_Connection] = set()
 
@@ -166,7 +169,7 @@ class EgressProxy:
         self._check_room(connection)  # 1
         request, early = await self._read_request(sock)  # 2
         connection.destination = request.destination
-        self._check_allowed(request.destination)  # 3
+        await self._check_allowed(request.destination)  # 3
         addresses = await self._addresses_of(request.destination)  # 4, 5
         upstream = await self._connect(addresses, request.destination.port, connection)  # 6
         self._note(connection, "opened", None)
@@ -212,7 +215,7 @@ class EgressProxy:
             raise RequestError("something follows the request before it was answered")
         return request, early
 
-    def _check_allowed(self, destination: Destination) -> None:
+    async def _check_allowed(self, destination: Destination) -> None:
         try:
             allowed = self._allowlist().allows(destination)
         except AllowlistError as error:
@@ -223,7 +226,7 @@ class EgressProxy:
         if not allowed:
             raise DestinationRefusedError(
                 f"{destination} is not allowed; on the parent instance type: enclave proxy allow "
-                f"{suggested_rule(destination)}"
+                f"{await self._suggest(destination)}"
             )
 
     async def _addresses_of(self, destination: Destination) -> tuple[Address, ...]:

@@ -13,9 +13,17 @@ from typing import Final
 
 from enclave_parent_gateway.api import ChangeEgress, EgressRules
 from enclave_parent_gateway.egress.addresses import AddressPolicy
-from enclave_parent_gateway.egress.allowlist import Allowlist
+from enclave_parent_gateway.egress.allowlist import (
+    PACKAGE_INDEX,
+    Allowlist,
+    Rule,
+    suggested_rule,
+)
 from enclave_parent_gateway.egress.allowlist_file import AllowlistFile
 from enclave_parent_gateway.egress.connection_log import ConnectionLog
+from enclave_parent_gateway.egress.destination import Destination
+from enclave_parent_gateway.egress.errors import AllowlistError
+from enclave_parent_gateway.egress.package_index import package_index_rule
 from enclave_parent_gateway.egress.proxy import EgressProxy
 from enclave_parent_gateway.egress.resolver import SystemResolver
 from enclave_parent_gateway.runtime_dir import EnclavePaths
@@ -61,13 +69,27 @@ class EgressService:
             addresses=addresses,
             resolve=self._resolver,
             log=ConnectionLog(paths.egress_log),
+            suggest=self._suggest,
         )
+        self._package_index: asyncio.Future[Rule] | None = None
         self._streams: set[asyncio.Task[None]] = set()
 
     def _allowed(self) -> Allowlist:
         if self._allowlist is None:
             self._allowlist = self._file.read()
         return self._allowlist
+
+    async def _suggest(self, destination: Destination) -> str:
+        rule = suggested_rule(destination)
+        if rule == str(destination):
+            if self._package_index is None:
+                # Once for each gateway, when somebody asks for a host that is not allowed.
+                looking = asyncio.to_thread(package_index_rule)
+                self._package_index = asyncio.ensure_future(looking)
+            with suppress(AllowlistError):
+                if (await asyncio.shield(self._package_index)).allows(destination):
+                    return PACKAGE_INDEX
+        return rule
 
     async def change(self, request: ChangeEgress) -> EgressRules:
         """Change the allowlist, on disk and in force; cut what it does not allow any more.
