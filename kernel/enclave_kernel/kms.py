@@ -110,7 +110,10 @@ def release_data_key(
 
 
 def _client(
-    region: str, credentials: Credentials, endpoint_url: str | None, proxy_url: str | None
+    region: str,
+    credentials: Credentials,
+    endpoint_url: str | None,
+    proxy_url: str | None = None,
 ) -> "KMSClient":
     """Return a client that takes nothing from environment, files or the metadata service."""
     # Imported late: 0.2 s, and the supervisor must start fast.

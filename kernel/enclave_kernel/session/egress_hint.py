@@ -13,7 +13,7 @@ from enclave_protocol.plain_text import plain_text
 __all__ = ["EgressRefusedError", "refusal_in", "show_refusals"]
 
 # As in `http.client`: "Tunnel connection failed: 403 <reason>", maybe inside a quoted repr.
-_REFUSAL: Final = re.compile(r"\b(?:403|502|503) enclave: ([^'\"\r\n]{1,600})")
+_REFUSAL: Final = re.compile(r"\b(?:403|502|503) enclave: ([^'\"<>\r\n]{1,600})")
 _MAX_EXCEPTIONS: Final = 64
 
 
