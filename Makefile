@@ -27,6 +27,7 @@ bench: .venv/.ready ## Measure against the stock kernel, openssl, RPyC and multi
 	@command -v openssl >/dev/null || .ci/apt-install openssl
 	@$(PYTHON) benchmarks/kernel.py
 	@$(PYTHON) benchmarks/package_crypto.py
+	@$(PYTHON) -m benchmarks.proxy
 	@$(PYTHON) -c 'import rpyc' 2>/dev/null || \
 		$(PYTHON) -m pip install --quiet --quiet -e '.[bench]'
 	@$(PYTHON) -m benchmarks.vault_call
