@@ -13,7 +13,7 @@ from enclave_parent_gateway.api import ChangeEgress, EgressRules
 from enclave_parent_gateway.cli_text import examples
 from enclave_parent_gateway.egress.allowlist import NAMED_SETS, PACKAGE_INDEX, Rule, parse_rule
 from enclave_parent_gateway.egress.allowlist_file import AllowlistFile
-from enclave_parent_gateway.egress.connection_log import LogEntry, read_log
+from enclave_parent_gateway.egress.connection_log import LogEntry, log_size, read_log
 from enclave_parent_gateway.egress.package_index import package_index_rule
 from enclave_parent_gateway.egress.vsock_proxy_file import read_vsock_proxy_file
 from enclave_parent_gateway.errors import EnclaveNotRunningError
@@ -159,6 +159,7 @@ def _describe(rule: Rule) -> str:
 def log(lines: int, follow: bool, as_json: bool) -> None:
     """Show the connections of this boot: opened, closed with their bytes, refused and why."""
     path = EnclavePaths.from_environment().egress_log
+    size = log_size(path)
     entries = list(read_log(path))
     shown = len(entries)
     for entry in entries[max(0, shown - lines) :]:
@@ -168,6 +169,9 @@ def log(lines: int, follow: bool, as_json: bool) -> None:
     try:
         while follow:
             time.sleep(_FOLLOW_POLL_S)
+            size, before = log_size(path), size
+            if size == before:
+                continue
             entries = list(read_log(path))
             # Fewer than before: the oldest file was dropped.
             for entry in entries[shown:] if len(entries) >= shown else ():

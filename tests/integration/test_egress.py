@@ -1,11 +1,13 @@
 """pip, boto3 and requests in a notebook, through the proxy."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,6 +135,51 @@ def test_boto3_reaches_s3(enclave: EnclaveHome) -> None:
     assert sum(entry.get("bytes_in", 0) for entry in ours) > 20_000_000
 
 
+_MANY = """
+import asyncio
+async def one(number):
+    reader, writer = await asyncio.open_connection("127.0.0.1", 3128)
+    writer.write(b"CONNECT {0} HTTP/1.1\\r\\n\\r\\n")
+    answer = await reader.readuntil(b"\\r\\n\\r\\n")
+    assert answer.startswith(b"HTTP/1.1 200"), answer
+    arrived.append(number)
+    while len(arrived) < 200:
+        await asyncio.sleep(0.01)
+    writer.write(bytes([number]) * 50_000)
+    assert await reader.readexactly(50_000) == bytes([number]) * 50_000
+    writer.close()
+arrived = []
+await asyncio.wait_for(asyncio.gather(*(one(number) for number in range(200))), 50)
+print(len(arrived))
+"""
+
+
+def test_200_connections_of_one_notebook_at_once(enclave: EnclaveHome) -> None:
+    """All of the way: listener, announcements, streams, proxy; open at the same time."""
+
+    def echo(peer: socket.socket) -> None:
+        with peer:
+            while data := peer.recv(65536):
+                peer.sendall(data)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=echo, args=listener.accept()[:1], daemon=True).start()
+
+    with socket.create_server(("127.0.0.7", 0), backlog=512) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        target = f"127.0.0.7:{listener.getsockname()[1]}"
+        with gateway_that_reaches(enclave, ["127.0.0.7/32"]), _notebook() as client:
+            try:
+                assert enclave.run("proxy", "allow", target).returncode == 0
+                cell = run_cell(client, _MANY.format(target), _TIMEOUT_S)
+                assert cell.error is None and cell.printed == "200\n", cell
+            finally:
+                enclave.run("proxy", "deny", target)
+            listener.shutdown(socket.SHUT_RDWR)
+
+
 @pytest.fixture(scope="module")
 def notebook(enclave: EnclaveHome) -> Iterator[BlockingKernelClient]:
     with _notebook() as client:
@@ -223,6 +270,8 @@ def test_while_the_gateway_is_gone(own_home: EnclaveHome) -> None:
         os.kill(pid, signal.SIGKILL)
         time.sleep(4)
         assert own_home.run("up").returncode == 0
+        # Its channels connect again: what is printed before they did is lost.
+        client.wait_for_ready(timeout=30)
         cell = run_cell(client, "print(said[0])")
         assert "502 enclave: the gateway on the parent instance does not answer" in cell.printed
         assert "a.example:443 is not allowed" in run_cell(client, f"{_ASK}\nprint(said[1])").printed

@@ -306,6 +306,9 @@ class Supervisor:
             stream = asyncio.create_task(self._serve(sock))
             self._streams.add(stream)
             stream.add_done_callback(self._streams.discard)
+            # sock_accept does not give way while somebody waits: those accepted have their turn,
+            # or a burst of good streams would be over the limit.
+            await asyncio.sleep(0)
 
     async def _serve(self, sock: socket.socket) -> None:
         """Carry one stream from its Open message to its end."""

@@ -16,6 +16,7 @@ from typing import Final
 
 from enclave_kernel.isolation.notebook_network import listen_for_notebook, raise_loopback
 from enclave_kernel.supervisor.control_stream import NoGatewayError
+from enclave_kernel.supervisor.token_bucket import TokenBucket
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import EgressWanted, OpenEgress
 from enclave_protocol.relay import relay
@@ -27,6 +28,8 @@ _STREAM_TIMEOUT_S: Final = 10.0
 _TICKET_BYTES: Final = 16
 _MAX_CONNECTIONS: Final = 256
 """Of one listener, as many as the proxy serves for one notebook. More wait in the backlog."""
+_SECONDS_PER_CONNECTION: Final = 0.01
+"""Beyond as many at once as there may be."""
 _MAX_DESCRIPTORS: Final = 65_536
 _ACCEPT_PAUSE_S: Final = 0.1
 _LINGER_S: Final = 1.0
@@ -128,6 +131,8 @@ class EgressListener:
         self._sock = sock
         self._kernel_id = kernel_id
         self._room = asyncio.Semaphore(_MAX_CONNECTIONS)
+        # A loop of refused connections must not keep the gateway from other notebooks' channels.
+        self._pace = TokenBucket(_MAX_CONNECTIONS, _SECONDS_PER_CONNECTION)
         accepting = asyncio.create_task(self._accept())
         # Not before it ended: until then the loop watches the descriptor.
         accepting.add_done_callback(lambda _: sock.close())
@@ -142,6 +147,7 @@ class EgressListener:
         loop = asyncio.get_running_loop()
         while True:
             await self._room.acquire()
+            await asyncio.sleep(self._pace.take())
             try:
                 client, _ = await loop.sock_accept(self._sock)
             except OSError as error:

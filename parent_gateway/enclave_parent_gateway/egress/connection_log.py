@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import msgspec
 
-__all__ = ["ConnectionLog", "Event", "LogEntry", "read_log"]
+__all__ = ["ConnectionLog", "Event", "LogEntry", "log_size", "read_log"]
 
 _log = logging.getLogger(__name__)
 _MAX_BYTES: Final = 4 * 1024 * 1024
@@ -82,6 +82,16 @@ class ConnectionLog:
 def previous(path: Path) -> Path:
     """Return where the file before this one is."""
     return path.with_name(f"{path.name}.1")
+
+
+def log_size(path: Path) -> tuple[int, ...]:
+    """Return something that differs when something was logged meanwhile."""
+    sizes = []
+    for file in (previous(path), path):
+        with suppress(FileNotFoundError):
+            found = file.stat()
+            sizes += [found.st_ino, found.st_size]
+    return tuple(sizes)
 
 
 def read_log(path: Path) -> Iterator[LogEntry]:
