@@ -18,6 +18,7 @@ from tests.redteam.hostile_notebook import HostileNotebook
 from tests.redteam.places import Place
 from tests.support.egress import LOOPBACK, client_hello, names, proxy_server, server
 from tests.support.enclave_home import kernel, run_code
+from tests.support.local_services import HOST_CREDENTIALS
 
 _INTERNAL = ["169.254.169.254", "169.254.170.2", "127.0.0.1", "10.0.0.1", "172.16.0.1"]
 _INTERNAL += ["192.168.0.1", "100.64.0.1", "fd00:ec2::254", "::1", "fe80::1"]
@@ -349,6 +350,18 @@ async def test_n09_it_lends_no_credentials(tmp_path: Path, monkeypatch: pytest.M
             f"GET /x HTTP/1.1\r\nHost: good.example:{port}\r\nAccept: */*\r\n"
             "Connection: close\r\n\r\n".encode()
         )
+
+
+@needs_root
+def test_n09_the_parents_credentials_are_in_no_log_and_no_status(notebook: HostileNotebook) -> None:
+    """They were sent to the enclave when the notebook loaded its package, and left no trace."""
+    home = notebook.home
+    shown = home.run("status", "--json").stdout + home.run("status").stdout
+    shown += home.run("logs").stdout + home.run("proxy", "log", "--json").stdout
+    shown += "".join(path.read_text(errors="replace") for path in (home.runtime / "log").iterdir())
+    assert "vault" in shown and HOST_CREDENTIALS.secret_access_key not in shown
+    environ = notebook.value("sorted(os.environ.items())")
+    assert not [name for name, _ in environ if name.startswith("AWS_")]
 
 
 async def test_n10_redirects_are_requests_of_their_own(tmp_path: Path) -> None:
