@@ -16,7 +16,7 @@ from tests.redteam.arena import Arena
 from tests.redteam.conftest import needs_root
 from tests.redteam.hostile_notebook import HostileNotebook
 from tests.redteam.places import Place
-from tests.support.egress import LOOPBACK, client_hello, names, proxy_server, server
+from tests.support.egress import LOOPBACK, OWN_LOOPBACK, client_hello, names, proxy_server, server
 from tests.support.enclave_home import kernel, run_code
 from tests.support.local_services import HOST_CREDENTIALS
 
@@ -271,9 +271,9 @@ async def test_n05_heads_that_are_too_large(tmp_path: Path) -> None:
 async def test_n06_tls_for_somebody_else(tmp_path: Path, first: bytes) -> None:
     """Behind an allowed name there may be a shared address: TLS has to ask for that name."""
     trap = Trap()
-    resolve = names({"good.example": ["127.0.0.44"]})
+    resolve = names({"good.example": [OWN_LOOPBACK]})
     async with (
-        server(trap, "127.0.0.44", 443),
+        server(trap, OWN_LOOPBACK, 443),
         proxy_server(tmp_path, "good.example:443", addresses=LOOPBACK, resolve=resolve) as proxy,
     ):
         status, reader, writer = await proxy.connect("good.example:443")

@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -18,6 +19,7 @@ from enclave_parent_gateway.egress.resolver import Resolve, SystemResolver
 
 __all__ = [
     "LOOPBACK",
+    "OWN_LOOPBACK",
     "Handler",
     "ProxyServer",
     "client_hello",
@@ -26,6 +28,9 @@ __all__ = [
     "server",
 ]
 
+_PID = os.getpid()
+OWN_LOOPBACK = f"127.{100 + (_PID >> 16) % 64}.{_PID >> 8 & 255}.{1 + _PID % 250}"
+"""An address of this test run alone, for servers whose port is given."""
 LOOPBACK = AddressPolicy(reachable=[ipaddress.ip_network("127.0.0.0/8")])
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

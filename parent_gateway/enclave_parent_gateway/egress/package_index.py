@@ -44,7 +44,8 @@ def package_index_rule() -> Rule:
     """
     try:
         answer = subprocess.run(
-            [sys.executable, "-c", _ASK_PIP],
+            # -P: nothing is imported from the folder that the command is typed in.
+            [sys.executable, "-P", "-c", _ASK_PIP],
             capture_output=True,
             timeout=_TIMEOUT_S,
             check=True,

@@ -22,7 +22,7 @@ from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import EgressWanted, OpenEgress
 from enclave_protocol.package_header import PackageHeader, decode_header, encode_header
 from tests.support.certificates import self_signed
-from tests.support.egress import LOOPBACK, ProxyServer, names, proxy_server, server
+from tests.support.egress import LOOPBACK, OWN_LOOPBACK, ProxyServer, names, proxy_server, server
 from tests.support.example_package import FILES, make_label
 from tests.support.local_services import (
     HOST_CREDENTIALS,
@@ -181,9 +181,9 @@ async def test_tls_to_kms_ends_in_the_enclave(tmp_path: Path) -> None:
         NsmClient.open(nsm.endpoint) as client,
     ):
         async with (
-            server(listen_in, "127.0.0.45", 443, context),
+            server(listen_in, OWN_LOOPBACK, 443, context),
             proxy_server(
-                tmp_path, "kms", addresses=LOOPBACK, resolve=names({name: ["127.0.0.45"]})
+                tmp_path, "kms", addresses=LOOPBACK, resolve=names({name: [OWN_LOOPBACK]})
             ) as proxy,
             joined(proxy) as egress,
             egress.own_proxy() as url,

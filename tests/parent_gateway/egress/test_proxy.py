@@ -15,7 +15,15 @@ import pytest
 
 from enclave_parent_gateway.egress.proxy import EgressLimits
 from tests.support.certificates import self_signed
-from tests.support.egress import LOOPBACK, Handler, ProxyServer, names, proxy_server, server
+from tests.support.egress import (
+    LOOPBACK,
+    OWN_LOOPBACK,
+    Handler,
+    ProxyServer,
+    names,
+    proxy_server,
+    server,
+)
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -134,7 +142,7 @@ async def test_tls_through_the_tunnel_ends_at_the_server(tmp_path: Path) -> None
     certificate, key = self_signed(tmp_path, "good.example")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    resolve = names({"good.example": ["127.0.0.43"]})
+    resolve = names({"good.example": [OWN_LOOPBACK]})
 
     def ask(port: int, name: str) -> bytes:
         trust = ssl.create_default_context(cafile=certificate)
@@ -147,7 +155,7 @@ async def test_tls_through_the_tunnel_ends_at_the_server(tmp_path: Path) -> None
                 return tls.recv(10)
 
     async with (
-        server(echo, "127.0.0.43", 443, context),
+        server(echo, OWN_LOOPBACK, 443, context),
         proxy_server(tmp_path, "good.example:443", addresses=LOOPBACK, resolve=resolve) as proxy,
     ):
         assert await asyncio.to_thread(ask, proxy.port, "good.example") == b"hello"
