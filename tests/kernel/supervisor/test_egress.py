@@ -2,13 +2,13 @@
 
 import asyncio
 import os
+import secrets
 import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from enclave_kernel.isolation.notebook_network import listen_for_notebook
@@ -19,14 +19,22 @@ from enclave_kernel.rsa_pool import RsaPool
 from enclave_kernel.supervisor.control_stream import NoGatewayError
 from enclave_kernel.supervisor.egress import Egress, EgressListener
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.messages import EgressWanted, OpenEgress
-from enclave_protocol.package_header import PackageHeader, decode_header, encode_header
+from enclave_protocol.package_header import (
+    PackageHeader,
+    decode_header,
+    encode_header,
+    encryption_context,
+)
+from enclave_protocol.package_label import encode_label
 from tests.support.certificates import self_signed
 from tests.support.egress import LOOPBACK, OWN_LOOPBACK, ProxyServer, names, proxy_server, server
 from tests.support.example_package import FILES, make_label
 from tests.support.local_services import (
     HOST_CREDENTIALS,
     TEST_PCR0,
+    LocalCloudProcess,
     local_cloud,
     release_policy,
     software_nsm,
@@ -110,9 +118,13 @@ def test_a_process_without_a_network_of_its_own() -> None:
         listen_for_notebook(os.getpid())
 
 
-def _header(policy_arn: str) -> PackageHeader:
-    label = msgspec.structs.replace(make_label(FILES), kms_key_arn=policy_arn)
-    return decode_header(encode_header(label, b"placeholder"))
+def _package(cloud: LocalCloudProcess, arn: str) -> tuple[PackageHeader, bytes]:
+    """Return a package's header and its data key, as `enclave-owner encrypt` makes them."""
+    key = secrets.token_bytes(32)
+    label = make_label(FILES, data_key=key)
+    context = encryption_context(label, encode_label(label))
+    answer = cloud.owner.encrypt(KeyId=arn, Plaintext=key, EncryptionContext=context)
+    return decode_header(encode_header(label, KeySlot(arn, answer["CiphertextBlob"]))), key
 
 
 async def test_kms_through_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,12 +138,7 @@ async def test_kms_through_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyP
         NsmClient.open(nsm.endpoint) as client,
     ):
         key = cloud.owner.create_key(Policy=release_policy(TEST_PCR0))["KeyMetadata"]["Arn"]
-        context = _header(key).encryption_context
-        made = cloud.owner.generate_data_key(
-            KeyId=key, KeySpec="AES_256", EncryptionContext=context
-        )
-        label = msgspec.structs.replace(make_label(FILES), kms_key_arn=key)
-        header = decode_header(encode_header(label, made["CiphertextBlob"]))
+        header, data_key = _package(cloud, key)
         host = cloud.endpoint_url.removeprefix("http://")
         async with (
             proxy_server(tmp_path, host, addresses=LOOPBACK) as proxy,
@@ -149,7 +156,7 @@ async def test_kms_through_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 )
 
             async with egress.own_proxy() as url:
-                assert await asyncio.to_thread(release, url) == made["Plaintext"]
+                assert await asyncio.to_thread(release, url) == data_key
             closed = await proxy.last_logged("closed")
             assert (closed.kernel, closed.destination) == (None, host)
             # Taken off the list, it is out of reach.
@@ -174,7 +181,8 @@ async def test_tls_to_kms_ends_in_the_enclave(tmp_path: Path) -> None:
     async def listen_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heard.append(await reader.read(65536))
 
-    header = _header("arn:aws:kms:eu-west-1:111111111111:key/1234abcd-12ab-34cd-56ef-1234567890ab")
+    arn = "arn:aws:kms:eu-west-1:111111111111:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    header = decode_header(encode_header(make_label(FILES), KeySlot(arn, b"placeholder")))
     with (
         software_nsm(tmp_path) as nsm,
         RsaPool(1) as keys,
