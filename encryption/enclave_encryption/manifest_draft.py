@@ -9,8 +9,10 @@ from pathlib import Path
 from enclave_encryption.errors import ExportError
 from enclave_encryption.package_code import PackageCode
 from enclave_encryption.package_plan import DEFAULT_VERSION, choose_module, default_name
+from enclave_encryption.package_scripts import SCRIPT_SUFFIXES, named_scripts
 from enclave_encryption.source_tree import scan
-from enclave_protocol.manifest import CONTEXT_METHODS, MANIFEST_NAME, NAME_PATTERN, parse_manifest
+from enclave_protocol.manifest import CONTEXT_METHODS, MANIFEST_NAME, parse_manifest
+from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.signature import format_signature, parse_signature
 
@@ -64,11 +66,8 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
         lines += _class_lines(exported, definition, docs)
     lines += ["", "[docs]", "# Users read these."]
     lines += [f"{_key(key)} = {_quoted(text)}" for key, text in docs.items()]
-    scripts = {
-        file.entry.path[:-3]: file.entry.path
-        for file in tree.files
-        if "/" not in file.entry.path and _is_script(code, file.entry.path)
-    }
+    runnable = (file.entry.path for file in tree.files if _is_script(code, file.entry.path))
+    scripts = named_scripts(runnable)
     if scripts:
         lines += ["", "[scripts]"]
         lines += [
@@ -201,8 +200,10 @@ def _is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def _is_script(code: PackageCode, path: str) -> bool:
-    if not path.endswith(".py") or not NAME_PATTERN.fullmatch(path[:-3]):
+    if "/" in path or not path.endswith(SCRIPT_SUFFIXES):
         return False
+    if path.endswith(NOTEBOOK_SUFFIX):
+        return True
     if not path[:-3].isidentifier():
         return True  # cannot be imported, so it is there to be run
     module = code.module(path[:-3])

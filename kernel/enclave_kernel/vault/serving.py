@@ -83,7 +83,8 @@ def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
         request = _receive_body(package, channel, inputs)
         importer = _importer(package)
         if request is not None:
-            run_script(request, package.header.label, importer, inputs, channel)
+            notebooks = package.unpacker.notebooks
+            run_script(request, package.header.label, importer, notebooks, inputs, channel)
             return
         policy = package.header.label.policy
         output = CallOutput(channel.send, policy.output)

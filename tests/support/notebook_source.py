@@ -1,0 +1,57 @@
+"""Notebooks as an owner writes them."""
+
+import nbformat
+from nbformat import v4
+
+__all__ = ["notebook_source", "outputs_of", "read_executed", "shown_text"]
+
+
+def notebook_source(*cells: str, parameters: str | None = None) -> str:
+    """Return a notebook's file: a markdown cell, the parameters if there are any, then `cells`."""
+    made = [v4.new_markdown_cell("# The owner's notes: NOTES-CANARY")]  # type: ignore[no-untyped-call]
+    if parameters is not None:
+        tagged = v4.new_code_cell(parameters)  # type: ignore[no-untyped-call]
+        tagged.metadata["tags"] = ["parameters"]
+        made.append(tagged)
+    made += [v4.new_code_cell(cell) for cell in cells]  # type: ignore[no-untyped-call]
+    for cell in made[1:]:
+        cell.metadata["owner"] = "METADATA-CANARY"
+        # As saved after a run: what the owner saw stays with the owner.
+        output = v4.new_output("stream", name="stdout", text="OLD-OUTPUT-CANARY")  # type: ignore[no-untyped-call]
+        cell.outputs = [output]
+    notebook = v4.new_notebook(cells=made, metadata={"authors": [{"name": "AUTHOR-CANARY"}]})  # type: ignore[no-untyped-call]
+    text: str = nbformat.writes(notebook)  # type: ignore[no-untyped-call]
+    return text
+
+
+def read_executed(text: str | bytes) -> nbformat.NotebookNode:
+    """Return an executed notebook: valid, and without any source, metadata or attachment."""
+    data = text if isinstance(text, str) else text.decode()
+    assert "CANARY" not in data
+    notebook: nbformat.NotebookNode = nbformat.reads(data, as_version=4)  # type: ignore[no-untyped-call]
+    nbformat.validate(notebook)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    for cell in notebook.cells:
+        assert (cell.cell_type, cell.source, cell.metadata) == ("code", "", {})
+        for output in cell.outputs:
+            assert output.get("metadata", {}) == {}
+            assert set(output.get("data", {})) <= {"text/plain", "image/png"}
+    return notebook
+
+
+def outputs_of(notebook: nbformat.NotebookNode) -> list[list[dict[str, object]]]:
+    """Return the outputs of each cell, as plain dictionaries."""
+    return [[dict(output) for output in cell.outputs] for cell in notebook.cells]
+
+
+def shown_text(notebook: nbformat.NotebookNode) -> list[str]:
+    """Return the text of each cell: printed, displayed, results and errors."""
+    return [
+        "".join(
+            output.get("text", "")
+            or output.get("data", {}).get("text/plain", "")
+            or "".join(output.get("traceback", []))
+            for output in cell.outputs
+        )
+        for cell in notebook.cells
+    ]
