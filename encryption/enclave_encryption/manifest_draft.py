@@ -4,10 +4,11 @@ import ast
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from enclave_encryption.errors import ExportError
-from enclave_encryption.package_code import PackageCode
+from enclave_encryption.package_code import Definition, Module, PackageCode
 from enclave_encryption.package_plan import DEFAULT_VERSION, choose_module, default_name
 from enclave_encryption.package_scripts import SCRIPT_SUFFIXES, named_scripts
 from enclave_encryption.source_tree import scan
@@ -35,18 +36,19 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
     tree = scan(directory)
     code = PackageCode(tree)
     name = default_name(directory)
-    module = code.module(module_name or choose_module(code, name))
-    if module is None:
-        raise ExportError(f"there is no module {module_name!r} in {directory}")
+    runnable = (file.entry.path for file in tree.files if _is_script(code, file.entry.path))
+    scripts = named_scripts(runnable)
+    module = None
+    # A directory of notebooks exports nothing, and is a package all the same.
+    if module_name or code.top_level() or not scripts:
+        module = code.module(module_name or choose_module(code, name))
+        if module is None:
+            raise ExportError(f"there is no module {module_name!r} in {directory}")
     functions: dict[str, str] = {}
     classes: dict[str, ast.ClassDef] = {}
     docs: dict[str, str] = {}
     returns: dict[str, str] = {}
-    for exported in _exported_names(code, module.name):
-        found = code.definition(module, exported)
-        if found is None:
-            continue  # a constant or something from elsewhere: not callable as far as we see
-        definition = found[1]
+    for exported, definition in _definitions(code, module):
         if isinstance(definition, ast.ClassDef):
             classes[exported] = definition
             for method in definition.body:
@@ -57,7 +59,8 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
                 returns[exported] = "iter"
             functions[exported] = _signature(exported, definition, bound=False)
         _add_doc(docs, exported, definition)
-    lines = _package_lines(name, module.name, ast.get_docstring(module.tree))
+    docstring = None if module is None else ast.get_docstring(module.tree)
+    lines = _package_lines(name, "" if module is None else module.name, docstring)
     lines += ["", "[exports]", "# Nothing else is reachable. Remove what users need not call."]
     lines += [_table_line("functions", functions)]
     lines += ['# Results by reference or in batches: score = "CLASS", or "iter", or "none".']
@@ -66,8 +69,6 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
         lines += _class_lines(exported, definition, docs)
     lines += ["", "[docs]", "# Users read these."]
     lines += [f"{_key(key)} = {_quoted(text)}" for key, text in docs.items()]
-    runnable = (file.entry.path for file in tree.files if _is_script(code, file.entry.path))
-    scripts = named_scripts(runnable)
     if scripts:
         lines += ["", "[scripts]"]
         lines += [
@@ -129,6 +130,16 @@ def _class_lines(name: str, definition: ast.ClassDef, docs: dict[str, str]) -> l
         f"methods = [{', '.join(map(_quoted, methods))}]",
         "attributes = []",
     ]
+
+
+def _definitions(code: PackageCode, module: Module | None) -> Iterator[tuple[str, Definition]]:
+    if module is None:
+        return
+    for exported in _exported_names(code, module.name):
+        found = code.definition(module, exported)
+        # None: a constant or something from elsewhere, not callable as far as we see.
+        if found is not None:
+            yield exported, found[1]
 
 
 def _exported_names(code: PackageCode, module_name: str) -> list[str]:

@@ -134,6 +134,14 @@ def test_notebooks_are_scripts(folder: Path) -> None:
     assert {name: script.file for name, script in drafted.items()} == expected
 
 
+def test_a_directory_of_notebooks(tmp_path: Path) -> None:
+    notebook = '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{}]}'
+    (tmp_path / "report.ipynb").write_text(notebook)
+    (tmp_path / "enclave.toml").write_text(draft_manifest(tmp_path, None))
+    manifest = plan_package(tmp_path).manifest
+    assert (manifest.package.module, list(manifest.scripts)) == ("", ["report"])
+
+
 def test_directory_name_that_is_no_package_name(tmp_path: Path) -> None:
     folder = tmp_path / "my package"
     folder.mkdir()

@@ -98,7 +98,8 @@ def run_script(
                     workspace, inputs, lambda done: progress("sending files", done / total)
                 )
                 client.send_inputs(pieces)
-            progress("running", 1.0)
+            # A notebook has a bar of its own.
+            progress("running" if notebook is None else "", 1.0)
             ended = client.run(name, arguments, inputs.folders, files, notebook)
             if isinstance(ended, LoadFailed):
                 raise vault_failure(ended, file_name)

@@ -24,7 +24,6 @@ version = "1"
 module = "helper"
 [scripts]
 report = { file = "deep/report.ipynb", output = "%s" }
-tool = { file = "tool.py" }
 [policy]
 errors = ["KeyError"]
 %s
@@ -53,7 +52,6 @@ def run(link: VaultLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run
         files: dict[str, str | bytes] = {
             "deep/report.ipynb": notebook_source(*cells, parameters=parameters),
             "helper.py": "VALUE = 42",
-            "tool.py": "",
             "data.bin": b"weights",
         }
         package = seal_package(files, MANIFEST % (output, policy))
@@ -297,6 +295,25 @@ def test_files_left_open_are_written_and_idle_threads_end(run: Run, tmp_path: Pa
     assert (tmp_path / "output" / "exit").read_text() == "called"
 
 
+def test_a_script_with_an_open_thread_pool_ends(
+    link: VaultLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENCLAVE_WORKSPACE", str(tmp_path))
+    code = (
+        "import sys, threading, time\nfrom concurrent.futures import ThreadPoolExecutor\n"
+        "pool = ThreadPoolExecutor(2)\npool.submit(len, '').result()\n"
+        "def late():\n    time.sleep(0.2)\n"
+        "    open(sys.argv[1] + '/late', 'w').write('waited for')\n"
+        "threading.Thread(target=late).start()\n"
+    )
+    manifest = "[package]\nname = 'app'\nversion = '1'\n[scripts]\npool = { file = 'pool.py' }\n"
+    package = seal_package({"pool.py": code}, manifest)
+    link.add(package)
+    file = package.write(tmp_path / "app.encrypted")
+    result = run_script(str(file), "pool", ("/output",), (), link, lambda _stage, _share: None)
+    assert result.written == ("output/late",)
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -308,7 +325,7 @@ def test_files_left_open_are_written_and_idle_threads_end(run: Run, tmp_path: Pa
     ],
 )
 def test_what_is_no_notebook(link: VaultLink, tmp_path: Path, source: str) -> None:
-    files = {"deep/report.ipynb": source, "helper.py": "", "tool.py": ""}
+    files = {"deep/report.ipynb": source, "helper.py": ""}
     package = seal_package(files, MANIFEST % ("text", ""))
     link.add(package)
     file = package.write(tmp_path / "app.encrypted")
