@@ -350,6 +350,7 @@ def encode_call_head(
     buffers: tuple[memoryview, ...] = (),
     *,
     sealed: bool = False,
+    file_bytes: int | None = None,
 ) -> bytes:
     """Return what goes in front of `buffers`: prefix, their sizes in bytes, and the message.
 
@@ -357,10 +358,12 @@ def encode_call_head(
         message: The frame's message.
         buffers: The frame's buffers; they are not part of what is returned.
         sealed: Whether they travel in one sealed memfd, and not in the stream.
+        file_bytes: Size of the one buffer that comes from a file, in place of `buffers`.
     """
     payload = _encoder.encode(message)
-    sizes = b"".join(len(buffer).to_bytes(8, "big") for buffer in buffers)
-    count = len(buffers) | _SEALED if sealed else len(buffers)
+    lengths = list(map(len, buffers)) if file_bytes is None else [file_bytes]
+    sizes = b"".join(length.to_bytes(8, "big") for length in lengths)
+    count = len(lengths) | _SEALED if sealed else len(lengths)
     return _PREFIX.pack(len(payload), count) + sizes + payload
 
 

@@ -6,6 +6,7 @@ Everything is started from one thread, so that an "old kernel" is in force for a
 import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,9 +18,11 @@ from typing import Any
 
 from enclave_kernel.isolation.control_groups import ControlGroups
 from enclave_kernel.session.package_loading import LoadedPackage
+from enclave_protocol.messages import SignalKernel
 from tests.redteam.canaries import MANIFEST, MarkedPackage, marked_package
-from tests.redteam.places import PlainPlace, Spawner, VaultPlace, spawner
+from tests.redteam.places import NotebookPlace, PlainPlace, Spawner, VaultPlace, spawner
 from tests.support.sealed_package import SealedPackage, seal_package
+from tests.support.supervisor_process import SupervisorProcess, supervisor_process
 from tests.support.vault_link import VaultLink, payload_pid, spawn_vault
 from tests.support.vault_packages import load_sealed
 
@@ -78,9 +81,12 @@ class Arena:
         link: Holds the vaults.
         vault: The vault that survives the tests.
         marked: What is in its package.
+        supervisor: A whole supervisor, for notebooks.
     """
 
-    def __init__(self, made: Spawner, link: VaultLink, folder: Path) -> None:
+    def __init__(
+        self, made: Spawner, link: VaultLink, folder: Path, supervisor: SupervisorProcess
+    ) -> None:
         self.spawner = made
         self.link = link
         self.old_kernel = made.old_kernel
@@ -89,6 +95,7 @@ class Arena:
         self.loaded = self._load(link)
         self.vault = VaultPlace(self.loaded.proxy, old_kernel=self.old_kernel)
         (self.vault_pid,) = (vault.pid for vault in link.vaults.values())
+        self.supervisor = supervisor
 
     def _load(self, link: VaultLink) -> LoadedPackage:
         return load_sealed(link, self.sealed, self.folder)
@@ -107,6 +114,16 @@ class Arena:
         """Return a vault of its own, of the same package; it may die."""
         with new_link(self.spawner, groups) as link:
             yield VaultPlace(self._load(link).proxy, old_kernel=self.old_kernel)
+
+    @contextmanager
+    def another_notebook(self) -> Iterator[NotebookPlace]:
+        """Return a notebook of its own; it may die."""
+        with self.supervisor.control() as control:
+            request = self.supervisor.launch_request()
+            control.request(request)
+            with self.supervisor.client(request) as client:
+                yield NotebookPlace(client, old_kernel=self.old_kernel)
+            control.request(SignalKernel(request.kernel_id, signal.SIGKILL))
 
     @contextmanager
     def victim(self, uid: int | None = None, *, own_session: bool = True) -> Iterator[Victim]:
@@ -155,5 +172,8 @@ def open_arena(*, old_kernel: bool) -> Iterator[Arena]:
     with contextlib.ExitStack() as stack:
         made = stack.enter_context(spawner(old_kernel=old_kernel))
         link = stack.enter_context(new_link(made))
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="redteam-"))
-        yield Arena(made, link, Path(folder))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="red-", dir="/tmp")))
+        starting = supervisor_process(folder)
+        supervisor = made.do(starting.__enter__)
+        stack.push(starting.__exit__)
+        yield Arena(made, link, folder, supervisor)

@@ -13,7 +13,6 @@ import struct
 from typing import Any
 
 from tests.redteam.attempt import (
-    LIBC,
     Outcomes,
     attempt,
     in_child,
@@ -397,6 +396,26 @@ def children() -> int:
     return len([name for name in os.listdir("/proc") if name.isdigit()])
 
 
+def plant_beside(name: str) -> Outcomes:
+    """F-09: change a module that others import, or put something beside it; undone at once."""
+    import importlib
+
+    tried: Outcomes = {}
+    found = importlib.import_module(name).__file__
+    if found is None:
+        return tried
+    folder = os.path.dirname(found)
+
+    def plant() -> None:
+        path = f"{folder}/redteam_planted.pth"
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.unlink(path)
+
+    attempt(tried, "plant", plant)
+    attempt(tried, "change", open_only, found, os.O_WRONLY)
+    return tried
+
+
 def load_library(path: str) -> Outcomes:
     """Z-08: make native code run from a file of one's own."""
     tried: Outcomes = {}
@@ -419,5 +438,4 @@ def load_library(path: str) -> Outcomes:
 
     attempt(tried, "file", from_file)
     attempt(tried, "memfd", from_memory)
-    _ = LIBC
     return tried

@@ -67,6 +67,17 @@ def in_child(action: Callable[..., Any], *arguments: Any) -> None:
         raise OSError(code, "in a child")
 
 
+def fate(action: Callable[..., Any], *arguments: Any) -> int:
+    """Do it in a forked child; return the child's exit code, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action(*arguments)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def read_some(path: str) -> bytes:
     """Return the first bytes of a file, which must have some; never waits for them."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -262,7 +262,7 @@ def leak(kind):
         "generator": (x for x in [1]), "code": predict.__code__,
         "exception": ValueError("{message}"),
         "memoryview": memoryview(BLOB), "masked": np.ma.array([1.0, 2.0], mask=[0, 1]),
-        "objects": np.array([CONSTANT, Model()], dtype=object),
+        "objects": np.array([CONSTANT, None], dtype=object),
         "structured": np.zeros(2, dtype=[("a", "i1"), ("b", "f8")]),
         "subclass": types.MappingProxyType({{"a": CONSTANT}}),
         "dict": type("D", (dict,), {{}})(a=CONSTANT), "bound": Model().predict,

@@ -19,6 +19,7 @@ from typing import Any
 from tests.redteam.attempt import (
     Outcomes,
     attempt,
+    fate,
     in_child,
     open_only,
     packed,
@@ -147,6 +148,11 @@ def i386_socket(family: int) -> int:
     return int(ctypes.CFUNCTYPE(ctypes.c_int)(address)())
 
 
+def i386_fate() -> int:
+    """K-05: what becomes of a process that does so."""
+    return fate(i386_socket, 1)
+
+
 def x32_socket() -> Outcomes:
     """K-06: the same by the x32 numbers."""
     tried: Outcomes = {}
@@ -158,6 +164,11 @@ def x32_socket() -> Outcomes:
 
     attempt(tried, "socket", call)
     return tried
+
+
+def x32_fate() -> int:
+    """K-06: what becomes of a process that does so."""
+    return fate(x32_socket)
 
 
 def wide_arguments(families: list[int]) -> Outcomes:

@@ -18,12 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from jupyter_client.blocking.client import BlockingKernelClient
+
 from enclave_kernel.isolation.seccomp import ARCHITECTURES
 from tests.redteam import attempt
 from tests.redteam.old_kernel import LINUX_4_14_LAST, install_old_kernel
+from tests.support.enclave_home import run_code
 
 __all__ = [
     "Died",
+    "NotebookPlace",
     "Place",
     "PlainPlace",
     "Spawner",
@@ -137,6 +141,27 @@ class VaultPlace:
     def run(self, attack: Callable[..., Any], *arguments: Any) -> Any:
         """Run the attack in the vault."""
         return self.package.run(payload(attack, *arguments))
+
+
+class NotebookPlace:
+    """Code that a notebook's user types: adversary U.
+
+    Args:
+        client: Of the notebook's kernel.
+        old_kernel: Whether its enclave was started on an "old kernel".
+    """
+
+    def __init__(self, client: BlockingKernelClient, *, old_kernel: bool = False) -> None:
+        self.client = client
+        self.old_kernel = old_kernel
+
+    def run(self, attack: Callable[..., Any], *arguments: Any) -> Any:
+        """Run the attack in the kernel's process."""
+        source = payload(attack, *arguments)
+        scope = "_scope = {'__name__': 'attack'}"
+        cell = f"{scope}\nexec({source!r}, _scope)\nprint('\\n' + repr(_scope['result']))"
+        shown = run_code(self.client, cell, timeout_s=_TIMEOUT_S)
+        return ast.literal_eval(shown.splitlines()[-1])
 
 
 class PlainPlace:

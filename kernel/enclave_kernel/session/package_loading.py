@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from enclave_kernel import key_release_errors
+from enclave_kernel.call_channel import FileCutError
 from enclave_kernel.session.proxies import EncryptedPackage, package_proxy
 from enclave_kernel.session.proxy_parts import shown_name
 from enclave_kernel.session.script_client import ScriptClient
@@ -194,12 +195,21 @@ def send_body(stream: io.FileIO, client: VaultClient | ScriptClient, progress: P
 
     Raises:
         VaultDiedError: The vault is gone.
+        PackageTruncatedError: The file became shorter meanwhile.
     """
-    total = max(1, os.fstat(stream.fileno()).st_size)
-    buffer = memoryview(bytearray(BODY_CHUNK_BYTES))
-    while count := stream.readinto(buffer):
-        if not client.send_body(buffer[:count]):
+    descriptor = stream.fileno()
+    while True:
+        total = os.fstat(descriptor).st_size
+        size = min(BODY_CHUNK_BYTES, total - stream.tell())
+        if size <= 0:
             return
+        try:
+            if not client.send_body(descriptor, size):
+                return
+        except FileCutError:
+            raise PackageTruncatedError(
+                "the file became shorter while it was read: copy it again, whole"
+            ) from None
         progress("decrypting", min(1.0, stream.tell() / total))
 
 

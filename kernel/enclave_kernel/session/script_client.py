@@ -55,13 +55,15 @@ class ScriptClient:
         self._channel = CallChannel(vault.socket, max_bulk_bytes=MAX_IMAGE_BYTES)
         self._killed = False
 
-    def send_body(self, data: memoryview) -> bool:
-        """Send the next part of the encrypted body; False when the vault refused the package.
-
-        Raises:
-            VaultDiedError: The vault is gone.
-        """
-        return self._send(BodyChunk(), data)
+    def send_body(self, descriptor: int, size: int) -> bool:
+        """Send the next part of the encrypted body; as `VaultClient.send_body`."""
+        if select.select([self._channel], [], [], 0)[0]:
+            return False
+        try:
+            self._channel.send_file(BodyChunk(), descriptor, size)
+        except ChannelClosedError:
+            raise self._died() from None
+        return True
 
     def send_inputs(self, pieces: Iterable[bytes]) -> None:
         """Send the workspace's files; ends early when the vault refused them.
@@ -147,7 +149,7 @@ class ScriptClient:
             else:
                 raise VaultMessageError("the vault sent a notebook's outputs, and runs none")
 
-    def _send(self, message: BodyChunk | InputChunk, data: memoryview) -> bool:
+    def _send(self, message: InputChunk, data: memoryview) -> bool:
         if select.select([self._channel], [], [], 0)[0]:
             return False
         try:

@@ -102,22 +102,24 @@ class VaultClient:
         """Whether calls can be made; False once the vault is known to have ended."""
         return self._end is None
 
-    def send_body(self, data: memoryview) -> bool:
+    def send_body(self, descriptor: int, size: int) -> bool:
         """Send the next part of the encrypted body.
 
         Args:
-            data: At most `BODY_CHUNK_BYTES` bytes.
+            descriptor: Of the file, where the part begins.
+            size: At most `BODY_CHUNK_BYTES` bytes.
 
         Returns:
             False when the vault has refused the package: call `finish_body` then.
 
         Raises:
             VaultDiedError: The vault is gone.
+            FileCutError: The file has fewer bytes.
         """
         if select.select([self._channel], [], [], 0)[0]:
             return False
         try:
-            self._channel.send(BodyChunk(), (data,))
+            self._channel.send_file(BodyChunk(), descriptor, size)
         except ChannelClosedError:
             raise self._died() from None
         return True
