@@ -31,6 +31,7 @@ __all__ = [
     "MAX_IMAGE_SIDE",
     "MAX_NOTEBOOK_CHARS",
     "MAX_NOTEBOOK_IMAGE_BYTES",
+    "MAX_NOTEBOOK_OUTPUTS",
     "MAX_OUTPUT_CHARS",
     "CellEnded",
     "CellOutput",
@@ -50,6 +51,8 @@ MAX_CELLS: Final = 10_000
 """Of one notebook; nobody opens one with more."""
 MAX_CELL_OUTPUTS: Final = 1000
 """Of one cell: a front-end draws each by itself."""
+MAX_NOTEBOOK_OUTPUTS: Final = 30_000
+"""Of all cells: as many take a front-end a minute to draw."""
 MAX_OUTPUT_CHARS: Final = 256 * 1024
 """Of one output; a longer stream comes as several."""
 MAX_NOTEBOOK_CHARS: Final = CALL_TEXT_CHARS

@@ -78,8 +78,11 @@ def test_a_report_comes_back_executed(
         120,
     )
     assert cell.error is None
-    assert cell.printed == "Wrote /output/kept.csv, /output/report.ipynb\n"
-    assert [line[:18] for line in cell.displayed] == ["100%|██████████| 5"]
+    assert cell.printed == "reading /dataset/\nWrote /output/kept.csv, /output/report.ipynb\n"
+    # What its cells showed is shown here as well, and the bar.
+    assert [line[:18] for line in cell.displayed][:3] == ["100%|██████████| 5", "[1.5, 3.0]", "'X'"]
+    assert cell.mime_types <= {"text/plain", "image/png"}
+    assert "CANARY" not in str(cell)
     assert run_code(client, "print(_exit_code)") == "0\n"
     assert (workspace / "output" / "kept.csv").read_text() == "1.5\n3.0"
     executed = read_executed((workspace / "output" / "report.ipynb").read_bytes())
@@ -88,6 +91,7 @@ def test_a_report_comes_back_executed(
     assert not list(workspace.glob(".enclave-*"))
     if not executed.cells[4].outputs:
         pytest.skip("the rest passed; matplotlib is not installed: it is in the demo extra")
+    assert cell.images == 1
     figure = base64.b64decode(executed.cells[4].outputs[-1].data["image/png"])
     pil = pytest.importorskip("PIL.Image")
     with pil.open(io.BytesIO(figure)) as image:
@@ -103,6 +107,7 @@ def test_a_cell_that_raises_stops_it(
     cell = run_cell(client, "%run_encrypted --output /results app.encrypted failing", 60)
     assert cell.error is not None
     assert cell.error.traceback == (f"ScriptFailedError: {cell.error.value}",)
+    assert cell.printed == "so far\n"
     assert "failing ended with exit code 1: EncryptedPackageError: RuntimeError in <" in (
         cell.error.value
     )

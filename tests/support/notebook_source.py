@@ -14,12 +14,24 @@ def notebook_source(*cells: str, parameters: str | None = None) -> str:
         tagged.metadata["tags"] = ["parameters"]
         made.append(tagged)
     made += [v4.new_code_cell(cell) for cell in cells]  # type: ignore[no-untyped-call]
-    for cell in made[1:]:
+    made[0].attachments = {"CANARY.png": {"image/png": "Q0FOQVJZ"}}
+    for number, cell in enumerate(made):
+        cell.id = f"CANARY-{number}"
         cell.metadata["owner"] = "METADATA-CANARY"
+        cell.metadata.setdefault("tags", []).append("TAG-CANARY")
+        cell.metadata["execution"] = {"shell.execute_reply": "TIME-CANARY"}
+    for cell in made[1:]:
         # As saved after a run: what the owner saw stays with the owner.
         output = v4.new_output("stream", name="stdout", text="OLD-OUTPUT-CANARY")  # type: ignore[no-untyped-call]
         cell.outputs = [output]
-    notebook = v4.new_notebook(cells=made, metadata={"authors": [{"name": "AUTHOR-CANARY"}]})  # type: ignore[no-untyped-call]
+    made.append(v4.new_raw_cell("RAW-CANARY"))  # type: ignore[no-untyped-call]
+    metadata = {
+        "authors": [{"name": "AUTHOR-CANARY"}],
+        "kernelspec": {"name": "kernel-CANARY", "display_name": "CANARY", "language": "python"},
+        "language_info": {"name": "python", "file_extension": ".CANARY"},
+        "widgets": {"state": "CANARY"},
+    }
+    notebook = v4.new_notebook(cells=made, metadata=metadata)  # type: ignore[no-untyped-call]
     text: str = nbformat.writes(notebook)  # type: ignore[no-untyped-call]
     return text
 
@@ -27,7 +39,7 @@ def notebook_source(*cells: str, parameters: str | None = None) -> str:
 def read_executed(text: str | bytes) -> nbformat.NotebookNode:
     """Return an executed notebook: valid, and without any source, metadata or attachment."""
     data = text if isinstance(text, str) else text.decode()
-    assert "CANARY" not in data
+    assert "CANARY" not in data, data
     notebook: nbformat.NotebookNode = nbformat.reads(data, as_version=4)  # type: ignore[no-untyped-call]
     nbformat.validate(notebook)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}

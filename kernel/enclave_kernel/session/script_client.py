@@ -9,6 +9,7 @@ from enclave_kernel.call_channel import CallChannel, ChannelClosedError
 from enclave_kernel.session.call_display import CallDisplay
 from enclave_kernel.session.call_interrupt import CallInterrupt
 from enclave_kernel.session.executed_notebook import ExecutedNotebook
+from enclave_kernel.session.notebook_display import show_outputs
 from enclave_kernel.session.package_failures import VaultDiedError
 from enclave_kernel.session.script_outputs import OutputFiles
 from enclave_kernel.session.vault_link import LoadedVaultLike, VaultLink
@@ -139,7 +140,7 @@ class ScriptClient:
             if isinstance(message, OutputChunk) and len(contents) == 1:
                 files.feed(contents[0])
             elif isinstance(message, CellOutput | CellEnded) and notebook is not None:
-                notebook.add(message, contents)
+                show_outputs(notebook.add(message, contents))
             elif contents:
                 raise VaultMessageError("the vault sent something that was not announced")
             elif isinstance(message, Progress | Text):

@@ -57,7 +57,12 @@ def _decode(data: bytes, file_format: str, room_bytes: int) -> Pixels:
         width, height = image.size
         if max(width, height) > MAX_IMAGE_SIDE or width * height * channels > room_bytes:
             raise ImageTooLargeError
-        return Pixels(width, height, channels, image.convert(IMAGE_CHANNELS[channels]).tobytes())
+        pixels = image.convert(IMAGE_CHANNELS[channels])
+        if channels == 4:
+            # Nothing travels that is not seen: a pixel without opacity has no colour.
+            unseen = pixels.getchannel("A").point(lambda opacity: 0 if opacity else 255)
+            pixels.paste((0, 0, 0, 0), mask=unseen)
+        return Pixels(width, height, channels, pixels.tobytes())
 
 
 def _channels(image: Any) -> Literal[1, 3, 4]:

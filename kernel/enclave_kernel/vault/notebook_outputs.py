@@ -14,6 +14,7 @@ from enclave_protocol.script_messages import (
     MAX_CELLS,
     MAX_NOTEBOOK_CHARS,
     MAX_NOTEBOOK_IMAGE_BYTES,
+    MAX_NOTEBOOK_OUTPUTS,
     MAX_OUTPUT_CHARS,
     CellOutput,
 )
@@ -58,6 +59,7 @@ class NotebookOutputs:
         self._hidden = hidden
         self._chars = MAX_NOTEBOOK_CHARS - _NOTE_CHARS * MAX_CELLS
         self._pixel_bytes = MAX_NOTEBOOK_IMAGE_BYTES
+        self._most_outputs = MAX_NOTEBOOK_OUTPUTS - MAX_CELLS
         self.bytes_taken = 0
         self._forget()
 
@@ -136,11 +138,12 @@ class NotebookOutputs:
         taken: list[tuple[CellOutput, tuple[memoryview, ...]]] = []
         for message, buffers in self._messages(outputs):
             # Threads of the package's may have miscounted, and this is what counts.
-            if len(message.text) > self._chars:
+            if len(message.text) > self._chars or len(taken) >= self._most_outputs:
                 left_out += len(message.text)
                 continue
             self._chars -= len(message.text)
             taken.append((message, buffers))
+        self._most_outputs -= len(taken)
         if left_out:
             note = f"\n[{left_out} characters of output left out: too much]\n"
             taken.append((CellOutput("stream", note), ()))

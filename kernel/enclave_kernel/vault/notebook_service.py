@@ -69,17 +69,21 @@ class NotebookRun:
             sys.stdout = StandardOutput(outputs.write)
         bar, total = run.output.new_bar(), float(len(self._cells))
         error: BaseException | None = None
-        for number, cell in enumerate(self._cells):
-            run.output.bar(bar, float(number), total, None, 0)
+        for number, cell in enumerate(self._cells, 1):
+            run.output.bar(bar, number - 1.0, total, None, 0)
             count, error = _run_cell(cell.source, shell, run.runner)
             if cell.has_parameters:
                 shell.user_ns.update(self._parameters(run))
+            is_last = number == len(self._cells) or error is not None or shell.exit_now
+            if is_last:
+                # What its threads print until they have ended is shown as well.
+                error = _leave(run.runner) or error
             self._send(outputs, count, run)
-            if error is not None or shell.exit_now:
+            if is_last:
                 break
-        else:
+        if error is None and not shell.exit_now:
             run.output.bar(bar, total, total, None, 1)
-        return _leave(run.runner) or error
+        return error
 
     def _parameters(self, run: ScriptRun) -> dict[str, Scalar]:
         given = self._given

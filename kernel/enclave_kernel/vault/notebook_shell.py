@@ -12,7 +12,9 @@ from typing import Any, Final
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
+from IPython.core.history import HistoryManager
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.ultratb import AutoFormattedTB
 from traitlets import Type
 from traitlets.config import Config
 
@@ -51,6 +53,10 @@ class _DisplayHook(DisplayHook):
     """Collects a cell's result."""
 
     shell: "NotebookShell"
+
+    def quiet(self) -> bool:
+        """Return whether the cell wants its result shown to nobody."""
+        return self.shell.history_manager.quiet
 
     def write_output_prompt(self) -> None:
         """Print none."""
@@ -91,6 +97,28 @@ class _DisplayPublisher(DisplayPublisher):
         self.shell.outputs.clear(wait=wait)
 
 
+class _NoHistory(HistoryManager):
+    """Keeps no cell: `In`, `_i`, `%history` and `globals()` have nothing to show.
+
+    Attributes:
+        quiet: The cell that runs ends with a semicolon: its result is not shown.
+    """
+
+    quiet = False
+
+    def store_inputs(self, _line_num: int, source: str, _source_raw: str | None = None) -> None:
+        """Store nothing of it."""
+        self.quiet = DisplayHook.semicolon_at_end_of_expression(source)  # type: ignore[no-untyped-call]
+
+
+class _NoTracebacks(AutoFormattedTB):
+    """Formats nothing, whichever part of IPython asks for it."""
+
+    def structured_traceback(self, *_args: object, **_options: object) -> list[str]:
+        """Return no line."""
+        return []
+
+
 class NotebookShell(InteractiveShell):
     """Runs a notebook's cells.
 
@@ -104,6 +132,7 @@ class NotebookShell(InteractiveShell):
     display_pub_class = Type(_DisplayPublisher)
     compiler_class = Type(_Compiler)
     outputs: NotebookOutputs
+    history_manager: _NoHistory
     interrupted = False
     exit_now = False
 
@@ -112,6 +141,25 @@ class NotebookShell(InteractiveShell):
         super().init_magics()  # type: ignore[no-untyped-call]
         for name in _PROGRAM_MAGICS:
             self.magics_manager.register_function(_no_programs, "line_cell", name)
+
+    def init_events(self) -> None:
+        """Say nothing of a callback that fails: IPython would print it, and the cell's source."""
+        super().init_events()  # type: ignore[no-untyped-call]
+        self.events.print_on_error = False
+
+    def init_history(self) -> None:
+        """Keep no cell."""
+        self.history_manager = _NoHistory(shell=self, parent=self)
+        configurables: list[Any] = self.configurables
+        configurables.append(self.history_manager)
+
+    def init_traceback_handlers(self, custom_exceptions: Any) -> None:
+        """Format no traceback, not even one that a handler of the notebook's failed with."""
+        super().init_traceback_handlers(custom_exceptions)
+        self.InteractiveTB = _NoTracebacks(mode="Minimal", theme_name=self.colors)  # type: ignore[no-untyped-call]
+
+    def auto_rewrite_input(self, _command: str) -> None:
+        """Show nobody what `%autocall` made of a line."""
 
     def system(self, _command: str) -> None:
         """Refuse what `!` in front of a line asks for."""
@@ -173,6 +221,8 @@ def start_shell(
     shell: NotebookShell = NotebookShell.instance(config=config)
     shell.outputs = outputs
     shell.loop_runner = complete
+    # Names that a notebook may use, and that nothing else gives a value to here.
+    shell.user_ns.update(_i="", _ii="", _iii="")
     # HTML, SVG, JavaScript and LaTeX are not even made.
     formatter: Any = shell.display_formatter
     formatter.active_types = ["text/plain", *IMAGE_TYPES]

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 
 import pytest
 
@@ -10,6 +11,7 @@ from enclave_kernel.session.png_pixels import encode_png
 from enclave_protocol.script_messages import (
     MAX_CELL_OUTPUTS,
     MAX_CELLS,
+    MAX_NOTEBOOK_OUTPUTS,
     MAX_OUTPUT_CHARS,
     CellEnded,
     CellOutput,
@@ -70,11 +72,43 @@ def test_what_does_not_fit_together(
         notebook.add(message, buffers)
 
 
-def test_too_many_outputs(notebook: ExecutedNotebook) -> None:
+@pytest.mark.parametrize("text", ["x", ""])
+def test_too_many_outputs(notebook: ExecutedNotebook, text: str) -> None:
     for _ in range(MAX_CELL_OUTPUTS):
+        notebook.add(CellOutput("display_data", text), ())
+    with pytest.raises(NotebookOutputError, match="a cell of the notebook has more than"):
+        notebook.add(CellOutput("display_data", text), ())
+
+
+def test_too_many_outputs_of_all_cells(notebook: ExecutedNotebook) -> None:
+    for number in range(MAX_NOTEBOOK_OUTPUTS):
         notebook.add(CellOutput("display_data", "x"), ())
-    with pytest.raises(NotebookOutputError, match="outputs"):
+        if number % 10 == 9:
+            notebook.add(CellEnded(1), ())
+    with pytest.raises(NotebookOutputError, match="the notebook has more than"):
         notebook.add(CellOutput("display_data", "x"), ())
+
+
+def test_images_that_make_too_large_a_file_are_left_out() -> None:
+    notebook = ExecutedNotebook("output/report.ipynb", file_image_bytes=3 * 2**19)
+    pixels = memoryview(os.urandom(2**19))
+    for _ in range(4):
+        notebook.add(CellOutput("display_data", "<image>", (1024, 512, 1)), (pixels,))
+    outputs = notebook.add(CellEnded(1), ())
+    assert ["image/png" in output["data"] for output in outputs] == [True, True, False, False]
+    assert outputs[3]["data"] == {"text/plain": "[an image is left out: too many] <image>"}
+
+
+def test_outputs_are_returned_when_their_cell_has_ended(notebook: ExecutedNotebook) -> None:
+    assert notebook.add(_stream("a\x1b[2J"), ()) == ()
+    assert notebook.add(CellOutput("execute_result", "b"), ()) == ()
+    stream, result = notebook.add(CellEnded(3), ())
+    assert (stream["text"], result["data"], result["execution_count"]) == (
+        "a",
+        {"text/plain": "b"},
+        3,
+    )
+    assert notebook.add(CellEnded(4), ()) == ()
 
 
 def test_too_much_text(notebook: ExecutedNotebook) -> None:

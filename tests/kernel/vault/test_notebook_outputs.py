@@ -7,7 +7,9 @@ from enclave_kernel.vault.notebook_images import ImageTooLargeError, pixels_of
 from enclave_kernel.vault.notebook_outputs import NotebookOutputs
 from enclave_protocol.script_messages import (
     MAX_CELL_OUTPUTS,
+    MAX_CELLS,
     MAX_NOTEBOOK_CHARS,
+    MAX_NOTEBOOK_OUTPUTS,
     MAX_OUTPUT_CHARS,
     CellOutput,
 )
@@ -75,6 +77,27 @@ def test_limits_hold_over_cells(outputs: NotebookOutputs) -> None:
         assert "left out: too much" in taken[-1].text
     assert total <= MAX_NOTEBOOK_CHARS
     assert outputs.bytes_taken == total
+
+
+def test_outputs_of_all_cells_are_limited(outputs: NotebookOutputs) -> None:
+    taken = []
+    for _ in range(100):
+        for _ in range(MAX_CELL_OUTPUTS // 2):
+            outputs.show("display_data", {"text/plain": "x"}, None)
+        taken.append([message.text for message, _ in outputs.take()])
+    assert sum(map(len, taken)) <= MAX_NOTEBOOK_OUTPUTS - MAX_CELLS + 100
+    assert taken[0] == ["x"] * (MAX_CELL_OUTPUTS // 2)
+    assert taken[-1] == ["\n[500 characters of output left out: too much]\n"]
+
+
+def test_what_is_not_seen_of_an_image_stays() -> None:
+    pil = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    image = pil.new("RGBA", (3, 1))
+    for place, opacity in enumerate((0, 1, 255)):
+        image.putpixel((place, 0), (10, 20, 30, opacity))
+    found = pixels_of({"image/png": image._repr_png_()}, 2**20)
+    assert found is not None
+    assert found.data == bytes((0, 0, 0, 0, 10, 20, 30, 1, 10, 20, 30, 255))
 
 
 def test_pixels_are_counted_before_they_are_decoded() -> None:

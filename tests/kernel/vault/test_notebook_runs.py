@@ -3,32 +3,19 @@
 import base64
 import importlib.util
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from enclave_kernel.session.script_run import ScriptFailedError, run_script
+from enclave_kernel.session.script_run import run_script
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.package_errors import PackageError
-from tests.support.notebook_source import notebook_source, read_executed, shown_text
+from tests.support.notebook_runs import MANIFEST, NotebookRuns
+from tests.support.notebook_source import shown_text
 from tests.support.sealed_package import seal_package
 from tests.support.vault_link import VaultLink
 from tests.support.vault_packages import load_sealed, spy_package
-
-MANIFEST = """
-[package]
-name = "app"
-version = "1"
-module = "helper"
-[scripts]
-report = { file = "deep/report.ipynb", output = "%s" }
-[policy]
-errors = ["KeyError"]
-%s
-"""
-Run = Callable[..., tuple[nbformat.NotebookNode, str]]
 
 
 @pytest.fixture(scope="module")
@@ -38,36 +25,12 @@ def link() -> Iterator[VaultLink]:
 
 
 @pytest.fixture
-def run(link: VaultLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a notebook with these cells; returns it executed, and the error's line."""
+def run(link: VaultLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookRuns:
     monkeypatch.setenv("ENCLAVE_WORKSPACE", str(tmp_path))
-
-    def run(
-        *cells: str,
-        arguments: tuple[str, ...] = (),
-        parameters: str | None = None,
-        output: str = "text",
-        policy: str = "",
-    ) -> tuple[nbformat.NotebookNode, str]:
-        files: dict[str, str | bytes] = {
-            "deep/report.ipynb": notebook_source(*cells, parameters=parameters),
-            "helper.py": "VALUE = 42",
-            "data.bin": b"weights",
-        }
-        package = seal_package(files, MANIFEST % (output, policy))
-        link.add(package)
-        file = package.write(tmp_path / "app.encrypted")
-        said = ""
-        try:
-            run_script(str(file), "report", arguments, (), link, lambda _stage, _share: None)
-        except ScriptFailedError as error:
-            said = f"{error.exit_code} {error}"
-        return read_executed((tmp_path / "output" / "report.ipynb").read_bytes()), said
-
-    return run
+    return NotebookRuns(link, tmp_path)
 
 
-def test_text_results_and_displays_come_back(run: Run) -> None:
+def test_text_results_and_displays_come_back(run: NotebookRuns) -> None:
     notebook, error = run(
         "import helper\nprint('CANARY'[:2], helper.VALUE)\nhelper.VALUE + 1",
         "silent = 'CANARY'",
@@ -96,7 +59,7 @@ def test_text_results_and_displays_come_back(run: Run) -> None:
     assert notebook.cells[0].outputs[1].execution_count == 1
 
 
-def test_parameters_override_after_their_cell(run: Run, tmp_path: Path) -> None:
+def test_parameters_override_after_their_cell(run: NotebookRuns, tmp_path: Path) -> None:
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "x.txt").write_text("42")
     notebook, error = run(
@@ -130,13 +93,15 @@ def test_parameters_override_after_their_cell(run: Run, tmp_path: Path) -> None:
         (("-p", "limit"), "-p needs a name and a value"),
     ],
 )
-def test_other_names_cannot_be_set(run: Run, arguments: tuple[str, ...], said: str) -> None:
+def test_other_names_cannot_be_set(
+    run: NotebookRuns, arguments: tuple[str, ...], said: str
+) -> None:
     with pytest.raises(PackageError) as caught:
         run("other = 1", parameters="limit = 1\n_hidden = 2", arguments=arguments)
     assert said in str(caught.value)
 
 
-def test_a_cell_that_raises_is_the_last(run: Run) -> None:
+def test_a_cell_that_raises_is_the_last(run: NotebookRuns) -> None:
     notebook, error = run(
         "secret = 'SOURCE-CANARY'\nprint('before')",
         "def fail():\n    raise ValueError(secret)\nprint('during')\nfail()",
@@ -164,18 +129,19 @@ def test_a_cell_that_raises_is_the_last(run: Run) -> None:
         ("%%bash\necho CANARY", "OSError in <encrypted app 1>"),
         ("%pip install CANARY", "OSError in <encrypted app 1>"),
         ("%%html\n<script>CANARY</script>\n", ""),
+        ("raise KeyboardInterrupt('CANARY')", "130 report ended with exit code 130"),
         ("import sys; sys.exit(3)", "3 report ended with exit code 3;"),
         ("exit()", ""),
     ],
 )
-def test_how_a_cell_ends(run: Run, cell: str, said: str) -> None:
+def test_how_a_cell_ends(run: NotebookRuns, cell: str, said: str) -> None:
     notebook, error = run(cell, "'next'")
     assert said in error
     assert (error == "") == (said == "")
     assert ("'next'" in shown_text(notebook)) == ("%%html" in cell)
 
 
-def test_the_source_is_in_no_file_and_no_cache(run: Run) -> None:
+def test_the_source_is_in_no_file_and_no_cache(run: NotebookRuns) -> None:
     notebook, error = run(
         """
 def marked():
@@ -204,7 +170,7 @@ print("sqlite3" in sys.modules, [name for name in os.listdir(".") if name.endswi
     assert shown_text(notebook) == ["[] <encrypted app 1> False\nFalse []\n"]
 
 
-def test_images_come_back_as_pixels(run: Run) -> None:
+def test_images_come_back_as_pixels(run: NotebookRuns) -> None:
     pil = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     notebook, error = run(
         "from PIL import Image, PngImagePlugin\nimport io\n"
@@ -231,7 +197,7 @@ def test_images_come_back_as_pixels(run: Run) -> None:
     assert "left out: not readable" in shown_text(notebook)[4]
 
 
-def test_figures_come_back_as_pixels(run: Run) -> None:
+def test_figures_come_back_as_pixels(run: NotebookRuns) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         pytest.skip("matplotlib is not installed: it is in the demo extra")
     pil = pytest.importorskip("PIL.Image")
@@ -251,7 +217,7 @@ def test_figures_come_back_as_pixels(run: Run) -> None:
 
 
 @pytest.mark.parametrize("output", ["none", "progress"])
-def test_a_policy_without_text_shows_no_output(run: Run, output: str) -> None:
+def test_a_policy_without_text_shows_no_output(run: NotebookRuns, output: str) -> None:
     notebook, error = run("print('CANARY')\n'CANARY'", "raise KeyError('shown')", output=output)
     assert [cell.execution_count for cell in notebook.cells] == [1, 2]
     assert notebook.cells[0].outputs == []
@@ -259,7 +225,7 @@ def test_a_policy_without_text_shows_no_output(run: Run, output: str) -> None:
     assert "KeyError" in error
 
 
-def test_the_owners_limit_counts_outputs_and_files(run: Run, tmp_path: Path) -> None:
+def test_the_owners_limit_counts_outputs_and_files(run: NotebookRuns, tmp_path: Path) -> None:
     cell = "import sys\nprint('x' * 999)\nopen(sys.argv[2] + '/f', 'w').write('y' * 1000)"
     arguments = ("-o", "/output")
     notebook, _ = run(cell, arguments=arguments, policy="max_result_bytes = 2100")
@@ -272,7 +238,7 @@ def test_the_owners_limit_counts_outputs_and_files(run: Run, tmp_path: Path) -> 
     assert not (tmp_path / "output" / "report.ipynb").exists()
 
 
-def test_too_much_output_is_cut(run: Run) -> None:
+def test_too_much_output_is_cut(run: NotebookRuns) -> None:
     notebook, error = run("print('x' * 2**25)", "'y' * 2**20", "for n in range(9999): display(n)")
     assert error == ""
     text = shown_text(notebook)
@@ -282,7 +248,9 @@ def test_too_much_output_is_cut(run: Run) -> None:
     assert len(notebook.cells[2].outputs) < 1001
 
 
-def test_files_left_open_are_written_and_idle_threads_end(run: Run, tmp_path: Path) -> None:
+def test_files_left_open_are_written_and_idle_threads_end(
+    run: NotebookRuns, tmp_path: Path
+) -> None:
     notebook, error = run(
         "import atexit, sys\nfrom concurrent.futures import ThreadPoolExecutor\n"
         "pool = ThreadPoolExecutor(2)\npool.submit(len, '').result()",
@@ -293,6 +261,14 @@ def test_files_left_open_are_written_and_idle_threads_end(run: Run, tmp_path: Pa
     assert (error, len(notebook.cells)) == ("", 3)
     assert (tmp_path / "output" / "left").read_text() == "flushed"
     assert (tmp_path / "output" / "exit").read_text() == "called"
+
+
+def test_threads_print_until_they_have_ended(run: NotebookRuns) -> None:
+    notebook, error = run(
+        "import threading, time\ndef late():\n    time.sleep(0.3)\n    print('late')\n"
+        "threading.Thread(target=late).start()"
+    )
+    assert (error, shown_text(notebook)) == ("", ["late\n"])
 
 
 def test_a_script_with_an_open_thread_pool_ends(
