@@ -120,6 +120,10 @@ _FAILURES = {
     "magic's argument": ("print('ran')\n%matplotlib CANARY",),
     "cell magic": ("%%no_such_magic CANARY\nCANARY",),
     "run": ("print('ran')\n%run CANARY.py",),
+    "debugged": ("print('ran')", "%%debug\nvalue = 1  # CANARY"),
+    "post mortem": ("print('ran')\nvalue = []\nvalue[1]  # CANARY", "%debug", "%pdb on", "%tb"),
+    "profiled": ("print('ran')\n%prun -q open('CANARY')",),
+    "pasted": ("print('ran')\n%pastebin 1-3",),
     "exit": ("print('ran')\nimport sys\nsys.exit('CANARY')",),
 }
 

@@ -1,6 +1,8 @@
 """One run of a script or a notebook: what it is about, and how its code comes to an end."""
 
+import _sitebuiltins
 import atexit
+import builtins
 import gc
 import threading
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from enclave_protocol.manifest import Script
 from enclave_protocol.package_label import Label
 from enclave_protocol.script_messages import workspace_path
 
-__all__ = ["ScriptRun", "collect_main", "leave_main"]
+__all__ = ["ScriptRun", "add_site_names", "collect_main", "leave_main"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class ScriptRun:
             return argument
         before, path, after = found
         return f"{before}{self.inputs.root}/{path}{after}"
+
+
+def add_site_names() -> None:
+    """Add the names that Python's `site` adds, which vaults do without: scripts call `exit`."""
+    names = {name: _sitebuiltins.Quitter(name, "") for name in ("exit", "quit")}
+    vars(builtins).update(names, help=_sitebuiltins._Helper())
 
 
 def leave_main() -> None:

@@ -16,7 +16,7 @@ from enclave_kernel.vault.failures import raised
 from enclave_kernel.vault.importer import PackageImporter
 from enclave_kernel.vault.package_runner import PackageRunner
 from enclave_kernel.vault.script_files import InputFiles, collect_outputs
-from enclave_kernel.vault.script_run import ScriptRun, collect_main, leave_main
+from enclave_kernel.vault.script_run import ScriptRun, add_site_names, collect_main, leave_main
 from enclave_kernel.vault.standard_output import StandardOutput
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_errors import PackageError
@@ -80,6 +80,7 @@ def run_script(
     run = ScriptRun(label, script, importer, inputs, output, runner, channel)
     sys.argv[:] = [script.file, *map(run.place, arguments)]
     os.chdir(importer.root)
+    add_site_names()
     runner.install()
     output.begin(request.request_id)
     error = _run_file(run) if notebook is None else notebook.run(run)

@@ -271,25 +271,6 @@ def test_threads_print_until_they_have_ended(run: NotebookRuns) -> None:
     assert (error, shown_text(notebook)) == ("", ["late\n"])
 
 
-def test_a_script_with_an_open_thread_pool_ends(
-    link: VaultLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ENCLAVE_WORKSPACE", str(tmp_path))
-    code = (
-        "import sys, threading, time\nfrom concurrent.futures import ThreadPoolExecutor\n"
-        "pool = ThreadPoolExecutor(2)\npool.submit(len, '').result()\n"
-        "def late():\n    time.sleep(0.2)\n"
-        "    open(sys.argv[1] + '/late', 'w').write('waited for')\n"
-        "threading.Thread(target=late).start()\n"
-    )
-    manifest = "[package]\nname = 'app'\nversion = '1'\n[scripts]\npool = { file = 'pool.py' }\n"
-    package = seal_package({"pool.py": code}, manifest)
-    link.add(package)
-    file = package.write(tmp_path / "app.encrypted")
-    result = run_script(str(file), "pool", ("/output",), (), link, lambda _stage, _share: None)
-    assert result.written == ("output/late",)
-
-
 @pytest.mark.parametrize(
     "source",
     [
