@@ -28,7 +28,7 @@ _REPORT = notebook_source(
 _FAILING = notebook_source(
     "print('so far')", "secret = 'VALUE-CANARY'\nraise RuntimeError(secret)", "print('never')"
 )
-_SLEEPING = notebook_source("1", "import time\ntime.sleep(120)")
+_SLEEPING = notebook_source("print('asleep')", "import time\ntime.sleep(120)")
 _MANIFEST = """
 [package]
 name = "app"
@@ -37,6 +37,8 @@ version = "1.0"
 report = { file = "report.ipynb" }
 failing = { file = "notebooks/failing.ipynb" }
 sleeping = { file = "sleeping.ipynb" }
+none = { file = "none.ipynb", output = "none" }
+progress = { file = "progress.ipynb", output = "progress" }
 """
 
 
@@ -47,7 +49,7 @@ def workspace(enclave: EnclaveHome) -> Iterator[Path]:
     with open_folder() as folder:
         files = {
             "enclave.toml": _MANIFEST,
-            "report.ipynb": _REPORT,
+            **dict.fromkeys(("report.ipynb", "none.ipynb", "progress.ipynb"), _REPORT),
             "notebooks/failing.ipynb": _FAILING,
             "sleeping.ipynb": _SLEEPING,
             "formula.py": "def weigh(row):\n    return row * 2  # SOURCE-CANARY\n",
@@ -121,6 +123,33 @@ def test_a_cell_that_raises_stops_it(
     assert text[1].startswith("EncryptedPackageError: RuntimeError in <encrypted app 1.0>")
 
 
+@pytest.mark.parametrize("policy", ["none", "progress"])
+def test_outputs_that_the_owner_does_not_show(
+    workspace: Path, notebook: tuple[KernelManager, BlockingKernelClient], policy: str
+) -> None:
+    line = f"%run_encrypted app.encrypted {policy} -p threshold 1 -d /dataset/ -o /output/"
+    cell = run_cell(notebook[1], line, 120)
+    assert (cell.error, cell.images) == (None, 0)
+    assert cell.printed == f"Wrote /output/kept.csv, /output/{policy}.ipynb\n"
+    assert [text[:4] for text in cell.displayed] == ([] if policy == "none" else ["100%"])
+    executed = read_executed((workspace / "output" / f"{policy}.ipynb").read_bytes())
+    assert [c.outputs for c in executed.cells] == [[]] * 5
+
+
+def test_a_parameter_of_a_wrong_type(
+    workspace: Path, notebook: tuple[KernelManager, BlockingKernelClient]
+) -> None:
+    line = "%run_encrypted app.encrypted report -p threshold high -d /dataset/ -o /output/"
+    cell = run_cell(notebook[1], line, 120)
+    assert cell.error is not None and cell.error.name == "ScriptFailedError"
+    assert "exit code 1: EncryptedPackageError: TypeError in <encrypted app 1.0> [incident " in (
+        cell.error.value
+    )
+    assert len(cell.error.traceback) == 1 and "CANARY" not in str(cell)
+    executed = read_executed((workspace / "output" / "report.ipynb").read_bytes())
+    assert shown_text(executed)[:2] == ["", "reading /dataset/\n"]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -153,8 +182,8 @@ def test_interrupt_ends_it_and_leaves_no_vault(
     request = client.execute("%run_encrypted app.encrypted sleeping", stop_on_error=False)
     while True:
         message = client.get_iopub_msg(timeout=60)
-        data = message["content"].get("data", {})
-        if " 1/2 " in data.get("text/plain", ""):
+        # Shown when its cell has ended, and the next one begins.
+        if message["msg_type"] == "stream" and message["content"]["text"] == "asleep\n":
             break
     manager.interrupt_kernel()
     cell = finish_cell(client, request, 60)

@@ -40,8 +40,8 @@ class RunMagic(Magics):
         A notebook of the package runs the same way, with parameters:
           %run_encrypted app.encrypted report.ipynb -p threshold 0.5 -p data /dataset/ -o /output/
 
-        It comes back as /output/report.ipynb with its outputs, text and images, and without its
-        code. A parameter is a number, true, false, null or text; '"0.5"' is text as well.
+        This cell shows what its cells show, text and images, and /output/report.ipynb holds it,
+        without the code. A parameter is a number, true, false, null or text; '"0.5"' is text too.
         """
         # Late: it needs NumPy, which must not be imported before the kernel was forked.
         from enclave_kernel.session.script_run import ScriptFailedError, run_script

@@ -102,6 +102,8 @@ class NotebookRun:
                 f"{most_bytes}"
             )
         with run.output.sending:
+            # In order: the bar is above what the first cell shows.
+            run.output.send_waiting()
             for message, buffers in taken:
                 run.channel.send(message, buffers)
             run.channel.send(CellEnded(count))
