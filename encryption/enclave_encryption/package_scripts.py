@@ -9,10 +9,16 @@ from enclave_encryption.source_tree import SourceTree
 from enclave_protocol.manifest import NAME_PATTERN, Script
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 
-__all__ = ["SCRIPT_SUFFIXES", "check_notebooks", "named_scripts"]
+__all__ = [
+    "MAX_NOTEBOOK_BYTES",
+    "SCRIPT_SUFFIXES",
+    "check_notebooks",
+    "code_cells",
+    "named_scripts",
+]
 
 SCRIPT_SUFFIXES: Final = (".py", NOTEBOOK_SUFFIX)
-_MAX_NOTEBOOK_BYTES: Final = 32 * 1024 * 1024
+MAX_NOTEBOOK_BYTES: Final = 32 * 1024 * 1024
 """As much as a vault takes."""
 
 
@@ -44,10 +50,24 @@ def check_notebooks(scripts: Mapping[str, Script], tree: SourceTree) -> None:
     """
     for name, script in scripts.items():
         if script.file.endswith(NOTEBOOK_SUFFIX):
-            text = tree.text(script.file, _MAX_NOTEBOOK_BYTES)
+            text = tree.text(script.file, MAX_NOTEBOOK_BYTES)
             where = f"[scripts] {name}: {script.file}"
             if text is not None:
                 _check_notebook(text, where)
+
+
+def code_cells(text: str) -> list[str]:
+    """Return the sources of a notebook's code cells; none of versions before 4, and of no notebook.
+
+    Args:
+        text: The file's.
+    """
+    try:
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        # A file may have the source as lines, which hold their line feeds.
+        return ["".join(cell["source"]) for cell in cells]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return []
 
 
 def _check_notebook(text: str, where: str) -> None:

@@ -9,8 +9,9 @@ from tests.support.notebook_source import notebook_source, read_executed
 from tests.support.sealed_package import seal_package
 from tests.support.vault_link import VaultLink
 
-__all__ = ["MANIFEST", "NotebookRuns"]
+__all__ = ["KEY", "MANIFEST", "NotebookRuns"]
 
+KEY = b"k" * 32
 MANIFEST = """
 [package]
 name = "app"
@@ -43,6 +44,7 @@ class NotebookRuns:
         parameters: str | None = None,
         output: str = "text",
         policy: str = "",
+        with_key: bool = False,
     ) -> tuple[nbformat.NotebookNode, str]:
         """Run a notebook with these cells; return it executed, and the error's line.
 
@@ -52,6 +54,7 @@ class NotebookRuns:
             parameters: Source of the cell that is tagged so, None for no such cell.
             output: The script's, in the policy.
             policy: More lines of it.
+            with_key: The package has an `incidents.key`, which is `KEY`.
 
         Returns:
             The executed notebook, checked by `read_executed`, and exit code and message if it
@@ -61,6 +64,7 @@ class NotebookRuns:
             "deep/report.ipynb": notebook_source(*cells, parameters=parameters),
             "helper.py": "VALUE = 42\ndef fail():\n    raise LookupError  # CANARY\n",
             "data.bin": b"weights",
+            **({"incidents.key": KEY.hex()} if with_key else {}),
         }
         package = seal_package(files, MANIFEST % (output, policy))
         self._link.add(package)

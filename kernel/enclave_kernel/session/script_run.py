@@ -60,6 +60,7 @@ def run_script(
     outputs: tuple[str, ...],
     link: VaultLink,
     progress: Progress,
+    results: Path | None = None,
 ) -> ScriptResult:
     """Run a script and return when it has ended and its files are in the workspace.
 
@@ -71,6 +72,7 @@ def run_script(
         outputs: Folders besides `-o` and `/output` whose files come back.
         link: The way to the supervisor.
         progress: Called while files travel; it decides what to show.
+        results: Where its files are put, if not in the workspace.
 
     Raises:
         ScriptFailedError: It ended with another exit code than 0; its files are in the workspace.
@@ -89,7 +91,7 @@ def run_script(
                 inputs = plan_inputs(workspace, arguments, (_NOTEBOOK_OUTPUT,))
             notebook = ExecutedNotebook(f"{inputs.outputs[0]}/{file.rpartition('/')[2]}")
         client = opened.start(link, ScriptClient, progress)
-        files = OutputFiles(workspace, inputs.outputs)
+        files = OutputFiles(results or workspace, inputs.outputs)
         try:
             send_body(opened.stream, client, progress)
             if inputs.entries:
@@ -108,8 +110,9 @@ def run_script(
                 files.place(notebook.path, notebook.encode(failure))
             written = files.publish()
         except OSError as error:
+            place = results or workspace
             raise EnclaveError(
-                f"what the script wrote cannot be put into {workspace}: {error.strerror or error}"
+                f"what the script wrote cannot be put into {place}: {error.strerror or error}"
             ) from None
         finally:
             files.close()

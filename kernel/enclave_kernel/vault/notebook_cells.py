@@ -4,6 +4,7 @@ nbformat and IPython are imported when there is a notebook to read, and not befo
 """
 
 import ast
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,10 +30,13 @@ class CodeCell:
 
     Attributes:
         source: As it is in the notebook, magics included.
+        lines_before: Of all code cells before it, with empty ones that it begins with itself:
+            IPython takes them away.
         has_parameters: It is the one whose values the user may set.
     """
 
     source: str
+    lines_before: int
     has_parameters: bool = False
 
 
@@ -63,7 +67,13 @@ def read_cells(data: bytes) -> tuple[CodeCell, ...]:
             f"its notebook has {len(found)} cells, at most {MAX_CELLS} are accepted"
         )
     first = next((index for index, (_, tagged) in enumerate(found) if tagged), None)
-    return tuple(CodeCell(source, index == first) for index, (source, _) in enumerate(found))
+    cells, lines = [], 0
+    for index, (source, _) in enumerate(found):
+        empty = itertools.takewhile(lambda line: not line.strip(), source.split("\n"))
+        cells.append(CodeCell(source, lines + len(list(empty)), index == first))
+        # As the owner counts them, who looks up an incident.
+        lines += source.count("\n") + 1
+    return tuple(cells)
 
 
 def _language(metadata: Mapping[str, Any]) -> str:

@@ -65,12 +65,14 @@ class NotebookRun:
         shown = run.script.output == "text"
         outputs = NotebookOutputs(shown=shown, hidden=str(run.inputs.root))
         shell = start_shell(outputs, run.importer.file_name, run.runner.complete)
+        run.incidents.watch_notebook(shell.user_ns, run.script.file)
         if shown:
             sys.stdout = StandardOutput(outputs.write)
         bar, total = run.output.new_bar(), float(len(self._cells))
         error: BaseException | None = None
         for number, cell in enumerate(self._cells, 1):
             run.output.bar(bar, number - 1.0, total, None, 0)
+            shell.compile.lines_before = cell.lines_before
             count, error = _run_cell(cell.source, shell, run.runner)
             if cell.has_parameters:
                 shell.user_ns.update(self._parameters(run))

@@ -3,6 +3,7 @@
 Imported only by a vault that runs a notebook: IPython takes a while.
 """
 
+import ast
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -35,9 +36,19 @@ class NoProgramsError(OSError):
 
 
 class _Compiler(CachingCompiler):
-    """Compiles cells and keeps no line of them."""
+    """Compiles cells and keeps no line of them.
+
+    Attributes:
+        file_name: What code objects say they come from.
+        lines_before: Of the cells before this one: lines are counted over all of them.
+    """
 
     file_name = "<encrypted>"
+    lines_before = 0
+
+    def ast_parse(self, source: str, filename: str = "<unknown>", symbol: str = "exec") -> ast.AST:
+        """Parse a cell, whose lines go on where those of the one before it ended."""
+        return ast.increment_lineno(super().ast_parse(source, filename, symbol), self.lines_before)
 
     def cache(
         self,
@@ -133,6 +144,7 @@ class NotebookShell(InteractiveShell):
     compiler_class = Type(_Compiler)
     outputs: NotebookOutputs
     history_manager: _NoHistory
+    compile: _Compiler
     interrupted = False
     exit_now = False
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enclave_kernel.call_channel import CallChannel
 from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.importer import PackageImporter
+from enclave_kernel.vault.incidents import Incidents
 from enclave_kernel.vault.package_runner import PackageRunner
 from enclave_kernel.vault.script_files import InputFiles
 from enclave_protocol.manifest import Script
@@ -27,6 +28,7 @@ class ScriptRun:
         label: The package's, authentic.
         script: What to run.
         importer: The package's modules, importable.
+        incidents: Makes the id of its error.
         inputs: The workspace's files, complete.
         output: Takes progress and text.
         runner: Enters code of the package's.
@@ -36,6 +38,7 @@ class ScriptRun:
     label: Label
     script: Script
     importer: PackageImporter
+    incidents: Incidents
     inputs: InputFiles
     output: CallOutput
     runner: PackageRunner
@@ -67,7 +70,13 @@ def leave_main() -> None:
     atexit._run_exitfuncs()
 
 
-def collect_main(namespace: dict[str, object]) -> None:
-    """Forget the names of `__main__`: files that it left open are written when collected."""
+def collect_main(namespace: dict[str, object], path: str) -> None:
+    """Forget the names of `__main__`: files that it left open are written when collected.
+
+    Args:
+        namespace: The module's.
+        path: Its `__file__`, which stays: for the incident id, if it raised.
+    """
     namespace.clear()
+    namespace["__file__"] = path
     gc.collect()

@@ -14,6 +14,7 @@ from enclave_kernel.vault.budget import CallBudget
 from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.failures import raised
 from enclave_kernel.vault.importer import PackageImporter
+from enclave_kernel.vault.incidents import Incidents
 from enclave_kernel.vault.package_runner import PackageRunner
 from enclave_kernel.vault.script_files import InputFiles, collect_outputs
 from enclave_kernel.vault.script_run import ScriptRun, add_site_names, collect_main, leave_main
@@ -39,6 +40,7 @@ def run_script(
     label: Label,
     importer: PackageImporter,
     notebooks: Mapping[str, bytes | bytearray],
+    incidents: Incidents,
     inputs: InputFiles,
     channel: CallChannel,
 ) -> None:
@@ -49,6 +51,7 @@ def run_script(
         label: The package's, authentic.
         importer: The package's sources, all verified; nothing of them ran.
         notebooks: Those among the scripts, by path.
+        incidents: Makes the id of its error.
         inputs: The workspace's files.
         channel: The socket to the notebook's process.
 
@@ -77,7 +80,7 @@ def run_script(
         # What the vault calls the workspace's folder is of no use to anybody.
         sys.stdout = StandardOutput(lambda text: output.text(text.replace(str(inputs.root), "")))
     runner = PackageRunner()
-    run = ScriptRun(label, script, importer, inputs, output, runner, channel)
+    run = ScriptRun(label, script, importer, incidents, inputs, output, runner, channel)
     sys.argv[:] = [script.file, *map(run.place, arguments)]
     os.chdir(importer.root)
     add_site_names()
@@ -85,7 +88,7 @@ def run_script(
     output.begin(request.request_id)
     error = _run_file(run) if notebook is None else notebook.run(run)
     output.end()
-    ended = _ended(request.request_id, error, label)
+    ended = _ended(request.request_id, error, run)
     sent = 0 if notebook is None else notebook.bytes_sent
     most_bytes = label.policy.max_result_bytes
     pieces = collect_outputs(inputs.root, request.outputs, most_bytes, sent)
@@ -105,7 +108,7 @@ def _run_file(run: ScriptRun) -> BaseException | None:
 
 def _execute(importer: PackageImporter, file: str) -> None:
     module = types.ModuleType("__main__")
-    module.__file__ = f"{importer.root}/{file}"
+    module.__file__ = path = f"{importer.root}/{file}"
     sys.modules["__main__"] = module
     source = bytes(importer.sources[file])
     code = compile(source, importer.file_name, "exec", dont_inherit=True)
@@ -114,17 +117,17 @@ def _execute(importer: PackageImporter, file: str) -> None:
         exec(code, module.__dict__)  # noqa: S102
     finally:
         leave_main()
-        collect_main(module.__dict__)
+        collect_main(module.__dict__, path)
 
 
-def _ended(request_id: int, error: BaseException | None, label: Label) -> ScriptEnded:
+def _ended(request_id: int, error: BaseException | None, run: ScriptRun) -> ScriptEnded:
     if error is None:
         return ScriptEnded(0)
     if isinstance(error, SystemExit):
         return _exit(error)
     if isinstance(error, KeyboardInterrupt):
         return ScriptEnded(_INTERRUPTED, "KeyboardInterrupt")
-    failure = raised(request_id, error, frozenset(label.policy.errors))
+    failure = raised(request_id, error, frozenset(run.label.policy.errors), run.incidents)
     return ScriptEnded(1, failure.type_name, failure.message, failure.incident)
 
 

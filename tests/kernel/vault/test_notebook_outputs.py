@@ -129,7 +129,7 @@ def test_an_image_that_is_too_large_is_said(outputs: NotebookOutputs) -> None:
 def test_only_the_first_tagged_cell_has_the_parameters() -> None:
     source = notebook_source("x = 1", parameters="a = 1").replace('"x = 1"', '"# x"')
     cells = read_cells(source.encode())
-    assert [(cell.source, cell.has_parameters) for cell in cells] == [
-        ("a = 1", True),
-        ("# x", False),
+    assert [(cell.source, cell.lines_before, cell.has_parameters) for cell in cells] == [
+        ("a = 1", 0, True),
+        ("# x", 1, False),
     ]

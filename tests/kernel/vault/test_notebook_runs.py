@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from enclave_kernel.session.script_run import run_script
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.incident import Place, stands_for
 from enclave_protocol.package_errors import PackageError
-from tests.support.notebook_runs import MANIFEST, NotebookRuns
+from tests.support.notebook_runs import KEY, MANIFEST, NotebookRuns
 from tests.support.notebook_source import shown_text
 from tests.support.sealed_package import seal_package
 from tests.support.vault_link import VaultLink
@@ -168,6 +170,24 @@ print("sqlite3" in sys.modules, [name for name in os.listdir(".") if name.endswi
     )
     assert error == ""
     assert shown_text(notebook) == ["[] <encrypted app 1> False\nFalse []\n"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "place"),
+    [
+        ("x = 1\nraise ValueError", Place("deep/report.ipynb", 7)),
+        ("await f()", Place("deep/report.ipynb", 5)),
+        ("%%time\ny = 2\nf2()", Place("deep/report.ipynb", 3)),
+        ("import helper\nhelper.fail()", Place("helper.py", 3)),
+        ("x = = 1", Place()),
+    ],
+)
+def test_an_incident_stands_for_a_cells_line(run: NotebookRuns, cell: str, place: Place) -> None:
+    before = "\ndef f2():\n    raise ValueError\nasync def f():\n    return 1 / 0"
+    _, error = run(before, cell, with_key=True)
+    incident = re.search(r"\[incident ([0-9a-f]{16})\]", error)
+    assert incident is not None
+    assert stands_for(KEY, incident[1], place)
 
 
 def test_images_come_back_as_pixels(run: NotebookRuns) -> None:
