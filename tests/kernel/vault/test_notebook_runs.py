@@ -258,6 +258,15 @@ def test_the_owners_limit_counts_outputs_and_files(run: NotebookRuns, tmp_path: 
     assert not (tmp_path / "output" / "report.ipynb").exists()
 
 
+def test_a_policy_without_a_workspace(run: NotebookRuns) -> None:
+    policy = 'workspace = "none"'
+    (run.workspace / "data.txt").write_text("x")
+    notebook, error = run("1", policy=policy)
+    assert (error, shown_text(notebook)) == ("", ["1"])
+    with pytest.raises(PackageError, match="its owner does not let it see files"):
+        run("1", parameters="x = 1", policy=policy, arguments=("-p", "x", "/data.txt"))
+
+
 def test_too_much_output_is_cut(run: NotebookRuns) -> None:
     notebook, error = run("print('x' * 2**25)", "'y' * 2**20", "for n in range(9999): display(n)")
     assert error == ""
