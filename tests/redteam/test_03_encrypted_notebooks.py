@@ -281,7 +281,7 @@ def test_e01_a_parameter_is_never_source(run: NotebookRuns) -> None:
         assert one.count(f"SHOWN={text.strip()}\n") == 2
 
 
-@pytest.mark.parametrize("value", ["text", "null", "1e999", "''"])
+@pytest.mark.parametrize("value", ["text", "null"])
 def test_e01_a_parameter_of_another_type(run: NotebookRuns, value: str) -> None:
     """What the notebook makes of it; an error of it is as any other."""
     notebook, error = run(

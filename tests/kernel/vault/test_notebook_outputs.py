@@ -2,7 +2,6 @@
 
 import pytest
 
-from enclave_kernel.vault.notebook_cells import read_cells
 from enclave_kernel.vault.notebook_images import ImageTooLargeError, pixels_of
 from enclave_kernel.vault.notebook_outputs import NotebookOutputs
 from enclave_protocol.script_messages import (
@@ -13,7 +12,6 @@ from enclave_protocol.script_messages import (
     MAX_OUTPUT_CHARS,
     CellOutput,
 )
-from tests.support.notebook_source import notebook_source
 
 
 def _texts(outputs: NotebookOutputs) -> list[tuple[str, str]]:
@@ -124,12 +122,3 @@ def test_an_image_that_is_too_large_is_said(outputs: NotebookOutputs) -> None:
     message, buffers = outputs.take()[0]
     assert message == CellOutput("display_data", "[an image is left out: too large] <image>")
     assert buffers == ()
-
-
-def test_only_the_first_tagged_cell_has_the_parameters() -> None:
-    source = notebook_source("x = 1", parameters="a = 1").replace('"x = 1"', '"# x"')
-    cells = read_cells(source.encode())
-    assert [(cell.source, cell.lines_before, cell.has_parameters) for cell in cells] == [
-        ("a = 1", 0, True),
-        ("# x", 1, False),
-    ]
