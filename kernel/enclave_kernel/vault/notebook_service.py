@@ -115,6 +115,9 @@ def _run_cell(
     source: str, shell: "NotebookShell", runner: PackageRunner
 ) -> tuple[int | None, BaseException | None]:
     """Return the cell's execution count, and what it let out."""
+    if runner.interrupted:
+        # While the outputs of the one before travelled.
+        return None, KeyboardInterrupt()
     try:
         result = runner.run(shell.run_cell, (source,), {"store_history": True})
     except BaseException as error:  # an interrupt outside the cell's own code, mostly
