@@ -5,6 +5,9 @@ owner's cells below do what an owner does without a thought; each has "CANARY" i
 `read_executed` looks for it in every byte that came back. `ran` is printed by what has run.
 """
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -300,3 +303,42 @@ def test_f01_what_was_saved_stays(run: NotebookRuns) -> None:
     assert len(notebook.cells) == 2
     again, _ = run("1", parameters="x = 1  # CANARY")
     assert {cell.id for cell in notebook.cells}.isdisjoint(cell.id for cell in again.cells)
+
+
+_PLAIN_SHELL = """
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+cells = json.loads(sys.stdin.read())
+config = Config({"HistoryManager": {"enabled": False}})
+shell = InteractiveShell.instance(config=config, colors="nocolor")
+for cell in cells:
+    shell.run_cell(cell, store_history=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ("first = 1  # CANARY", "%history"),
+        ("first = 1  # CANARY", "print(globals())"),
+        _HOOKS["callback"],
+        _HOOKS["callback before"],
+        _HOOKS["handler"],
+        _FAILURES["autocall"],
+        _FAILURES["rendered"],
+        ("def marked():\n    return 1  # CANARY", "marked??"),
+    ],
+)
+def test_control_an_ordinary_shell_shows_it(cells: tuple[str, ...], tmp_path: Path) -> None:
+    """The same cells in IPython as it is: the tests above have something to find."""
+    shown = subprocess.run(
+        [sys.executable, "-c", _PLAIN_SHELL],
+        input=json.dumps(cells),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={"HOME": str(tmp_path), "PAGER": "cat", "TERM": "dumb", "PATH": "/usr/bin:/bin"},
+    )
+    assert "CANARY" in shown.stdout
