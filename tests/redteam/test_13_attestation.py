@@ -4,6 +4,7 @@ What only AWS's own KMS and a real enclave can show is not here: see docs/threat
 """
 
 import json
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from enclave_kernel.rsa_pool import RsaPool
 from enclave_protocol.attestation_document import decode_signed_document
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import encode_frame
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.kms_cms import decrypt_cms
 from enclave_protocol.messages import (
     PROTOCOL_VERSION,
@@ -34,7 +36,13 @@ from enclave_protocol.messages import (
     encode,
 )
 from enclave_protocol.package_errors import PackageTamperedError
-from enclave_protocol.package_header import PackageHeader, decode_header, encode_header
+from enclave_protocol.package_header import (
+    PackageHeader,
+    decode_header,
+    encode_header,
+    encryption_context,
+)
+from enclave_protocol.package_label import encode_label
 from tests.redteam import attacks, kernel_attacks
 from tests.redteam.arena import Arena
 from tests.redteam.conftest import needs_root
@@ -50,6 +58,7 @@ from tests.support.local_services import (
     release_policy,
     software_nsm,
 )
+from tests.support.package_owner import PackageOwner, write_package
 from tests.support.process_memory import occurrences
 
 
@@ -68,12 +77,12 @@ class Aws:
         return self.wrapped(arn, name)
 
     def wrapped(self, arn: str, name: str) -> tuple[PackageHeader, bytes]:
-        label = msgspec.structs.replace(make_label(FILES, name=name), kms_key_arn=arn)
-        context = decode_header(encode_header(label, b"x")).encryption_context
-        answer = self.cloud.owner.generate_data_key(
-            KeyId=arn, KeySpec="AES_256", EncryptionContext=context
-        )
-        return decode_header(encode_header(label, answer["CiphertextBlob"])), answer["Plaintext"]
+        key = secrets.token_bytes(32)
+        label = make_label(FILES, name, key)
+        context = encryption_context(label, encode_label(label))
+        answer = self.cloud.owner.encrypt(KeyId=arn, Plaintext=key, EncryptionContext=context)
+        slot = KeySlot(arn, answer["CiphertextBlob"])
+        return decode_header(encode_header(label, slot)), key
 
     def release(self, header: PackageHeader, nsm: SoftwareNsmProcess | None = None) -> bytes:
         with NsmClient.open((nsm or self.nsm).endpoint) as client:
@@ -92,7 +101,7 @@ class Aws:
         return dict(
             self.cloud.host.decrypt(
                 CiphertextBlob=header.wrapped_key,
-                KeyId=header.label.kms_key_arn,
+                KeyId=header.kms_key_arn,
                 EncryptionContext=header.encryption_context,
                 **recipient,
             )
@@ -177,7 +186,7 @@ def test_a04_the_key_of_another_package(aws: Aws) -> None:
     arn = aws.cloud.owner.create_key(Policy=release_policy(TEST_PCR0))["KeyMetadata"]["Arn"]
     first, _ = aws.wrapped(arn, "first")
     second, _ = aws.wrapped(arn, "second")
-    mixed = decode_header(encode_header(first.label, second.wrapped_key))
+    mixed = decode_header(encode_header(first.label, second.slot))
     with pytest.raises(PackageTamperedError):
         aws.release(mixed)
 
@@ -188,7 +197,7 @@ def test_a06_the_endpoint_is_not_the_parents_to_choose(aws: Aws) -> None:
     with pytest.raises(SystemExit):
         main([*options, "--kms-endpoint-url", "http://x"])
     header, _ = aws.package()
-    assert header.label.kms_key_arn.split(":")[3] == header.label.region
+    assert header.kms_key_arn.split(":")[3] == header.region
 
 
 def test_a07_an_answer_that_was_given_before(aws: Aws) -> None:
@@ -217,7 +226,7 @@ def test_a09_an_image_that_was_withdrawn(aws: Aws) -> None:
     header, key = aws.package()
     assert aws.release(header) == key
     aws.cloud.owner.put_key_policy(
-        KeyId=header.label.kms_key_arn, PolicyName="default", Policy=release_policy("ab" * 48)
+        KeyId=header.kms_key_arn, PolicyName="default", Policy=release_policy("ab" * 48)
     )
     with pytest.raises(KeyReleaseDeniedError):
         aws.release(header)
@@ -249,7 +258,11 @@ def test_a10_a_version_that_was_revoked(aws: Aws) -> None:
 
 def test_a11_each_package_has_its_own_key(aws: Aws) -> None:
     arn = aws.cloud.owner.create_key(Policy=release_policy(TEST_PCR0))["KeyMetadata"]["Arn"]
-    assert len({aws.wrapped(arn, "same")[1] for _ in range(5)}) == 5
+    folder = write_package(aws.folder / "same", {"same.py": "x = 1\n"})
+    owner = PackageOwner(aws.cloud.endpoint_url)
+    made = [owner.encrypt(folder, arn, aws.folder / f"{n}.encrypted") for n in range(3)]
+    commitments = {decode_header(path.read_bytes()).label.data_key_commitment for path in made}
+    assert len(commitments) == 3
 
 
 @needs_root
@@ -282,9 +295,9 @@ def test_a13_attestation_on_request(modern: Arena) -> None:
         assert b"document" not in data
 
 
-def test_a14_another_key_or_region_in_the_label(aws: Aws) -> None:
+def test_a14_another_key_in_the_key_slot(aws: Aws) -> None:
     header, _ = aws.package()
     other = aws.cloud.owner.create_key(Policy=release_policy(TEST_PCR0))["KeyMetadata"]["Arn"]
-    swapped = msgspec.structs.replace(header.label, kms_key_arn=other)
+    swapped = KeySlot(other, header.wrapped_key)
     with pytest.raises(PackageTamperedError):
-        aws.release(decode_header(encode_header(swapped, header.wrapped_key)))
+        aws.release(decode_header(encode_header(header.label, swapped)))
