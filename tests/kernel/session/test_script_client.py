@@ -1,5 +1,6 @@
 """What a vault that was taken over can send to the cell that runs a script or a notebook in it."""
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from enclave_kernel.call_channel import CallChannel
+from enclave_kernel.call_channel import CallChannel, ChannelClosedError
 from enclave_kernel.session.executed_notebook import ExecutedNotebook, NotebookOutputError
 from enclave_kernel.session.package_failures import VaultDiedError
 from enclave_kernel.session.script_client import ScriptClient
@@ -37,18 +38,19 @@ class ForgingVault:
         self._thread.start()
 
     def _serve(self, sock: socket.socket, messages: Sequence[Sent]) -> None:
-        channel = CallChannel(sock)
-        channel.receive()
-        for message, buffers in messages:
-            if isinstance(message, list):
-                # No message at all, as a frame without buffers.
-                payload = msgspec.msgpack.encode(message)
-                sock.sendall(len(payload).to_bytes(4, "big") + bytes(4) + payload)
-            else:
-                channel.send(message, buffers)
-        while sock.recv(65536):
-            continue
-        channel.close()
+        # The other end closes whenever it has seen enough.
+        with sock, contextlib.suppress(ConnectionError, ChannelClosedError):
+            channel = CallChannel(sock)
+            channel.receive()
+            for message, buffers in messages:
+                if isinstance(message, list):
+                    # No message at all, as a frame without buffers.
+                    payload = msgspec.msgpack.encode(message)
+                    sock.sendall(len(payload).to_bytes(4, "big") + bytes(4) + payload)
+                else:
+                    channel.send(message, buffers)
+            while sock.recv(65536):
+                continue
 
     def load(self, file_name: str, header_raw: bytes) -> LoadedVault:
         raise AssertionError((file_name, header_raw))
