@@ -68,7 +68,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(dir=_fast_folder()) as name:
         folder = Path(name)
-        _make_source(folder, options.mib)
+        make_source(folder, options.mib)
         openssl, results = _measure(folder, options.mib, max(options.runs, 5))
     ok = all(
         result.ratio >= (result.goal or 0) and result.memory_mib <= GOAL_MEMORY_MIB
@@ -91,12 +91,12 @@ def main() -> int:
 def _measure(folder: Path, mib: int, runs: int) -> tuple[float, list[Result]]:
     plan = plan_package(folder / "source")
     destination = memoryview(bytearray(mib * MIB))
-    _encrypt(plan, folder / "package")
+    seal(plan, folder / "package")
     sealed = (folder / "package").read_bytes()
     tasks: dict[str, Callable[[], None]] = {
-        "encrypt": lambda: _encrypt(plan, folder / "other"),
+        "encrypt": lambda: seal(plan, folder / "other"),
         "decrypt": lambda: _decrypt_memory(sealed, destination),
-        "decrypt, file": lambda: _decrypt_file(folder / "package", destination),
+        "decrypt, file": lambda: unseal_file(folder / "package", destination),
     }
     rates: dict[str, list[float]] = {name: [] for name in tasks}
     baseline: list[float] = []
@@ -122,18 +122,21 @@ def _measure(folder: Path, mib: int, runs: int) -> tuple[float, list[Result]]:
     return openssl, results
 
 
-def _make_source(folder: Path, mib: int) -> None:
+def make_source(folder: Path, mib: int) -> PackagePlan:
+    """Write the folder of a package with one file of `mib` MiB, and return its plan."""
     source = folder / "source"
     source.mkdir()
     (source / "enclave.toml").write_text('[package]\nname = "benchmark"\n')
     with (source / "weights.bin").open("wb") as file:
         for _ in range(mib):
             file.write(os.urandom(MIB))
+    return plan_package(source)
 
 
-def _encrypt(plan: PackagePlan, target: Path) -> None:
+def seal(plan: PackagePlan, target: Path, *, key: bytes = KEY) -> None:
+    """Encrypt a package to a file as `enclave-owner` does, without KMS."""
     header = encode_header(make_label(plan, ARN), b"wrapped")
-    encryptor = Encryptor(KEY, decode_header(header).context)
+    encryptor = Encryptor(key, decode_header(header).context)
     buffer = memoryview(bytearray(FILE_READ_BYTES))
     sealed = memoryview(bytearray(encryptor.update_size(FILE_READ_BYTES)))
     files = {file.entry.path: file for file in plan.tree.files}
@@ -156,7 +159,8 @@ def _decrypt_memory(sealed: bytes, destination: memoryview) -> None:
         pass
 
 
-def _decrypt_file(path: Path, destination: memoryview) -> None:
+def unseal_file(path: Path, destination: memoryview) -> None:
+    """Decrypt what `seal` wrote; its one file goes to `destination`."""
     with path.open("rb", buffering=0) as stream:
         for _ in read_package(stream, lambda _: bytearray(KEY), place=_into(destination)):
             pass
@@ -174,11 +178,11 @@ def _memory_mib(name: str, folder: Path, mib: int) -> float:
     sealed = (folder / "package").read_bytes() if name == "decrypt" else b""
     before = _reset_peak_mib()
     if name == "encrypt":
-        _encrypt(plan, folder / "other")
+        seal(plan, folder / "other")
     elif name == "decrypt":
         _decrypt_memory(sealed, destination)
     else:
-        _decrypt_file(folder / "package", destination)
+        unseal_file(folder / "package", destination)
     return _peak_mib() - before
 
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 from enclave_encryption.data_key import KmsKey
-from enclave_encryption.errors import OwnerError
+from enclave_encryption.errors import LintError, OwnerError
 from enclave_encryption.label_view import label_json, print_label, shown_size
+from enclave_encryption.lint.package_lint import lint_package
 from enclave_encryption.manifest_draft import draft_manifest
 from enclave_encryption.output_file import OutputFile
 from enclave_encryption.package_encryption import check_output, encrypt_package
-from enclave_encryption.package_plan import check_not_expired, plan_package
+from enclave_encryption.package_plan import PackagePlan, check_not_expired, plan_package
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.manifest import MANIFEST_NAME
 from enclave_protocol.package_errors import PackageError
@@ -107,7 +108,7 @@ def _init(directory: Path, module: str | None, force: bool) -> None:
     """Write DIR/enclave.toml from the code in DIR, for you to review.
 
     The code is read, not run: exports come from __all__, or else from the public functions and
-    classes; defaults that are no literals are written as "...".
+    classes; defaults that are no literals are written as "...". Warnings are those of `encrypt`.
 
     \b
     Example:
@@ -119,6 +120,9 @@ def _init(directory: Path, module: str | None, force: bool) -> None:
     text = draft_manifest(directory, module)
     with OutputFile(manifest) as file:
         file.write(text.encode())
+    # A draft that `encrypt` would refuse has to be corrected first; it says how.
+    with suppress(EnclaveError):
+        _warn(plan_package(directory))
     click.echo(f"Wrote {manifest}. Review it, then: enclave-owner encrypt -d {directory} -k KEY_ID")
 
 
@@ -139,10 +143,16 @@ def _init(directory: Path, module: str | None, force: bool) -> None:
     type=click.Path(path_type=Path),
     help="Default: NAME-VERSION.encrypted here.",
 )
+@click.option("--strict", is_flag=True, help="Take warnings for errors: exit code 1, no file.")
 @click.option("--region", metavar="R", help="AWS region; default: the ARN's or your profile's.")
 @click.option("--endpoint-url", metavar="URL", help="Another KMS endpoint than AWS's.")
 def _encrypt(
-    directory: Path, key_id: str, output: Path | None, region: str | None, endpoint_url: str | None
+    directory: Path,
+    key_id: str,
+    output: Path | None,
+    strict: bool,
+    region: str | None,
+    endpoint_url: str | None,
 ) -> None:
     """Encrypt a directory into one file.
 
@@ -150,12 +160,18 @@ def _encrypt(
     and so are exports that the code does not have and an expiry that is past. The file appears
     whole or not at all.
 
+    Warnings, on your screen only, name the lines where exported code evaluates, formats,
+    unpickles or opens what users pass, or returns whole weights. A comment on the line,
+    "# enclave: allow RULE", says that you looked at it.
+
     \b
     Example:
       enclave-owner encrypt -d credit_scorer/ -k alias/packages -o scorer.encrypted
     """
     plan = plan_package(directory)
     check_not_expired(plan.manifest, datetime.now(UTC))
+    if _warn(plan) and strict:
+        raise LintError("--strict: warnings are errors; nothing was written")
     target = Path(plan.file_name) if output is None else output
     check_output(target, directory)
     key = KmsKey(key_id, region=region, endpoint_url=endpoint_url)
@@ -166,6 +182,27 @@ def _encrypt(
         f"Wrote {written.path}: {written.label.file_count} files, {shown_size(written.size)}, "
         f"opens with {written.label.kms_key_arn}"
     )
+
+
+def _warn(plan: PackagePlan) -> int:
+    """Show on stderr, and nowhere else, what the owner should look at; return how much it is."""
+    with Console(stderr=True).status("Looking through exported code"):  # on terminals only
+        result = lint_package(plan.manifest, plan.manifest_text, plan.code)
+    for finding in result.findings:
+        click.echo(f"enclave-owner: warning: {finding}", err=True)
+    if result.findings:
+        count = "1 warning" if len(result.findings) == 1 else f"{len(result.findings)} warnings"
+        click.echo(
+            f"enclave-owner: {count}; for what you looked at and mean, put "
+            "`# enclave: allow RULE` on its line",
+            err=True,
+        )
+    if not result.complete:
+        click.echo(
+            "enclave-owner: the code goes further than was followed: there may be more to look at",
+            err=True,
+        )
+    return len(result.findings)
 
 
 @_owner.command("inspect")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from enclave_protocol.errors import EnclaveError
 
-__all__ = ["ExportError", "KmsError", "OutputError", "OwnerError", "SourceTreeError"]
+__all__ = ["ExportError", "KmsError", "LintError", "OutputError", "OwnerError", "SourceTreeError"]
 
 
 class OwnerError(EnclaveError):
@@ -25,6 +25,10 @@ class SourceTreeError(OwnerError):
 
 class ExportError(OwnerError):
     """`enclave.toml` and the code do not agree about what is exported."""
+
+
+class LintError(OwnerError):
+    """`--strict`, and there are warnings."""
 
 
 class KmsError(OwnerError):

@@ -5,13 +5,11 @@ import inspect
 from collections.abc import Iterable, Iterator
 
 from enclave_encryption.errors import ExportError
-from enclave_encryption.package_code import Definition, Module, PackageCode
+from enclave_encryption.package_code import FUNCTION, Definition, Module, PackageCode
 from enclave_protocol.manifest import CONTEXT_METHODS, ExportedClass, Manifest, did_you_mean
 from enclave_protocol.signature import parse_signature
 
 __all__ = ["check_exports"]
-
-_FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def check_exports(manifest: Manifest, code: PackageCode, paths: frozenset[str]) -> None:
@@ -68,12 +66,12 @@ def _check_class(
     module, definition = found
     if not isinstance(definition, ast.ClassDef):
         raise ExportError(f"[exports] classes: {name!r} is a function; list it in functions")
-    bases, complete = _with_bases(module, definition, code)
+    bases, complete = code.with_bases(module, definition)
     methods: dict[str, tuple[Module, ast.FunctionDef | ast.AsyncFunctionDef]] = {}
     attributes: set[str] = set()
     for where, base in bases:
         for statement in base.body:
-            if isinstance(statement, _FUNCTION):
+            if isinstance(statement, FUNCTION):
                 methods.setdefault(statement.name, (where, statement))
         attributes |= _attributes(base)
     if exported.init and "__init__" in methods:
@@ -98,30 +96,6 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return did_you_mean(name, (entry for entry in known if not entry.startswith("_")))
 
 
-def _with_bases(
-    module: Module, definition: ast.ClassDef, code: PackageCode
-) -> tuple[list[tuple[Module, ast.ClassDef]], bool]:
-    """Return the class and its bases in the directory, and whether these are all there is."""
-    found = [(module, definition)]
-    # A decorator, metaclass or __getattr__ may add anything.
-    complete = not definition.decorator_list and not definition.keywords
-    for where, current in found:
-        complete = complete and not any(
-            isinstance(statement, _FUNCTION)
-            and statement.name in ("__getattr__", "__getattribute__")
-            for statement in current.body
-        )
-        for base in current.bases:
-            if isinstance(base, ast.Name) and base.id == "object":
-                continue
-            resolved = code.definition(where, base.id) if isinstance(base, ast.Name) else None
-            if resolved is None or not isinstance(resolved[1], ast.ClassDef):
-                complete = False
-            elif all(resolved[1] is not known for _, known in found):
-                found.append((resolved[0], resolved[1]))
-    return found, complete
-
-
 def _attributes(definition: ast.ClassDef) -> set[str]:
     """Return the names assigned in the class's body and to `self` in its methods."""
     return set(_assigned(definition))
@@ -133,7 +107,7 @@ def _assigned(definition: ast.ClassDef) -> Iterator[str]:
             for node in ast.walk(statement):
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                     yield node.id
-        if isinstance(statement, _FUNCTION):
+        if isinstance(statement, FUNCTION):
             for node in ast.walk(statement):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                     yield node.attr
@@ -142,7 +116,7 @@ def _assigned(definition: ast.ClassDef) -> Iterator[str]:
 def _check_call(text: str, found: tuple[Module, Definition], *, bound: bool) -> None:
     """Check that every call the declared signature allows, the code's accepts."""
     module, definition = found
-    if not isinstance(definition, _FUNCTION) or definition.decorator_list:
+    if not isinstance(definition, FUNCTION) or definition.decorator_list:
         return  # a decorator may change the signature
     arguments = definition.args
     actual = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]

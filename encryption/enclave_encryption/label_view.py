@@ -63,6 +63,7 @@ def print_label(
         ("output", policy.output),
         ("workspace", policy.workspace),
         ("errors shown", ", ".join(policy.errors) or "none"),
+        ("functions called", ", ".join(f"{k}{v}" for k, v in sorted(policy.callbacks.items()))),
         ("native code", "yes" if policy.native else ""),
         ("quotas", _quotas(policy)),
         ("expires", shown_expiry(policy.expires, now) if policy.expires else ""),

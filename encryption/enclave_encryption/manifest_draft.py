@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from enclave_encryption.errors import ExportError
-from enclave_encryption.package_code import PackageCode
+from enclave_encryption.package_code import FUNCTION, Module, PackageCode
 from enclave_encryption.package_plan import DEFAULT_VERSION, choose_module, default_name
 from enclave_encryption.source_tree import scan
 from enclave_protocol.manifest import CONTEXT_METHODS, MANIFEST_NAME, NAME_PATTERN, parse_manifest
@@ -15,8 +15,6 @@ from enclave_protocol.package_errors import PackageError
 from enclave_protocol.signature import format_signature, parse_signature
 
 __all__ = ["draft_manifest"]
-
-_FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def draft_manifest(directory: Path, module_name: str | None) -> str:
@@ -37,7 +35,7 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
     if module is None:
         raise ExportError(f"there is no module {module_name!r} in {directory}")
     functions: dict[str, str] = {}
-    classes: dict[str, ast.ClassDef] = {}
+    classes: dict[str, tuple[Module, ast.ClassDef]] = {}
     docs: dict[str, str] = {}
     returns: dict[str, str] = {}
     for exported in _exported_names(code, module.name):
@@ -46,9 +44,9 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
             continue  # a constant or something from elsewhere: not callable as far as we see
         definition = found[1]
         if isinstance(definition, ast.ClassDef):
-            classes[exported] = definition
+            classes[exported] = found[0], definition
             for method in definition.body:
-                if isinstance(method, _FUNCTION) and _is_generator(method):
+                if isinstance(method, FUNCTION) and _is_generator(method):
                     returns[f"{exported}.{method.name}"] = "iter"
         else:
             if _is_generator(definition):
@@ -60,8 +58,9 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
     lines += [_table_line("functions", functions)]
     lines += ['# Results by reference or in batches: score = "CLASS", or "iter", or "none".']
     lines += [_table_line("returns", {k: v for k, v in returns.items() if "._" not in k})]
-    for exported, definition in classes.items():
-        lines += _class_lines(exported, definition, docs)
+    for exported, (where, definition) in classes.items():
+        bases = [base for _, base in code.with_bases(where, definition)[0]]
+        lines += _class_lines(exported, bases, docs)
     lines += ["", "[docs]", "# Users read these."]
     lines += [f"{_key(key)} = {_quoted(text)}" for key, text in docs.items()]
     scripts = {
@@ -86,6 +85,7 @@ _POLICY = [
     "[policy]",
     'errors = []              # built-in errors whose message users may read: ["ValueError"]',
     'output = "progress"      # none | progress (numbers only) | text',
+    'callbacks = {}           # functions of users: { objective = "(x: ndarray, step: int)" }',
     'workspace = "read"       # none | read',
     "native = false           # true: the package brings compiled code",
     "max_calls = 0            # 0: no limit; also max_result_bytes, calls_per_minute, expires",
@@ -108,25 +108,36 @@ def _package_lines(name: str, module: str, docstring: str | None) -> list[str]:
     ]
 
 
-def _class_lines(name: str, definition: ast.ClassDef, docs: dict[str, str]) -> list[str]:
+def _class_lines(name: str, bases: list[ast.ClassDef], docs: dict[str, str]) -> list[str]:
+    """Return a class's table: its own methods, and the `__init__` it has or inherits.
+
+    Args:
+        name: As exported.
+        bases: The class itself, then its bases in the directory.
+        docs: What `[docs]` says; grows.
+    """
     init = f"{name}()"
-    methods: list[str] = []
-    for statement in definition.body:
-        if not isinstance(statement, _FUNCTION):
+    inits = [s for b in bases for s in b.body if isinstance(s, FUNCTION) and s.name == "__init__"]
+    if inits:
+        init = _signature(name, inits[0], bound=True)
+    methods: dict[str, str] = {}
+    for statement in bases[0].body:
+        if not isinstance(statement, FUNCTION):
             continue
-        if statement.name == "__init__":
-            init = _signature(name, statement, bound=True)
-        elif not statement.name.startswith("_") and not _is_property(statement):
-            methods.append(_signature(statement.name, statement, bound=not _is_static(statement)))
+        if not statement.name.startswith("_") and not _is_property(statement):
+            # One that is written again, as after @overload, is what its last definition says.
+            methods[statement.name] = _signature(
+                statement.name, statement, bound=not _is_static(statement)
+            )
             _add_doc(docs, f"{name}.{statement.name}", statement)
-    names = {s.name for s in definition.body if isinstance(s, ast.FunctionDef)}
+    names = {s.name for s in bases[0].body if isinstance(s, ast.FunctionDef)}
     if {"__enter__", "__exit__"} <= names:
-        methods += CONTEXT_METHODS
+        methods |= {text: text for text in CONTEXT_METHODS}
     return [
         "",
         f"[exports.classes.{name}]",
         f"init = {_quoted(init)}",
-        f"methods = [{', '.join(map(_quoted, methods))}]",
+        f"methods = [{', '.join(map(_quoted, methods.values()))}]",
         "attributes = []",
     ]
 
@@ -137,7 +148,7 @@ def _exported_names(code: PackageCode, module_name: str) -> list[str]:
         return []
     # Without __all__: what is defined in the module itself, not what it imports for its own use.
     declares_all = "__all__" in code.names(module)
-    own = {s.name for s in module.statements() if isinstance(s, _FUNCTION | ast.ClassDef)}
+    own = {s.name for s in module.statements() if isinstance(s, FUNCTION | ast.ClassDef)}
     names = code.public_names(module)
     return sorted(
         name
@@ -182,7 +193,7 @@ def _is_generator(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
         node = pending.pop()
         if isinstance(node, ast.Yield | ast.YieldFrom):
             return True
-        if not isinstance(node, _FUNCTION | ast.Lambda | ast.ClassDef):
+        if not isinstance(node, FUNCTION | ast.Lambda | ast.ClassDef):
             pending.extend(ast.iter_child_nodes(node))
     return False
 
@@ -213,7 +224,7 @@ def _is_script(code: PackageCode, path: str) -> bool:
 
 
 def _add_doc(docs: dict[str, str], name: str, definition: ast.AST) -> None:
-    if isinstance(definition, _FUNCTION | ast.ClassDef):
+    if isinstance(definition, FUNCTION | ast.ClassDef):
         line = _first_line(ast.get_docstring(definition))
         if line:
             docs[name] = line

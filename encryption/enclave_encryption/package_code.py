@@ -8,21 +8,23 @@ from typing import Final
 from enclave_encryption.errors import ExportError
 from enclave_encryption.source_tree import SourceTree
 
-__all__ = ["Definition", "Module", "PackageCode"]
+__all__ = ["FUNCTION", "Definition", "Module", "PackageCode"]
 
 _MAX_SOURCE_BYTES: Final = 16 * 1024 * 1024
 """No module a person wrote is longer; the parser needs some hundred times as much memory."""
+FUNCTION: Final = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 @dataclass(frozen=True)
 class Module:
-    """One module's syntax: dotted name, path in the package, and whether it is a package."""
+    """One module: dotted name, path in the package, whether it is a package, syntax and text."""
 
     name: str
     path: str
     is_package: bool
     tree: ast.Module
+    source: str
 
     def statements(self) -> Iterator[ast.stmt]:
         """Yield the statements that run on import, also those under `if`, `try` and `with`."""
@@ -56,6 +58,11 @@ class PackageCode:
             if path.endswith("/__init__.py") and path.count("/") == 1
         }
         return sorted(name for name in names if name.isidentifier() and name != "__init__")
+
+    def has_folder(self, name: str) -> bool:
+        """Return whether `name` (dotted) is a folder with modules somewhere in it."""
+        prefix = f"{name.replace('.', '/')}/"
+        return any(path.startswith(prefix) and path.endswith(".py") for path in self._paths)
 
     def module(self, name: str) -> Module | None:
         """Return the module `name` (dotted), None if the directory does not have it.
@@ -114,6 +121,29 @@ class PackageCode:
         """
         return self._find(module, name, set())
 
+    def with_bases(
+        self, module: Module, definition: ast.ClassDef
+    ) -> tuple[list[tuple[Module, ast.ClassDef]], bool]:
+        """Return the class and its bases in the directory, and whether these are all there is."""
+        found = [(module, definition)]
+        # A decorator, metaclass or __getattr__ may add anything.
+        complete = not definition.decorator_list and not definition.keywords
+        for where, current in found:
+            complete = complete and not any(
+                isinstance(statement, FUNCTION)
+                and statement.name in ("__getattr__", "__getattribute__")
+                for statement in current.body
+            )
+            for base in current.bases:
+                if isinstance(base, ast.Name) and base.id == "object":
+                    continue
+                resolved = self.definition(where, base.id) if isinstance(base, ast.Name) else None
+                if resolved is None or not isinstance(resolved[1], ast.ClassDef):
+                    complete = False
+                elif all(resolved[1] is not known for _, known in found):
+                    found.append((resolved[0], resolved[1]))
+        return found, complete
+
     def _find(
         self, module: Module, name: str, seen: set[tuple[str, str]]
     ) -> tuple[Module, Definition] | None:
@@ -150,7 +180,7 @@ class PackageCode:
                 continue
             source = self._tree.text(path, _MAX_SOURCE_BYTES)
             try:
-                return Module(name, path, is_package, ast.parse(source or ""))
+                return Module(name, path, is_package, ast.parse(source or ""), source or "")
             except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 line = getattr(error, "lineno", None)
                 where = f"{path}:{line}" if line else path

@@ -35,10 +35,19 @@ DEFAULT_VERSION = "0.0.0"
 
 @dataclass(frozen=True)
 class PackagePlan:
-    """Checked and ready to encrypt."""
+    """Checked and ready to encrypt.
+
+    Attributes:
+        tree: The directory.
+        manifest: With every default filled in.
+        manifest_text: Its file; empty if there is none.
+        code: The directory's modules.
+    """
 
     tree: SourceTree
     manifest: Manifest
+    manifest_text: str
+    code: PackageCode
 
     @property
     def file_name(self) -> str:
@@ -82,7 +91,7 @@ def plan_package(directory: Path) -> PackagePlan:
         scripts=scripts,
     )
     check_exports(manifest, code, paths)
-    return PackagePlan(tree, manifest)
+    return PackagePlan(tree, manifest, text or "", code)
 
 
 def check_not_expired(manifest: Manifest, now: datetime) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "KernelForked",
     "KernelPlace",
     "KernelReady",
+    "KernelWalled",
     "LoadPackage",
     "LoadRefused",
     "PackageLoaded",
@@ -124,12 +125,16 @@ class StartKernel(_Message, frozen=True, tag="start"):
 
 
 class KernelReady(_Message, frozen=True, tag="ready"):
-    """Kernel process to supervisor: all five sockets are bound.
+    """Kernel process to supervisor: all five sockets are bound."""
+
+
+class KernelWalled(_Message, frozen=True, tag="walled"):
+    """Kernel process to supervisor, before any option or file of the user's is looked at.
 
     `walls` is what its self-check found standing, in words for `enclave status`.
     """
 
-    walls: Annotated[tuple[_Wall, ...], msgspec.Meta(max_length=_MAX_WALLS)] = ()
+    walls: Annotated[tuple[_Wall, ...], msgspec.Meta(min_length=1, max_length=_MAX_WALLS)]
 
 
 class KernelFailed(_Message, frozen=True, tag="failed"):
@@ -224,6 +229,7 @@ class VaultDeath(_Message, frozen=True, tag="death"):
 
 _FromSession = (
     KernelReady
+    | KernelWalled
     | KernelFailed
     | LoadPackage
     | CancelLoad

@@ -195,7 +195,7 @@ class _Zygote:
             _pid, status = os.waitpid(found.si_pid, 0)
             child = self._kernels.pop(found.si_pid, None)
             if child is not None:
-                code = os.waitstatus_to_exitcode(_told(child, status))
+                code = _told(child, status)
                 self._send(KernelExited(kernel_id=child.kernel_id, returncode=code))
 
     def _send(self, message: KernelForked | KernelExited) -> None:
@@ -203,16 +203,18 @@ class _Zygote:
 
 
 def _told(child: _Child, status: int) -> int:
-    """Return the wait status that a kernel's init told of, or else its own."""
+    """Return the exit code that a kernel's init told of, or else its own."""
+    own = os.waitstatus_to_exitcode(status)
     if child.status is None:
-        return status
+        return own
     try:
         told = os.read(child.status, _STATUS_BYTES)
-    except BlockingIOError:
-        told = b""
+        # Of no process that ended, if somebody else than init wrote it.
+        return os.waitstatus_to_exitcode(int.from_bytes(told, "big")) if told else own
+    except (BlockingIOError, ValueError, OverflowError):
+        return own
     finally:
         os.close(child.status)
-    return int.from_bytes(told, "big") if len(told) == _STATUS_BYTES else status
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
+from enclave_protocol.callback_schema import CallbackSchemaError, parse_callback
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.signature import SignatureTextError, is_async, parse_signature
 
@@ -209,6 +210,7 @@ def check_manifest(manifest: Manifest) -> None:
     for name, script in manifest.scripts.items():
         _check_script(name, script)
     _check_policy(manifest.policy)
+    _check_callbacks(manifest)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -380,8 +382,6 @@ def _check_policy(policy: Policy) -> None:
                 f"[policy] errors: {name!r} is not a built-in exception"
                 f"{did_you_mean(name, _ERRORS)}"
             )
-    if policy.callbacks:
-        raise ManifestError("[policy] callbacks: this version of the format knows none; remove it")
     limits: Mapping[str, int] = {
         "max_calls": policy.max_calls,
         "max_result_bytes": policy.max_result_bytes,
@@ -392,6 +392,28 @@ def _check_policy(policy: Policy) -> None:
             raise ManifestError(f"[policy] {name} is {limit}, expected 0 (no limit) to 2**53")
     if policy.expires:
         _check_expiry(policy.expires)
+
+
+def _check_callbacks(manifest: Manifest) -> None:
+    """Check the schemas, and that there is a parameter to pass each function to."""
+    if not manifest.policy.callbacks:
+        return
+    exports = manifest.exports
+    texts = list(exports.functions.values())
+    for exported in exports.classes.values():
+        texts += [exported.init] if exported.init else []
+        texts += exported.methods
+    known = {name for text in texts for name in parse_signature(text)[1].parameters}
+    for name, text in manifest.policy.callbacks.items():
+        if name not in known:
+            raise ManifestError(
+                f"[policy] callbacks: no export has a parameter {name!r}{did_you_mean(name, known)}"
+            )
+        try:
+            parse_callback(text)
+        except CallbackSchemaError as error:
+            error.reason = f"[policy] callbacks.{name}: {error.reason}"
+            raise
 
 
 def _check_expiry(text: str) -> None:

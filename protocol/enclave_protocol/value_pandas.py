@@ -35,8 +35,13 @@ _MASKED: Final = frozenset(
         *("Float32", "Float64", "boolean"),
     )
 )
-_OBJECTS: Final = frozenset((str, type(None), float))
 _IS_TEXT, _IS_NONE, _IS_NAN = range(3)
+_MARKS: Final = {str: _IS_TEXT, type(None): _IS_NONE, float: _IS_NAN}
+_MANY_ROWS: Final = 10_000
+"""From here on it pays to look whether a column repeats its objects."""
+_MAX_CODES: Final = 2**31 - 1
+_OBJECT_BITS: Final = 4
+"""No two objects are within 16 bytes; numbers without zeros at their end hash better."""
 _FREQUENCY: Final = re.compile(
     r"-?[0-9]{0,6}(ns|us|ms|s|min|h|[BCD]|W(-[A-Z]{3})?|B?M[SE]|B?[QY][SE](-[A-Z]{3})?)", re.ASCII
 )
@@ -86,21 +91,40 @@ def _encode_column(encoder: "Encoder", array: Any, depth: int) -> list[object]:
 
 
 def _encode_objects(encoder: "Encoder", values: "np.ndarray[Any, Any]") -> list[object]:
-    items = values.tolist()
+    if not _MANY_ROWS <= len(values) <= _MAX_CODES:
+        return _encode_items(encoder, values.tolist())
+    # The objects' addresses: all that tells one and the same object apart from others is needed.
+    addresses = np.frombuffer(values.tobytes(), np.int64) >> _OBJECT_BITS
+    sample = addresses[::20]
+    if len(np.unique(sample)) > 0.8 * len(sample):
+        return _encode_items(encoder, values.tolist())
+    # Many are the same objects: each travels once.
+    codes, distinct = sys.modules["pandas"].factorize(addresses)
+    places = np.empty(len(distinct), np.int64)
+    places[codes] = np.arange(len(values))
+    words = values[places].tolist()
+    return ["repeated", encoder.array(codes.astype(np.int32)), _encode_items(encoder, words)]
+
+
+def _encode_items(encoder: "Encoder", items: list[Any]) -> list[object]:
     # Exact types, looked at without running any code of theirs.
     kinds = set(map(type, items))
-    odd = next((item for item in items if type(item) is float and not math.isnan(item)), None)
-    if not kinds <= _OBJECTS or odd is not None:
-        other = float if kinds <= _OBJECTS else next(iter(kinds - _OBJECTS))
+    other = next(iter(kinds - _MARKS.keys()), None)
+    if other is None and float in kinds:
+        odd = any(type(item) is float and not math.isnan(item) for item in items)
+        other = float if odd else None
+    if other is not None:
         raise ValueRefusedError(
             f"a column of objects holds a value of type {other.__module__}.{other.__qualname__}; "
             "accepted are str, None and NaN: convert it with astype()"
         )
     if kinds <= {str}:
         return ["objects", None, *encode_texts(encoder, items)]
-    marks = [_IS_TEXT if type(item) is str else _IS_NONE + (item is not None) for item in items]
-    texts = [item if type(item) is str else "" for item in items]
-    return ["objects", encoder.array(np.array(marks, np.uint8)), *encode_texts(encoder, texts)]
+    marks = np.fromiter(map(_MARKS.__getitem__, map(type, items)), np.uint8, len(items))
+    texts = items.copy()
+    for place in np.flatnonzero(marks).tolist():
+        texts[place] = ""
+    return ["objects", encoder.array(marks), *encode_texts(encoder, texts)]
 
 
 def _encode_strings(encoder: "Encoder", array: Any, depth: int) -> list[object]:
@@ -256,17 +280,32 @@ def _decode_masked(pd: Any, decoder: "Decoder", node: Any, _depth: int) -> Any:
 
 
 def _decode_objects(pd: Any, decoder: "Decoder", node: Any, _depth: int) -> Any:
-    texts: list[Any] = decode_texts(decoder, node[2:])
-    result = np.empty(len(texts), object)
-    result[:] = texts
+    # pandas 3 would make strings of a numpy array of objects.
+    return pd.Index(_decode_items(decoder, node), dtype=object, copy=False)
+
+
+def _decode_repeated(pd: Any, decoder: "Decoder", node: Any, _depth: int) -> Any:
+    _, codes_node, words_node = node
+    codes = decoder.array(codes_node, "i")
+    if type(words_node) is not list or len(words_node) != 4 or words_node[0] != "objects":
+        raise ValueRefusedError("a column of objects came malformed")
+    words = _decode_items(decoder, words_node)
+    if codes.dtype != np.int32 or len(words) > len(codes):
+        raise ValueRefusedError("a column of objects came malformed")
+    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < len(words):
+        raise ValueRefusedError("a column of objects came malformed")
+    return pd.Index(words.take(codes), dtype=object, copy=False)
+
+
+def _decode_items(decoder: "Decoder", node: list[Any]) -> "np.ndarray[Any, Any]":
+    result = decode_texts(decoder, node[2:])
     if node[1] is not None:
         marks = decoder.array(node[1], "u")
         if marks.shape != result.shape or bool((marks > _IS_NAN).any()):
             raise ValueRefusedError("a column of objects came malformed")
         result[marks == _IS_NONE] = None
         result[marks == _IS_NAN] = math.nan
-    # pandas 3 would make strings of a numpy array of objects.
-    return pd.Index(result, dtype=object, copy=False)
+    return result
 
 
 def _decode_strings(pd: Any, decoder: "Decoder", node: Any, depth: int) -> Any:
@@ -280,7 +319,7 @@ def _decode_strings(pd: Any, decoder: "Decoder", node: Any, depth: int) -> Any:
         return pd.StringDtype("pyarrow", na_value=na_value).__from_arrow__(array)
     if storage != "python" or type(parts) is not list or len(parts) != 3:
         raise ValueRefusedError("a column of strings came malformed")
-    texts = np.array([*decode_texts(decoder, parts[1:]), None], object)[:-1]
+    texts = decode_texts(decoder, parts[1:])
     texts[decoder.array(parts[0], "b")] = na_value
     return pd.array(texts, dtype=pd.StringDtype("python", na_value=na_value))
 
@@ -297,6 +336,7 @@ _COLUMNS: Final[Mapping[tuple[str, int], Any]] = {
     ("categories", 4): _decode_categories,
     ("masked", 3): _decode_masked,
     ("objects", 4): _decode_objects,
+    ("repeated", 3): _decode_repeated,
     ("strings", 4): _decode_strings,
     ("arrow", 2): _decode_arrow,
 }

@@ -18,6 +18,8 @@ from enclave_protocol.value_limits import DEFAULT_LIMITS
 
 __all__ = [
     "BODY_CHUNK_BYTES",
+    "CALLBACK_ERROR",
+    "CALLBACK_TIMEOUT_S",
     "CALL_PREFIX_BYTES",
     "FRACTION_BAR",
     "KEY_BYTES",
@@ -26,7 +28,10 @@ __all__ = [
     "BodyChunk",
     "BodyEnd",
     "Call",
+    "CallBack",
     "CallMethod",
+    "CallbackFailed",
+    "CallbackReturned",
     "Construct",
     "GetAttribute",
     "Items",
@@ -62,6 +67,10 @@ KEY_BYTES: Final = 32
 """The data key follows `StartVault` as raw bytes: a message would leave a copy nobody can wipe."""
 MAX_CALL_MESSAGE_BYTES: Final = DEFAULT_LIMITS.header_bytes + 64 * 1024
 """The longest value header, and what a message has around it."""
+CALLBACK_ERROR: Final = "CallbackError"
+"""The `type_name` of a call that raised because a function of the user's did."""
+CALLBACK_TIMEOUT_S: Final = 300.0
+"""Seconds that a function of the user's may take: until then a call and its vault wait for it."""
 MAX_BATCH_ITEMS: Final = 1024
 """Items of an iterator in one frame: then a round trip costs nothing beside them."""
 FRACTION_BAR: Final = 0
@@ -84,6 +93,7 @@ _Text = Annotated[str, msgspec.Meta(max_length=4096)]
 _Wall = Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
 _RequestId = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
+_Callbacks = Annotated[tuple[_Name, ...], msgspec.Meta(max_length=16)]
 _Value = Annotated[bytes, msgspec.Meta(max_length=DEFAULT_LIMITS.header_bytes)]
 
 
@@ -100,11 +110,17 @@ class BodyEnd(_Message, frozen=True, tag=2):
 
 
 class Call(_Message, frozen=True, tag=3):
-    """Call an exported function."""
+    """Call an exported function.
+
+    Attributes:
+        callbacks: Names of parameters whose arguments, nil among `arguments`, are functions of the
+            user's; the vault calls them with `CallBack`.
+    """
 
     request_id: _RequestId
     function: _Name
     arguments: _Value
+    callbacks: _Callbacks = ()
 
 
 class Construct(_Message, frozen=True, tag=4):
@@ -113,6 +129,7 @@ class Construct(_Message, frozen=True, tag=4):
     request_id: _RequestId
     class_name: _Name
     arguments: _Value
+    callbacks: _Callbacks = ()
 
 
 class CallMethod(_Message, frozen=True, tag=5):
@@ -122,6 +139,7 @@ class CallMethod(_Message, frozen=True, tag=5):
     handle: _Number
     method: _Name
     arguments: _Value
+    callbacks: _Callbacks = ()
 
 
 class GetAttribute(_Message, frozen=True, tag=6):
@@ -145,8 +163,35 @@ class NextItems(_Message, frozen=True, tag=8):
     handle: _Number
 
 
+class CallbackReturned(_Message, frozen=True, tag=9):
+    """The user's function returned this value."""
+
+    number: _Number
+    value: _Value
+
+
+class CallbackFailed(_Message, frozen=True, tag=10):
+    """The user's function raised, or was not called; what it raised stays with the user.
+
+    Attributes:
+        interrupted: The user interrupted it.
+    """
+
+    number: _Number
+    interrupted: bool
+
+
 SessionMessage = (
-    BodyChunk | BodyEnd | Call | Construct | CallMethod | GetAttribute | Release | NextItems
+    BodyChunk
+    | BodyEnd
+    | Call
+    | Construct
+    | CallMethod
+    | GetAttribute
+    | Release
+    | NextItems
+    | CallbackReturned
+    | CallbackFailed
 )
 
 
@@ -171,8 +216,9 @@ class Result(_Message, frozen=True, tag=23):
 class Raised(_Message, frozen=True, tag=24):
     """A call raised.
 
-    `type_name` is a built-in exception's, never the package's own class. `message` is there only
-    where the owner's policy allows it; `incident` stands for everything that is not said.
+    `type_name` is a built-in exception's or `CALLBACK_ERROR`, never the package's own class.
+    `message` is there only where the owner's policy allows it; `incident` stands for everything
+    that is not said.
     """
 
     request_id: _RequestId
@@ -236,8 +282,32 @@ class Items(_Message, frozen=True, tag=29):
     ended: bool
 
 
+class CallBack(_Message, frozen=True, tag=30):
+    """Call a function of the user's; answered with `CallbackReturned` or `CallbackFailed`.
+
+    Attributes:
+        number: Of this question; a call's are ascending.
+        parameter: The one that the function was passed for.
+        arguments: A list, with a value for each parameter of the schema, in its order.
+    """
+
+    request_id: _RequestId
+    number: _Number
+    parameter: _Name
+    arguments: _Value
+
+
 VaultMessage = (
-    Loaded | LoadFailed | Result | Raised | Refused | Progress | Text | IteratorOpened | Items
+    Loaded
+    | LoadFailed
+    | Result
+    | Raised
+    | Refused
+    | Progress
+    | Text
+    | IteratorOpened
+    | Items
+    | CallBack
 )
 
 
@@ -276,10 +346,11 @@ _control_decoder: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Deco
 
 
 def encode_call_head(
-    message: SessionMessage | VaultMessage,
+    message: msgspec.Struct,
     buffers: tuple[memoryview, ...] = (),
     *,
     sealed: bool = False,
+    file_bytes: int | None = None,
 ) -> bytes:
     """Return what goes in front of `buffers`: prefix, their sizes in bytes, and the message.
 
@@ -287,10 +358,12 @@ def encode_call_head(
         message: The frame's message.
         buffers: The frame's buffers; they are not part of what is returned.
         sealed: Whether they travel in one sealed memfd, and not in the stream.
+        file_bytes: Size of the one buffer that comes from a file, in place of `buffers`.
     """
     payload = _encoder.encode(message)
-    sizes = b"".join(len(buffer).to_bytes(8, "big") for buffer in buffers)
-    count = len(buffers) | _SEALED if sealed else len(buffers)
+    lengths = list(map(len, buffers)) if file_bytes is None else [file_bytes]
+    sizes = b"".join(length.to_bytes(8, "big") for length in lengths)
+    count = len(lengths) | _SEALED if sealed else len(lengths)
     return _PREFIX.pack(len(payload), count) + sizes + payload
 
 

@@ -196,6 +196,57 @@ def test_expired_package_is_refused(kms: MotoKms, source: Path, tmp_path: Path) 
     assert "at most 1,000 calls each time it is loaded" in shown
 
 
+CARELESS = """\
+def score(applicants, rule):
+    return applicants.query(rule)
+"""
+
+
+def test_warnings_are_on_the_owners_screen_only(kms: MotoKms, source: Path, tmp_path: Path) -> None:
+    (source / "credit_scorer.py").write_text(CARELESS)
+    warning = (
+        "enclave-owner: warning: credit_scorer.py:2: applicants.query() evaluates, as code, text "
+        "from the user (rule of score()); look the operation up"
+    )
+    result = run("init", source, cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stderr.startswith(warning)
+    assert result.stdout.startswith("Wrote ")
+
+    result = run(*encrypt(kms, source), cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stderr.startswith(warning)
+    assert len(result.stderr.splitlines()) == 2
+    path = tmp_path / "credit-scorer-0.0.0.encrypted"
+    assert result.stdout.startswith("Wrote ") and "warning" not in result.stdout
+    # What the owner was told is in no part of what is published.
+    shown = run("inspect", path, "--json", cwd=tmp_path).stdout
+    assert "warning" not in shown and "credit_scorer.py" not in shown
+
+
+def test_strict_takes_warnings_for_errors(kms: MotoKms, source: Path, tmp_path: Path) -> None:
+    module = source / "credit_scorer.py"
+    module.write_text(CARELESS)
+    (source / "enclave.toml").write_text(
+        '[exports]\nfunctions = { score = "score(applicants, rule)" }\n'
+        '[policy]\nerrors = ["KeyError"]\n'
+    )
+    # The endpoint does not exist: it must not even be asked.
+    nowhere = MotoKms("http://127.0.0.1:9", kms.key_id, kms.key_arn)
+    result = run(*encrypt(nowhere, source, "--strict"), cwd=tmp_path)
+    refused(result, "--strict: warnings are errors; nothing was written", lines=4)
+    assert "warning: credit_scorer.py:2: " in result.stderr
+    assert "warning: enclave.toml:4: users read the message of every KeyError" in result.stderr
+    assert leftovers(tmp_path) == ["credit-scorer"]
+
+    module.write_text(CARELESS.replace("(rule)", "(rule)  # enclave: allow eval"))
+    text = (source / "enclave.toml").read_text()
+    (source / "enclave.toml").write_text(text.replace('"]\n', '"] # enclave: allow errors\n'))
+    result = run(*encrypt(kms, source, "--strict"), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
 def test_output_inside_the_directory(kms: MotoKms, source: Path, tmp_path: Path) -> None:
     message = "inside the directory to be encrypted"
     refused(run(*encrypt(kms, source, "-o", source / "x"), cwd=tmp_path), message)

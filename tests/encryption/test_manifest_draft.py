@@ -130,3 +130,26 @@ def test_draft_is_toml_with_comments(folder: Path) -> None:
     text = draft_manifest(folder, None)
     assert set(tomllib.loads(text)) == {"package", "exports", "docs", "scripts", "policy"}
     assert "review every line" in text
+
+
+INHERITING = """
+from typing import overload
+from base import Base
+class Child(Base):
+    @overload
+    def get(self, a: int): ...
+    @overload
+    def get(self, a: str): ...
+    def get(self, a, b=1): ...
+"""
+
+
+def test_inherited_init_and_overloads_are_what_python_calls(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(INHERITING)
+    (tmp_path / "base.py").write_text("class Base:\n    def __init__(self, path): ...\n")
+    text = draft_manifest(tmp_path, "child")
+    child = parse_manifest(text).exports.classes["Child"]
+    assert child.init == "Child(path)"
+    assert child.methods == ("get(a, b=1)",)
+    (tmp_path / "enclave.toml").write_text(text)
+    plan_package(tmp_path)

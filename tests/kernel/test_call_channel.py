@@ -3,12 +3,13 @@
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enclave_kernel.call_channel import CallChannel, ChannelClosedError
+from enclave_kernel.call_channel import CallChannel, ChannelClosedError, FileCutError
 from enclave_protocol.vault_messages import (
     BodyChunk,
     Release,
@@ -70,6 +71,37 @@ def test_a_buffer_goes_where_it_is_wanted(pair: tuple[CallChannel, CallChannel])
     left.send(BodyChunk(), (memoryview(bytes(101)),))
     _, (received,) = right.receive(into=place)
     assert len(received) == 101
+
+
+@pytest.mark.parametrize("folder", [None, "/proc/self"])
+def test_a_part_of_a_file_is_sent_without_being_read(
+    pair: tuple[CallChannel, CallChannel], tmp_path: Path, folder: str | None
+) -> None:
+    left, right = pair
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 400)
+    # Of a file in /proc the kernel sends nothing by itself.
+    path = path if folder is None else Path(folder, "environ")
+    content = path.read_bytes()
+    with path.open("rb", buffering=0) as file:
+        file.read(10)
+        left.send_file(BodyChunk(), file.fileno(), 50)
+        left.send_file(BodyChunk(), file.fileno(), 30)
+        parts = [bytes(right.receive()[1][0]) for _ in range(2)]
+        assert parts == [content[10:60], content[60:90]]
+        assert file.tell() == 90
+
+
+def test_a_file_that_became_shorter_is_said_so(
+    pair: tuple[CallChannel, CallChannel], tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    with path.open("rb", buffering=0) as file, pytest.raises(FileCutError):
+        pair[0].send_file(BodyChunk(), file.fileno(), 101)
+    pair[1].close()
+    with path.open("rb", buffering=0) as file, pytest.raises(ChannelClosedError):
+        pair[0].send_file(BodyChunk(), file.fileno(), 100)
 
 
 def test_short_messages_need_no_waiting(pair: tuple[CallChannel, CallChannel]) -> None:

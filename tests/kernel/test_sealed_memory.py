@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from enclave_kernel.call_channel import SEALED_BYTES, CallChannel, ChannelClosedError
+from enclave_kernel import call_channel
+from enclave_kernel.call_channel import CallChannel, ChannelClosedError
 from enclave_kernel.sealed_memory import read_sealed, write_sealed
 from enclave_protocol.vault_messages import (
     Release,
@@ -235,10 +236,20 @@ def test_a_writer_that_keeps_its_mapping_cannot_seal() -> None:
     os.close(descriptor)
 
 
+LARGE = 4 * 2**20
+
+
+@pytest.fixture
+def sealed_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a memfd made for less than the gigabytes that it is meant for."""
+    monkeypatch.setattr(call_channel, "SEALED_BYTES", LARGE)
+
+
+@pytest.mark.usefixtures("sealed_early")
 def test_large_buffers_travel_sealed_and_without_descriptors_in_the_stream() -> None:
     left, right = (CallChannel(sock) for sock in socket.socketpair())
     before = descriptors()
-    large = memoryview(bytearray(SEALED_BYTES))
+    large = memoryview(bytearray(LARGE))
     large[5] = 7
     # Nobody reads yet: in the stream this would not fit.
     left.send(Result(1, b"v"), (memoryview(b"small"), large))
@@ -251,6 +262,7 @@ def test_large_buffers_travel_sealed_and_without_descriptors_in_the_stream() -> 
     right.close()
 
 
+@pytest.mark.usefixtures("sealed_early")
 def test_without_descriptors_to_spare_the_stream_takes_the_buffers() -> None:
     left, right = (CallChannel(sock) for sock in socket.socketpair())
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -259,10 +271,10 @@ def test_without_descriptors_to_spare_the_stream_takes_the_buffers() -> None:
     thread.start()
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
     try:
-        left.send(Result(1, b"v"), (memoryview(bytearray(SEALED_BYTES)),))
+        left.send(Result(1, b"v"), (memoryview(bytearray(LARGE)),))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     thread.join()
-    assert received == [SEALED_BYTES]
+    assert received == [LARGE]
     left.close()
     right.close()

@@ -78,7 +78,10 @@ def test_defaults_deny() -> None:
         ("max_calls = 10", "max_calls = -1", "max_calls is -1"),
         ('"TypeError"', '"TypError"', "did you mean 'TypeError'?"),
         ('"TypeError"', '"KeyboardInterrupt"', "not a built-in exception"),
-        ("callbacks = {}", 'callbacks = { f = "x" }', "callbacks"),
+        ("callbacks = {}", 'callbacks = { f = "(x: int)" }', "no export has a parameter 'f'"),
+        ("callbacks = {}", 'callbacks = { applicant = "()" }', "did you mean 'applicants'?"),
+        ("callbacks = {}", 'callbacks = { x = "(a)" }', "callbacks.x: '(a)' is not of the form"),
+        ("callbacks = {}", 'callbacks = { x = "(a: object)" }', "no kind of value; known are None"),
         ("2027-01-31T00:00:00Z", '"soon"', "expires"),
         ("2027-01-31T00:00:00Z", "2027-01-31T00:00:00", "with its zone"),
         ("2027-01-31T00:00:00Z", "2027-01-31", "with its zone"),
@@ -126,6 +129,11 @@ def test_function_and_class_of_one_name() -> None:
     text = FULL.replace('{ score = "score(', '{ Scorer = "Scorer(', 1)
     with pytest.raises(ManifestError, match="both a function and a class"):
         parse_manifest(text)
+
+
+def test_callbacks() -> None:
+    text = FULL.replace("callbacks = {}", 'callbacks = { model = "(step: int)", y = "()" }', 1)
+    assert parse_manifest(text).policy.callbacks == {"model": "(step: int)", "y": "()"}
 
 
 def test_a_context_manager() -> None:

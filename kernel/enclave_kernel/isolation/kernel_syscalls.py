@@ -30,14 +30,17 @@ _MACHINE: Final = """
     quotactl quotactl_fd reboot sethostname setdomainname settimeofday swapoff swapon syslog sysfs
     _sysctl uselib ustat vhangup
 """
-_NO_NUMBER_OF_ITS_OWN: Final = frozenset({"clone3"})
-"""Its flags are in memory, where no filter sees them; the C library then uses clone."""
+_OUT_OF_SIGHT: Final = frozenset({"clone3", "openat2"})
+"""Their flags are in memory, where no filter sees them; the C library uses older ones."""
 
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _NETLINK_ROUTE = 1, 2, 10, 16, 0
 _NEW_NAMESPACES: Final = 0x7E020000
 _FILE_TYPE: Final = 0o170000
 _REGULAR_FILES: Final = frozenset({0, 0o100000, 0o010000, 0o140000})
 """Of mknod: plain files, FIFOs and sockets, no devices."""
+_SET_IDS: Final = 0o6000
+"""A set-user-id file in a folder shared with the machine would be its owner's, root's even."""
+_O_CREAT, _O_TMPFILE_BIT = 0o100, 0o20000000
 _KEYSTROKES: Final = frozenset({0x5412, 0x541C})
 """TIOCSTI and TIOCLINUX: they type for somebody else (THREATS K-13)."""
 _USUAL_PERSONALITIES: Final = frozenset({0, 0xFFFFFFFF})
@@ -45,11 +48,24 @@ _USUAL_PERSONALITIES: Final = frozenset({0, 0xFFFFFFFF})
 _CONDITIONAL: Final = {
     "clone": (Condition(0, frozenset({0}), mask=_NEW_NAMESPACES),),
     "ioctl": (Condition(1, _KEYSTROKES, refuse=True),),
-    "mknod": (Condition(1, _REGULAR_FILES, mask=_FILE_TYPE),),
-    "mknodat": (Condition(2, _REGULAR_FILES, mask=_FILE_TYPE),),
+    "chmod": (Condition(1, frozenset({0}), mask=_SET_IDS),),
+    "creat": (Condition(1, frozenset({0}), mask=_SET_IDS),),
+    "fchmod": (Condition(1, frozenset({0}), mask=_SET_IDS),),
+    "fchmodat": (Condition(2, frozenset({0}), mask=_SET_IDS),),
+    "mknod": (Condition(1, _REGULAR_FILES, mask=_FILE_TYPE | _SET_IDS),),
+    "mknodat": (Condition(2, _REGULAR_FILES, mask=_FILE_TYPE | _SET_IDS),),
     "personality": (Condition(0, _USUAL_PERSONALITIES),),
 }
 _ALTERNATIVES: Final = {
+    # Without a file to make, the mode is whatever was in the register.
+    "open": (
+        (Condition(1, frozenset({0}), mask=_O_CREAT | _O_TMPFILE_BIT),),
+        (Condition(2, frozenset({0}), mask=_SET_IDS),),
+    ),
+    "openat": (
+        (Condition(2, frozenset({0}), mask=_O_CREAT | _O_TMPFILE_BIT),),
+        (Condition(3, frozenset({0}), mask=_SET_IDS),),
+    ),
     "socket": (
         (Condition(0, frozenset({_AF_UNIX, _AF_INET, _AF_INET6})),),
         # Addresses and routes; other kinds of it talk to auditing and filtering.
@@ -63,9 +79,9 @@ _DENIED: Final = frozenset(
 _KNOWN: Final = frozenset(name for table in ARCHITECTURES.values() for name in table.numbers)
 
 KERNEL_SYSCALLS: Final = Policy(
-    allowed=_KNOWN - _DENIED - _NO_NUMBER_OF_ITS_OWN - _CONDITIONAL.keys() - _ALTERNATIVES.keys(),
+    allowed=_KNOWN - _DENIED - _OUT_OF_SIGHT - _CONDITIONAL.keys() - _ALTERNATIVES.keys(),
     conditional=_CONDITIONAL,
     alternatives=_ALTERNATIVES,
-    missing=_NO_NUMBER_OF_ITS_OWN,
+    missing=_OUT_OF_SIGHT,
 )
 """Calls newer than the table answer ENOSYS: nobody has looked at them."""

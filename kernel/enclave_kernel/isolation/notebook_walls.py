@@ -29,7 +29,13 @@ from enclave_kernel.isolation.privileges import (
 from enclave_kernel.isolation.seccomp import ARCHITECTURES, compile_filter, install_filter
 from enclave_kernel.isolation.trials import breaches
 
-__all__ = ["NotebookWalls", "WallsSpec", "check_notebook_walls", "put_up_notebook_walls"]
+__all__ = [
+    "NotebookWalls",
+    "WallsSpec",
+    "check_notebook_walls",
+    "open_to_own_tools",
+    "put_up_notebook_walls",
+]
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _SIGKILL: Final = 9
@@ -119,12 +125,18 @@ def put_up_notebook_walls(spec: WallsSpec) -> NotebookWalls:
     # 5. Another user, without capabilities and without a way back.
     become_user(spec.uid, spec.gid)
     forbid_new_privileges()
-    # The change of user cleared the first and the second: its own tools may look at it.
+    # The change of user cleared it. Init stays as closed as that left it: nobody in there is to
+    # write into the memory of the process that speaks to the zygote.
     prctl(_PR_SET_PDEATHSIG, _SIGKILL)
-    prctl(_PR_SET_DUMPABLE, 1)
+    prctl(_PR_SET_DUMPABLE, 0)
     # 6. What is on the list fails from here on.
     install_filter(program)
     return NotebookWalls(spec, left, root)
+
+
+def open_to_own_tools() -> None:
+    """Let this process, and what it starts, be looked at by a person's own tools again."""
+    prctl(_PR_SET_DUMPABLE, 1)
 
 
 def check_notebook_walls(walls: NotebookWalls) -> tuple[str, ...]:

@@ -25,12 +25,15 @@ class CallInterrupt:
 
     Attributes:
         happened: Whether SIGINT came, or `press` was called.
+        in_user_code: Set while a function of the user's runs within the call: SIGINT is handled as
+            if there were no call.
     """
 
     def __init__(self, interrupt: Callable[[], None], kill: Callable[[], None]) -> None:
         self.happened = False
         self._interrupt = interrupt
         self._kill = kill
+        self.in_user_code = False
         self._previous: Any = None
         self._entered = False
         self._over = False
@@ -57,7 +60,7 @@ class CallInterrupt:
             # Where SIGINT is ignored, or not Python's, it stays so.
             if callable(previous):
                 self._previous = previous
-                signal.signal(signal.SIGINT, self._on_interrupt)
+                signal.signal(signal.SIGINT, self.on_interrupt)
         return self
 
     def __exit__(
@@ -72,8 +75,12 @@ class CallInterrupt:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
 
-    def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
-        self.press()
+    def on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        """Handle SIGINT."""
+        if self.in_user_code:
+            self._previous(signum, frame)
+        else:
+            self.press()
 
     def _pass_on(self, events: "queue.SimpleQueue[bool]") -> None:
         deadline = time.monotonic() + INTERRUPT_TIMEOUT_S

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from enclave_kernel.session.package_failures import EncryptedPackageError
+from enclave_kernel.session.user_functions import UserFunctionError
 
 __all__ = ["in_thread"]
 
@@ -62,6 +63,8 @@ async def in_thread(work: Callable[[], _T], cancel: Callable[[], None]) -> _T:
 
 def _raisable(error: BaseException) -> BaseException:
     """Return what a task may raise: some exceptions would end the event loop instead."""
+    if isinstance(error, UserFunctionError) and not isinstance(error.original, Exception):
+        error = error.original
     if isinstance(error, KeyboardInterrupt):
         return EncryptedPackageError("the call was interrupted")
     if isinstance(error, StopIteration):

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -21,7 +22,13 @@ from enclave_kernel.isolation.notebook_root import HOME
 from enclave_kernel.isolation.notebook_walls import WallsSpec, check_notebook_walls
 from enclave_kernel.session.own_init import become_walled_kernel
 from enclave_kernel.session.supervisor_link import SupervisorLink
-from enclave_kernel.session_messages import KernelFailed, KernelPlace, KernelReady, StartKernel
+from enclave_kernel.session_messages import (
+    KernelFailed,
+    KernelPlace,
+    KernelReady,
+    KernelWalled,
+    StartKernel,
+)
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import CHANNELS, MessageError
 
@@ -149,6 +156,8 @@ def run_kernel(
         except (EnclaveError, OSError) as error:
             link.send(session_messages.encode(KernelFailed(str(error)[:4096])))
             return 1
+        # Now: an option of the user's may run code before the sockets are bound.
+        link.send(session_messages.encode(KernelWalled(walls)))
         folder = standing.root.folder
     process_control.reset_signals()
     os.environ.clear()
@@ -156,6 +165,8 @@ def run_kernel(
     if walls:
         os.environ.update(_OWN_ENVIRON)
     _enter_directory(folder)
+    # What an absolute path means in `%run_encrypted`.
+    os.environ["ENCLAVE_WORKSPACE"] = str(Path.cwd())
     # What an interactive `python` has: modules beside the notebook can be imported.
     sys.path.insert(0, "")
     app = EnclaveKernelApp.instance(
@@ -174,7 +185,7 @@ def run_kernel(
         # An option among the arguments could switch signatures off (THREATS J-01).
         raise MessageError("the kernel's options change its session key, which they may not")
     app.kernel.supervisor_link = link
-    link.send(session_messages.encode(KernelReady(walls)))
+    link.send(session_messages.encode(KernelReady()))
     app.start()  # type: ignore[no-untyped-call]
     # As at the end of any interpreter, which os._exit in the zygote's child skips.
     atexit._run_exitfuncs()

@@ -3,25 +3,24 @@
 import builtins
 import keyword
 import re
-import secrets
 import shlex
-import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
-from IPython.display import display
 
 from enclave_kernel.session.enclave_magic import EnclaveMagic
+from enclave_kernel.session.load_progress import LoadProgress
 from enclave_kernel.session.not_in_enclave import NotInEnclaveError, supervisor_link
 from enclave_kernel.session.one_line import in_one_line
+from enclave_kernel.session.run_magic import RunMagic
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.plain_text import plain_text
 
 if TYPE_CHECKING:
     from enclave_kernel.session.package_loading import LoadedPackage
-    from enclave_kernel.session.vault_client import VaultLink
+    from enclave_kernel.session.vault_link import VaultLink
     from enclave_protocol.package_label import Label
 
 __all__ = [
@@ -32,10 +31,6 @@ __all__ = [
     "load_ipython_extension",
 ]
 
-_SHOW_AFTER_S: Final = 1.0
-_REDRAW_S: Final = 0.1
-_BAR_CHARS: Final = 40
-
 
 class NameNotBindableError(EnclaveError):
     """The package would be bound to a name that it must not take."""
@@ -43,35 +38,6 @@ class NameNotBindableError(EnclaveError):
 
 class NotLoadedError(EnclaveError):
     """No encrypted package is bound to this name."""
-
-
-class _LoadProgress:
-    """A progress bar that appears only when loading takes longer than a second."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._drawn = 0.0
-        self._id: str | None = None
-
-    def __call__(self, stage: str, share: float) -> None:
-        now = time.monotonic()
-        if now - self._started < _SHOW_AFTER_S or now - self._drawn < _REDRAW_S:
-            return
-        self._drawn = now
-        done = "=" * int(share * _BAR_CHARS)
-        self._draw(f"{stage} [{done.ljust(_BAR_CHARS)}] {share:4.0%}")
-
-    def finish(self) -> None:
-        """Take the bar away, if one was drawn."""
-        if self._id is not None:
-            self._draw("")
-
-    def _draw(self, text: str) -> None:
-        update = self._id is not None
-        self._id = self._id or secrets.token_hex(8)
-        data = {"text/plain": text}
-        options = {"raw": True, "display_id": self._id, "update": update}
-        display(data, **options)  # type: ignore[no-untyped-call]
 
 
 @magics_class
@@ -107,7 +73,7 @@ class EncryptedMagics(Magics):
             file_name, name = _parse_load(line)
             if name is not None:
                 _check_bindable(name)
-            progress = _LoadProgress()
+            progress = LoadProgress()
             try:
                 loaded = load_package(file_name, self._link(), progress)
             finally:
@@ -228,4 +194,4 @@ def _table(packages: "dict[str, LoadedPackage]") -> str:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics with an IPython shell."""
-    shell.register_magics(EncryptedMagics, EnclaveMagic)
+    shell.register_magics(EncryptedMagics, EnclaveMagic, RunMagic)

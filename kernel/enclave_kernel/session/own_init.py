@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 from enclave_kernel.isolation.notebook_walls import (
     NotebookWalls,
     WallsSpec,
+    open_to_own_tools,
     put_up_notebook_walls,
 )
 
@@ -42,6 +43,7 @@ def become_walled_kernel(spec: WallsSpec, status: int, keep_away: tuple[int, ...
         _stay(kernel, status)
     os.close(status)
     os.setsid()
+    open_to_own_tools()
     return walls
 
 

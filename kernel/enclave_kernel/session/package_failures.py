@@ -10,6 +10,7 @@ from enclave_protocol.vault_messages import Raised, Refused
 
 __all__ = [
     "CallLimitError",
+    "CallbackError",
     "EncryptedPackageError",
     "VaultDiedError",
     "rebuild_raised",
@@ -33,6 +34,10 @@ class EncryptedPackageError(EnclaveError):
 
 class CallLimitError(EncryptedPackageError):
     """The owner's policy allows this call no more, or not yet, or not with this result."""
+
+
+class CallbackError(EnclaveError):
+    """A package and a function of the user's that it calls cannot go on together."""
 
 
 class VaultDiedError(EnclaveError):
@@ -63,6 +68,7 @@ _REFUSALS: Final[dict[str, type[Exception]]] = {
     "ReferenceError": ReferenceError,
     "ValueRefusedError": ValueRefusedError,
     "BudgetExceededError": CallLimitError,
+    "CallbackTimeoutError": CallbackError,
 }
 
 

@@ -3,16 +3,20 @@
 import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from enclave_kernel import key_release_errors
+from enclave_kernel.call_channel import FileCutError
 from enclave_kernel.session.proxies import EncryptedPackage, package_proxy
 from enclave_kernel.session.proxy_parts import shown_name
+from enclave_kernel.session.script_client import ScriptClient
 from enclave_kernel.session.supervisor_link import LoadRefusedError
-from enclave_kernel.session.vault_client import LoadedVaultLike, VaultClient, VaultLink
+from enclave_kernel.session.vault_client import VaultClient
+from enclave_kernel.session.vault_link import LoadedVaultLike, VaultLink
 from enclave_protocol.package_errors import (
     PackageError,
     PackageFormatError,
@@ -23,9 +27,18 @@ from enclave_protocol.package_header import PackageHeader
 from enclave_protocol.package_label import Label, check_label
 from enclave_protocol.package_reader import read_header
 from enclave_protocol.plain_text import plain_text
-from enclave_protocol.vault_messages import BODY_CHUNK_BYTES
+from enclave_protocol.vault_messages import BODY_CHUNK_BYTES, LoadFailed
 
-__all__ = ["LoadedPackage", "PackageFileError", "PackageLoadError", "load_package"]
+__all__ = [
+    "LoadedPackage",
+    "OpenedFile",
+    "PackageFileError",
+    "PackageLoadError",
+    "load_package",
+    "open_encrypted",
+    "send_body",
+    "vault_failure",
+]
 
 Progress = Callable[[str, float], None]
 """Told what is being done and the share of it that is done, 0 to 1."""
@@ -79,24 +92,74 @@ def load_package(file_name: str, link: VaultLink, progress: Progress) -> LoadedP
         LoadRefusedError: The supervisor refused for another reason; names the file, too.
         EnclaveError: The vault died, or the enclave is going down.
     """
+    with open_encrypted(file_name) as opened:
+        client = opened.start(link, VaultClient, progress)
+        return _fill(opened, client, progress)
+
+
+_Client = TypeVar("_Client", VaultClient, ScriptClient)
+
+
+@dataclass
+class OpenedFile:
+    """An encrypted file whose header was read.
+
+    Attributes:
+        name: As the user typed it.
+        header: Well-formed; authentic only once the body verified.
+        stream: At the body's first byte.
+    """
+
+    name: str
+    header: PackageHeader
+    stream: io.FileIO
+
+    def start(
+        self,
+        link: VaultLink,
+        make: Callable[[LoadedVaultLike, str, VaultLink], _Client],
+        progress: Progress,
+    ) -> _Client:
+        """Return a client of a vault that has the package's key and waits for the body.
+
+        Raises:
+            PackageError: KMS does not release the key.
+            LoadRefusedError: The supervisor refused for another reason.
+        """
+        progress("asking for its key", 0.0)
+        vault = _load(self.name, self.header, link)
+        try:
+            return make(vault, shown_name(self.header.label), link)
+        except BaseException:
+            vault.socket.close()
+            link.unload(vault.vault_id)
+            raise
+
+
+@contextmanager
+def open_encrypted(file_name: str) -> Iterator[OpenedFile]:
+    """Open an encrypted file and read its header; errors from within name the file.
+
+    Raises:
+        PackageError: The file is none.
+    """
     try:
         with _open(file_name) as stream:
             header = read_header(stream, file=file_name)
             check_label(header.label)
-            progress("asking for its key", 0.0)
-            vault = _load(file_name, header, link)
-            try:
-                client = VaultClient(vault, shown_name(header.label), link)
-            except BaseException:
-                vault.socket.close()
-                link.unload(vault.vault_id)
-                raise
-            return _fill(file_name, header, stream, client, progress)
+            yield OpenedFile(file_name, header, stream)
     except PackageError as error:
         raise error.with_file(file_name) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise PackageFileError(f"cannot be read: {reason}", file=file_name) from None
+
+
+def vault_failure(failure: LoadFailed, file_name: str) -> PackageError:
+    """Return the error for what a vault refused."""
+    kind = _VAULT_ERRORS.get(failure.kind, PackageLoadError)
+    # Code of the package may have run in there and written this message itself.
+    return kind(plain_text(failure.message), file=file_name)
 
 
 def _load(file_name: str, header: PackageHeader, link: VaultLink) -> LoadedVaultLike:
@@ -113,34 +176,40 @@ def _load(file_name: str, header: PackageHeader, link: VaultLink) -> LoadedVault
         raise kind(reason, file=file_name) from None
 
 
-def _fill(
-    file_name: str,
-    header: PackageHeader,
-    stream: io.FileIO,
-    client: VaultClient,
-    progress: Progress,
-) -> LoadedPackage:
+def _fill(opened: OpenedFile, client: VaultClient, progress: Progress) -> LoadedPackage:
     """Stream the body into the vault; on any failure, Ctrl-C included, nothing stays."""
+    label = opened.header.label
     try:
-        _send_body(stream, client, progress)
+        send_body(opened.stream, client, progress)
         failure = client.finish_body(lambda: progress("importing", 1.0))
         if failure is not None:
-            kind = _VAULT_ERRORS.get(failure.kind, PackageLoadError)
-            # Code of the package ran in there and may have written this message itself.
-            raise kind(plain_text(failure.message), file=file_name)
-        proxy = package_proxy(client, header.label)
-        return LoadedPackage(header.label, client, proxy, file_name)
+            raise vault_failure(failure, opened.name)
+        return LoadedPackage(label, client, package_proxy(client, label), opened.name)
     except BaseException:
         client.close("it was not loaded completely")
         raise
 
 
-def _send_body(stream: io.FileIO, client: VaultClient, progress: Progress) -> None:
-    total = max(1, os.fstat(stream.fileno()).st_size)
-    buffer = memoryview(bytearray(BODY_CHUNK_BYTES))
-    while count := stream.readinto(buffer):
-        if not client.send_body(buffer[:count]):
+def send_body(stream: io.FileIO, client: VaultClient | ScriptClient, progress: Progress) -> None:
+    """Stream a body; ends early when the vault refused it.
+
+    Raises:
+        VaultDiedError: The vault is gone.
+        PackageTruncatedError: The file became shorter meanwhile.
+    """
+    descriptor = stream.fileno()
+    while True:
+        total = os.fstat(descriptor).st_size
+        size = min(BODY_CHUNK_BYTES, total - stream.tell())
+        if size <= 0:
             return
+        try:
+            if not client.send_body(descriptor, size):
+                return
+        except FileCutError:
+            raise PackageTruncatedError(
+                "the file became shorter while it was read: copy it again, whole"
+            ) from None
         progress("decrypting", min(1.0, stream.tell() / total))
 
 

@@ -18,7 +18,13 @@ from enclave_kernel.session.iterators import (
     iterator_class,
 )
 from enclave_kernel.session.package_failures import EncryptedPackageError
-from enclave_kernel.session.proxy_parts import StaysInVault, shown_name, with_package_frame
+from enclave_kernel.session.proxy_parts import (
+    StaysInVault,
+    outward,
+    shown_name,
+    with_package_frame,
+)
+from enclave_kernel.session.user_functions import take_functions
 from enclave_kernel.session.vault_client import ITERATOR, VaultClient
 from enclave_protocol.manifest import CONTEXT_METHODS
 from enclave_protocol.package_label import Label
@@ -166,7 +172,8 @@ def _function_proxy(
     names = _positional_names(signature)
 
     def make(args: _Positional, kwargs: _Named, watch: CallInterrupt | None) -> Any:
-        return client.call(name, (args, kwargs), names, resolve, watch)
+        args, kwargs, functions = take_functions(names, label.policy.callbacks, args, kwargs)
+        return client.call(name, (args, kwargs), names, resolve, watch, functions)
 
     kind = _kind(label, text, name)
     return _dress(_caller(client, label, kind, make), label, name, name, signature)
@@ -186,15 +193,22 @@ def _caller(client: VaultClient, label: Label, kind: str, make: _MakeCall) -> Ca
         try:
             return make(args, kwargs, None)
         except BaseException as error:
-            # The frames below are this project's: the user sees the package as one frame.
-            raise error.with_traceback(None) from None
+            failure = outward(error)
+        try:
+            raise failure
+        finally:
+            del failure
 
     async def awaited(*args: Any, **kwargs: Any) -> Any:
         watch = client.new_watch()
         try:
             return await in_thread(lambda: make(args, kwargs, watch), watch.press)
         except BaseException as error:
-            raise error.with_traceback(None) from None
+            failure = outward(error)
+        try:
+            raise failure
+        finally:
+            del failure
 
     iterators = async_iterator_class(client, label)
 
@@ -227,10 +241,15 @@ def _class_proxy(
 
     def new(cls: type[EncryptedObject], /, *args: Any, **kwargs: Any) -> EncryptedObject:
         try:
-            handle = client.construct(name, (args, kwargs), names)
+            args, kwargs, functions = take_functions(names, label.policy.callbacks, args, kwargs)
+            handle = client.construct(name, (args, kwargs), names, functions)
+            return _adopt(object.__new__(cls), client, handle)
         except BaseException as error:
-            raise error.with_traceback(None) from None
-        return _adopt(object.__new__(cls), client, handle)
+            failure = outward(error)
+        try:
+            raise failure
+        finally:
+            del failure
 
     # What was made is complete; nothing is left for __init__ but to take the arguments.
     namespace["__new__"] = with_package_frame(new, label, name, f"{name}")
@@ -262,7 +281,8 @@ def _method_proxy(
         if not args or not isinstance(args[0], EncryptedObject):
             raise TypeError(f"{method}() takes an object of {class_name} first")
         handle = args[0]._handle
-        return client.call_method(handle, method, (args[1:], kwargs), names, resolve, watch)
+        left, kwargs, functions = take_functions(names, label.policy.callbacks, args[1:], kwargs)
+        return client.call_method(handle, method, (left, kwargs), names, resolve, watch, functions)
 
     parameters = list(signature.parameters.values())
     # Two of one name are refused; a first parameter of positional-only ones must be one, too.

@@ -4,15 +4,28 @@ from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any, NoReturn
 
+from enclave_kernel.session.user_functions import UserFunctionError
 from enclave_protocol.package_label import Label
 from enclave_protocol.plain_text import plain_text
 
-__all__ = ["StaysInVault", "shown_name", "with_package_frame"]
+__all__ = ["StaysInVault", "outward", "shown_name", "with_package_frame"]
 
 
 def shown_name(label: Label) -> str:
     """Return how a package is shown wherever it is shown: `<encrypted NAME VERSION>`."""
     return f"<encrypted {plain_text(f'{label.package.name} {label.package.version}')}>"
+
+
+def outward(error: BaseException) -> BaseException:
+    """Return what the user sees of an error: the package as one frame, or the user's own frames.
+
+    To be raised outside of the `except` that caught it: then its context is the user's, too.
+    """
+    if isinstance(error, UserFunctionError):
+        return error.original
+    # The frames below are this project's, and so is what it was handling.
+    error.__suppress_context__ = True
+    return error.with_traceback(None)
 
 
 class StaysInVault:

@@ -7,20 +7,23 @@ rebuilt from fixed tables protect the notebook.
 import contextlib
 import os
 import select
-import socket
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from enclave_kernel.call_channel import CallChannel, ChannelClosedError
 from enclave_kernel.session.call_display import CallDisplay
 from enclave_kernel.session.call_interrupt import CallInterrupt
 from enclave_kernel.session.package_failures import (
+    CallbackError,
     VaultDiedError,
     rebuild_raised,
     rebuild_refused,
 )
+from enclave_kernel.session.user_functions import UserFunctionError, UserFunctions
+from enclave_kernel.session.vault_link import LoadedVaultLike, VaultLink
 from enclave_protocol.errors import EnclaveError, ProtocolError
 from enclave_protocol.plain_text import plain_text
 from enclave_protocol.value_codec import (
@@ -30,9 +33,12 @@ from enclave_protocol.value_codec import (
     encode_arguments,
 )
 from enclave_protocol.vault_messages import (
+    CALLBACK_ERROR,
+    CALLBACK_TIMEOUT_S,
     BodyChunk,
     BodyEnd,
     Call,
+    CallBack,
     CallMethod,
     Construct,
     GetAttribute,
@@ -51,9 +57,12 @@ from enclave_protocol.vault_messages import (
     decode_vault_message,
 )
 
-__all__ = ["ITERATOR", "LoadedVaultLike", "VaultClient", "VaultLink"]
+__all__ = ["ITERATOR", "VaultClient"]
 
 _MAX_RELEASED_AT_ONCE: Final = 1024
+_TURN_S: Final = 1.0
+_Functions = Mapping[str, Callable[..., Any]]
+_NO_FUNCTIONS: Final[_Functions] = {}
 
 ITERATOR: Final = ""
 """The class name of an iterator's `Handle`, which no exported class has."""
@@ -62,40 +71,6 @@ _Arguments = tuple[Sequence[object], dict[str, object]]
 _Make = Callable[[int], Call | Construct | CallMethod | GetAttribute | NextItems]
 _Answer = Result | IteratorOpened | Items
 _Reply = tuple[_Answer | Raised | Refused, tuple[memoryview, ...]]
-
-
-class LoadedVaultLike(Protocol):
-    """A vault that has its data key and waits for the body."""
-
-    @property
-    def vault_id(self) -> str:
-        """What the supervisor calls it."""
-        ...
-
-    @property
-    def socket(self) -> socket.socket:
-        """The notebook's end of its socket for calls."""
-        ...
-
-
-class VaultLink(Protocol):
-    """What a session asks of the supervisor (`supervisor_link.SupervisorLink`)."""
-
-    def load(self, file_name: str, header_raw: bytes) -> LoadedVaultLike:
-        """Return a vault with the data key of the package with this header."""
-        ...
-
-    def interrupt(self, vault_id: str) -> None:
-        """Send SIGINT to a vault."""
-        ...
-
-    def unload(self, vault_id: str) -> None:
-        """End a vault; an unknown one is fine."""
-        ...
-
-    def death_reason(self, vault_id: str) -> str | None:
-        """Return why a vault died; None when nothing is known within 2 s."""
-        ...
 
 
 class VaultClient:
@@ -113,6 +88,8 @@ class VaultClient:
         self._link = link
         self._channel = CallChannel(vault.socket)
         self._lock = threading.Lock()
+        self._holder: int | None = None
+        self._calling_back_since: float | None = None
         self._last_request = 0
         self._mid_frame = False
         self._released: deque[int] = deque()
@@ -125,22 +102,24 @@ class VaultClient:
         """Whether calls can be made; False once the vault is known to have ended."""
         return self._end is None
 
-    def send_body(self, data: memoryview) -> bool:
+    def send_body(self, descriptor: int, size: int) -> bool:
         """Send the next part of the encrypted body.
 
         Args:
-            data: At most `BODY_CHUNK_BYTES` bytes.
+            descriptor: Of the file, where the part begins.
+            size: At most `BODY_CHUNK_BYTES` bytes.
 
         Returns:
             False when the vault has refused the package: call `finish_body` then.
 
         Raises:
             VaultDiedError: The vault is gone.
+            FileCutError: The file has fewer bytes.
         """
         if select.select([self._channel], [], [], 0)[0]:
             return False
         try:
-            self._channel.send(BodyChunk(), (data,))
+            self._channel.send_file(BodyChunk(), descriptor, size)
         except ChannelClosedError:
             raise self._died() from None
         return True
@@ -178,6 +157,7 @@ class VaultClient:
         names: Sequence[str],
         resolve: Callable[[Handle], object] | None = None,
         watch: CallInterrupt | None = None,
+        functions: _Functions = _NO_FUNCTIONS,
     ) -> Any:
         """Call an exported function.
 
@@ -187,25 +167,39 @@ class VaultClient:
             names: Names of the positional parameters, for messages.
             resolve: Makes an object of a handle that comes back; None refuses handles.
             watch: From `new_watch`, for another thread to interrupt the call.
+            functions: What the package may call meanwhile, by the parameter it was passed for.
 
         Raises:
             ValueRefusedError: An argument cannot go into the package.
             EncryptedPackageError: The package raised; or another exception that its owner shows.
             VaultDiedError: The vault is gone.
+            UserFunctionError: One of `functions` raised, and with it the package.
             KeyboardInterrupt: The call was interrupted.
         """
         encoded = encode_arguments(*arguments, names=names)
+        taken = tuple(functions)
         return self._request(
-            lambda number: Call(number, function, encoded.header), encoded.buffers, resolve, watch
+            lambda number: Call(number, function, encoded.header, taken),
+            encoded.buffers,
+            resolve,
+            watch,
+            functions,
         )
 
-    def construct(self, class_name: str, arguments: _Arguments, names: Sequence[str]) -> Handle:
+    def construct(
+        self,
+        class_name: str,
+        arguments: _Arguments,
+        names: Sequence[str],
+        functions: _Functions = _NO_FUNCTIONS,
+    ) -> Handle:
         """Make an object of an exported class. Arguments and errors as for `call`."""
         encoded = encode_arguments(*arguments, names=names)
         handle = self._request(
-            lambda number: Construct(number, class_name, encoded.header),
+            lambda number: Construct(number, class_name, encoded.header, tuple(functions)),
             encoded.buffers,
             lambda handle: handle,
+            functions=functions,
         )
         if type(handle) is not Handle:
             raise self._broke_protocol()
@@ -219,14 +213,16 @@ class VaultClient:
         names: Sequence[str],
         resolve: Callable[[Handle], object] | None = None,
         watch: CallInterrupt | None = None,
+        functions: _Functions = _NO_FUNCTIONS,
     ) -> Any:
         """Call a declared method of an object. Arguments and errors as for `call`."""
         encoded = encode_arguments(*arguments, names=names)
         return self._request(
-            lambda number: CallMethod(number, handle, method, encoded.header),
+            lambda number: CallMethod(number, handle, method, encoded.header, tuple(functions)),
             encoded.buffers,
             resolve,
             watch,
+            functions,
         )
 
     def get_attribute(self, handle: int, attribute: str) -> Any:
@@ -253,6 +249,9 @@ class VaultClient:
             return
         self._end = self._end or reason
         self._link.unload(self._vault_id)
+        if self._holder == threading.get_ident():
+            # In a function that the package called: its call meets the end of the stream.
+            return
         # A call in another thread now meets the end of the stream, and lets go of the lock.
         with self._lock:
             self._channel.close()
@@ -281,8 +280,9 @@ class VaultClient:
         buffers: tuple[memoryview, ...],
         resolve: Callable[[Handle], object] | None,
         watch: CallInterrupt | None = None,
+        functions: _Functions = _NO_FUNCTIONS,
     ) -> Any:
-        reply, contents = self._ask(make, buffers, watch)
+        reply, contents = self._ask(make, buffers, watch, functions)
         if isinstance(reply, IteratorOpened) and resolve is not None:
             return resolve(Handle(reply.handle, ITERATOR))
         if not isinstance(reply, Result):
@@ -290,15 +290,43 @@ class VaultClient:
         return self._decode(reply.value, contents, resolve)
 
     def _ask(
-        self, make: _Make, buffers: tuple[memoryview, ...], watch: CallInterrupt | None
+        self,
+        make: _Make,
+        buffers: tuple[memoryview, ...],
+        watch: CallInterrupt | None,
+        functions: _Functions = _NO_FUNCTIONS,
     ) -> tuple[_Answer, tuple[memoryview, ...]]:
-        with self._lock:
-            reply, contents = self._exchange(make, buffers, watch or self.new_watch())
+        user = UserFunctions(functions)
+        self._take_turn()
+        try:
+            self._holder = threading.get_ident()
+            reply, contents = self._exchange(make, buffers, watch or self.new_watch(), user)
+        finally:
+            self._holder = None
+            self._lock.release()
         if isinstance(reply, Raised):
-            raise rebuild_raised(reply, self.package)
+            raise _raised_by(reply, user.failure, self.package)
         if isinstance(reply, Refused):
             raise rebuild_refused(reply)
         return reply, contents
+
+    def _take_turn(self) -> None:
+        """Take the lock; whoever has it keeps it for a whole call.
+
+        Raises:
+            CallbackError: The call in progress waits for this one, or may do so.
+        """
+        if self._holder == threading.get_ident():
+            raise CallbackError(
+                f"{self.package} waits for the function that it called, and cannot be used in it"
+            )
+        while not self._lock.acquire(timeout=_TURN_S):
+            since = self._calling_back_since
+            # The function may wait for this thread. One of them has to give in.
+            if since is not None and time.monotonic() - since > CALLBACK_TIMEOUT_S:
+                raise CallbackError(
+                    f"{self.package} still waits for a function that it called in another thread"
+                )
 
     def _decode(
         self,
@@ -321,6 +349,7 @@ class VaultClient:
         make: _Make,
         buffers: tuple[memoryview, ...],
         watch: CallInterrupt,
+        user: UserFunctions,
     ) -> _Reply:
         """Send one request and return its reply; the lock is held."""
         if self._end is not None or os.getpid() != self._pid:
@@ -332,10 +361,10 @@ class VaultClient:
                 if watch.happened:
                     raise KeyboardInterrupt
                 self._send_released()
-                reply = self._round_trip(make, buffers, display)
+                reply = self._round_trip(make, buffers, display, watch, user)
                 while _came_too_early(reply[0]) and not watch.happened:
                     # An interrupt meant for an earlier call; this one did not begin.
-                    reply = self._round_trip(make, buffers, display)
+                    reply = self._round_trip(make, buffers, display, watch, user)
                 display.finish()
         except ProtocolError:
             error = self._died()
@@ -345,7 +374,7 @@ class VaultClient:
         except BaseException:
             if self._mid_frame:
                 # Another signal's handler raised inside a frame: the stream's place is lost.
-                self._end = "an exception broke into a call to it"
+                self._end = self._end or "an exception broke into a call to it"
                 self._died()
             raise
         if watch.happened:
@@ -357,6 +386,8 @@ class VaultClient:
         make: _Make,
         buffers: tuple[memoryview, ...],
         display: CallDisplay,
+        watch: CallInterrupt,
+        user: UserFunctions,
     ) -> _Reply:
         self._last_request = number = self._last_request + 1
         request = make(number)
@@ -364,14 +395,37 @@ class VaultClient:
         self._channel.send(request, buffers)
         payload, contents = self._channel.receive()
         reply = decode_vault_message(payload)
-        while isinstance(reply, Progress | Text) and reply.request_id == number and not contents:
-            display.show(reply)
+        while isinstance(reply, Progress | Text | CallBack) and reply.request_id == number:
+            if isinstance(reply, CallBack):
+                display.finish()
+                self._call_back(reply, contents, watch, user)
+            elif contents:
+                raise VaultMessageError("the vault sent output with buffers")
+            else:
+                display.show(reply)
             payload, contents = self._channel.receive()
             reply = decode_vault_message(payload)
         self._mid_frame = False
         if not isinstance(reply, _Answer | Raised | Refused) or reply.request_id != number:
             raise VaultMessageError("the vault answered something that was not asked")
         return reply, contents
+
+    def _call_back(
+        self,
+        question: CallBack,
+        contents: tuple[memoryview, ...],
+        watch: CallInterrupt,
+        user: UserFunctions,
+    ) -> None:
+        self._calling_back_since = time.monotonic()
+        try:
+            answer, buffers = user.answer(question, contents, watch)
+        finally:
+            self._calling_back_since = None
+        if self._end is not None:
+            # Unloaded by the function; what the vault still says is nobody's.
+            raise self._died()
+        self._channel.send(answer, buffers)
 
     def _send_released(self) -> None:
         while self._released:
@@ -406,3 +460,23 @@ class VaultClient:
 
 def _came_too_early(reply: _Answer | Raised | Refused) -> bool:
     return isinstance(reply, Refused) and reply.kind == "KeyboardInterrupt"
+
+
+def _raised_by(reply: Raised, failure: BaseException | None, package: str) -> BaseException:
+    """Return the exception for a call that raised.
+
+    Args:
+        reply: What the vault told.
+        failure: What the user's function raised that the package called last, if it did.
+        package: How the package is shown.
+    """
+    if failure is not None:
+        same = reply.type_name == CALLBACK_ERROR or (
+            reply.type_name == "KeyboardInterrupt" and isinstance(failure, KeyboardInterrupt)
+        )
+        if same:
+            return UserFunctionError(failure)
+    error = rebuild_raised(reply, package)
+    # The package made something else of it: the user sees both.
+    error.__cause__ = failure
+    return error

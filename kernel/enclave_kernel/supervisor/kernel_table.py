@@ -17,6 +17,7 @@ from enclave_kernel.session_messages import (
     KernelFailed,
     KernelPlace,
     KernelReady,
+    KernelWalled,
     StartKernel,
 )
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
@@ -61,6 +62,7 @@ class Kernel:
     kernel_id: str
     prefix: str
     place: KernelPlace | None = None
+    walls: tuple[str, ...] | None = None
     pid: int = 0
     started: float = field(default_factory=time.monotonic)
     cgroup: ControlGroup | None = None
@@ -196,23 +198,31 @@ class KernelTable:
         )
 
     def _take(self, kernel: Kernel, message: FromSession) -> None:
-        if isinstance(message, KernelReady):
-            self._take_ready(kernel, message)
+        if isinstance(message, KernelWalled):
+            self._take_walls(kernel, message.walls)
+        elif isinstance(message, KernelReady):
+            self._take_ready(kernel)
         elif isinstance(message, KernelFailed):
             if not kernel.ready.done():
                 kernel.ready.set_exception(KernelLaunchError(message.message))
         elif kernel.vaults is not None:
             kernel.vaults.handle(message)
 
-    def _take_ready(self, kernel: Kernel, message: KernelReady) -> None:
+    def _take_walls(self, kernel: Kernel, walls: tuple[str, ...]) -> None:
+        # The first time only: then nothing of the user's has run in there.
+        if kernel.walls is not None:
+            return
+        kernel.walls = walls
+        if walls != self.walls:
+            _log.info("walls of a notebook: %s", "; ".join(walls))
+        self.walls = walls
+
+    def _take_ready(self, kernel: Kernel) -> None:
         if kernel.ready.done():
             return
-        if kernel.place is not None and not message.walls:
+        if kernel.place is not None and kernel.walls is None:
             kernel.ready.set_exception(KernelLaunchError("the kernel came up without its walls"))
             return
-        if message.walls != self.walls:
-            _log.info("walls of a notebook: %s", "; ".join(message.walls) or "none")
-        self.walls = message.walls
         kernel.ready.set_result(None)
 
     def _channel_ended(self, kernel: Kernel) -> None:

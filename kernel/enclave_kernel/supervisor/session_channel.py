@@ -14,6 +14,7 @@ from enclave_kernel.session_messages import (
     InterruptVault,
     KernelFailed,
     KernelReady,
+    KernelWalled,
     LoadPackage,
     LoadRefused,
     PackageLoaded,
@@ -31,6 +32,7 @@ _MAX_UNSENT_BYTES = 2 * MAX_SESSION_BYTES
 
 FromSession = (
     KernelReady
+    | KernelWalled
     | KernelFailed
     | LoadPackage
     | CancelLoad

@@ -13,6 +13,7 @@ from typing import Any
 from enclave_kernel.call_channel import CallChannel, ChannelClosedError
 from enclave_kernel.vault.budget import BudgetExceededError, CallBudget
 from enclave_kernel.vault.call_output import CallOutput
+from enclave_kernel.vault.callbacks import Callbacks
 from enclave_kernel.vault.exports import ArgumentsError, Export, Exports
 from enclave_kernel.vault.failures import raised
 from enclave_kernel.vault.live_objects import LiveObjects
@@ -74,6 +75,7 @@ class Dispatcher:
         self._max_result_bytes = policy.max_result_bytes
         self._live = LiveObjects()
         self._runner = PackageRunner()
+        self._callbacks = Callbacks(channel, output, self._runner, policy)
 
     def serve(self) -> None:
         """Answer requests; returns when the notebook closed its end.
@@ -90,6 +92,8 @@ class Dispatcher:
             except ChannelClosedError:
                 return
             message = decode_session_message(payload)
+            if self._callbacks.is_late(message):
+                continue
             if isinstance(message, Release):
                 self._live.release(message.handles, self._runner.run)
                 continue
@@ -128,6 +132,8 @@ class Dispatcher:
         kwargs: Mapping[str, Any] = {}
         if not isinstance(request, GetAttribute):
             sent, named = decode_arguments(request.arguments, buffers)
+            if request.callbacks and export is not None:
+                self._callbacks.place(request.callbacks, request.request_id, export, sent, named)
             args, kwargs = (sent, named) if export is None else export.arrange(sent, named)
             del sent, named
         self._refuse_if_interrupted()
@@ -135,11 +141,15 @@ class Dispatcher:
         value: object = None
         failure: Raised | None = None
         self._output.begin(request.request_id)
+        self._callbacks.begin(request.request_id)
         try:
             value = self._runner.call(target, args, kwargs)
         except BaseException as error:  # SystemExit and what else a package may let out
             failure = raised(request.request_id, error, self._shown_errors)
-        self._output.end()
+        try:
+            self._callbacks.end()
+        finally:
+            self._output.end()
         if failure is not None:
             return failure, ()
         # What a package made of its arguments must not keep them alive while the result travels.

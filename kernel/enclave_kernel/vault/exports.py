@@ -43,6 +43,8 @@ class Export:
         target: The function or class of the package; None for a method, found on its object. What
             `with` calls is our own, and takes the object first.
         attribute: The method's name; "" otherwise.
+        parameters: Names of all parameters.
+        positions: Names of the parameters that may be passed by position, in their order.
         returns: `value`, `iter`, `none`, or the name of the exported class it returns by reference.
 
     `actual` is the code's own signature without `self`, None where Python cannot tell.
@@ -61,6 +63,12 @@ class Export:
         self.target = target
         self.attribute = attribute
         self.returns = returns
+        self.positions = tuple(
+            parameter.name
+            for parameter in self._signature.parameters.values()
+            if parameter.kind in (_KIND.POSITIONAL_ONLY, _KIND.POSITIONAL_OR_KEYWORD)
+        )
+        self.parameters = frozenset(self._signature.parameters)
         self._by_position, self._by_name = _arrangement(self.name, self._signature, actual)
         required, most = 0, 0
         plain = True

@@ -4,7 +4,8 @@ import builtins
 import secrets
 from typing import Final
 
-from enclave_protocol.vault_messages import Raised
+from enclave_kernel.vault.callbacks import CallbackError
+from enclave_protocol.vault_messages import CALLBACK_ERROR, Raised
 
 __all__ = ["raised"]
 
@@ -26,6 +27,9 @@ def raised(request_id: int, error: BaseException, shown: frozenset[str]) -> Rais
         shown: Names of the built-in types whose message the owner's policy shows. Exact types:
             a subclass, such as UnicodeDecodeError of ValueError, may carry whole documents.
     """
+    if type(error) is CallbackError:
+        # What the function raised, the notebook knows.
+        return Raised(request_id, CALLBACK_ERROR, None, secrets.token_hex(8))
     name = _BUILTIN_ERRORS.get(type(error))
     message = _message(error) if name is not None and name in shown else None
     if name is None:

@@ -1,9 +1,11 @@
 """Runs code of the package's in the main thread, where an interrupt reaches it and nothing else."""
 
+import contextlib
 import inspect
 import os
 import signal
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import FrameType, MappingProxyType
 from typing import Any, TypeVar
 
@@ -57,6 +59,24 @@ class PackageRunner:
     def call(self, code: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what `code` returns or, if that is a coroutine, what comes of it; as `run`."""
         return self.run(self._call, (code, args, kwargs))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep interrupts from code of ours in the midst of the package's; they come afterwards.
+
+        Does nothing outside the main thread, where no interrupt comes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._running = False
+        try:
+            yield
+        finally:
+            self._running = True
+            if self.interrupted:
+                self.interrupted = False
+                raise KeyboardInterrupt
 
     def complete(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Return what comes of `coroutine`; only for code that runs in `run`."""

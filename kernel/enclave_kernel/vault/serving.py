@@ -11,11 +11,14 @@ from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.dispatcher import Dispatcher
 from enclave_kernel.vault.exports import Exports, build_exports
 from enclave_kernel.vault.importer import PackageImporter
+from enclave_kernel.vault.script_files import InputFiles
+from enclave_kernel.vault.script_service import run_script
 from enclave_kernel.vault.unpacking import Unpacker
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.package_errors import PackageError, PackageFormatError
 from enclave_protocol.package_header import PackageHeader, decode_header
 from enclave_protocol.package_label import check_label
+from enclave_protocol.script_messages import InputChunk, RunScript, decode_opening_message
 from enclave_protocol.vault_messages import (
     BODY_CHUNK_BYTES,
     BodyChunk,
@@ -23,16 +26,26 @@ from enclave_protocol.vault_messages import (
     Loaded,
     LoadFailed,
     VaultMessageError,
-    decode_session_message,
 )
 
-__all__ = ["OpeningPackage", "PackageImportError", "open_package", "serve_package"]
+__all__ = [
+    "OpeningPackage",
+    "PackageImportError",
+    "WorkspaceRefusedError",
+    "open_package",
+    "serve_package",
+]
 
 _MAX_REASON_CHARS: Final = 4000
+_WORKSPACE_FOLDER: Final = "workspace"
 
 
 class PackageImportError(PackageError):
     """The package's code raised while it was imported."""
+
+
+class WorkspaceRefusedError(PackageError):
+    """The package's policy shuts it off from the workspace, and files of it came."""
 
 
 class OpeningPackage:
@@ -63,15 +76,20 @@ def open_package(header_raw: bytes, data_key: bytearray, root: Path) -> OpeningP
 
 
 def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
-    """Take the body, import the package, and answer calls until the notebook is gone."""
+    """Take the body, and then answer calls until the notebook is gone, or run one script."""
     channel = CallChannel(calls)
+    inputs = InputFiles(_workspace(package.root))
     try:
-        _receive_body(package, channel)
+        request = _receive_body(package, channel, inputs)
+        importer = _importer(package)
+        if request is not None:
+            run_script(request, package.header.label, importer, inputs, channel)
+            return
         policy = package.header.label.policy
         output = CallOutput(channel.send, policy.output)
         # Before its code is imported, which may keep what it finds as sys.stdout.
         output.install()
-        dispatcher = Dispatcher(channel, _import(package), policy, output)
+        dispatcher = Dispatcher(channel, _import(package, importer), policy, output)
     except ChannelClosedError:
         return
     except EnclaveError as error:
@@ -85,36 +103,64 @@ def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
         return
 
 
-def _receive_body(package: OpeningPackage, channel: CallChannel) -> None:
-    """Decrypt what the notebook sends.
+def _workspace(root: Path) -> Path:
+    folder = root.with_name(_WORKSPACE_FOLDER)
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def _receive_body(
+    package: OpeningPackage, channel: CallChannel, inputs: InputFiles
+) -> RunScript | None:
+    """Decrypt what the notebook sends; return the script it wants run, or None: it wants to call.
 
     Raises:
-        PackageError: It is not the body of this package.
+        PackageError: It is not the body of this package, or the inputs are no archive.
     """
     buffer = memoryview(bytearray(BODY_CHUNK_BYTES))
+    inputs_began = False
     while True:
         payload, contents = channel.receive(into=buffer)
-        message = decode_session_message(payload)
-        if isinstance(message, BodyChunk) and len(contents) == 1:
+        message = decode_opening_message(payload)
+        if isinstance(message, BodyChunk) and len(contents) == 1 and not inputs_began:
             package.unpacker.feed(contents[0])
-        elif isinstance(message, BodyEnd) and not contents:
-            return
+        elif isinstance(message, InputChunk) and len(contents) == 1:
+            inputs_began = True
+            if package.header.label.policy.workspace == "none":
+                raise WorkspaceRefusedError(
+                    "its owner does not let it see files of the workspace: leave out the paths "
+                    "that begin with /"
+                )
+            inputs.feed(contents[0])
+        elif isinstance(message, RunScript) and not contents:
+            return message
+        elif isinstance(message, BodyEnd) and not contents and not inputs_began:
+            return None
         else:
             raise VaultMessageError("the notebook sent something else than the package's body")
 
 
-def _import(package: OpeningPackage) -> Exports:
-    """Verify that the body is complete, and only then run the package's code.
+def _importer(package: OpeningPackage) -> PackageImporter:
+    """Verify that the body is complete: only then may anything of it run.
 
     Raises:
-        PackageError: The body is not complete, the code raised, or lacks an export.
+        PackageError: It is not.
     """
-    sources = package.unpacker.finish()
+    label = package.header.label.package
+    name = f"<encrypted {label.name} {label.version}>"
+    return PackageImporter(str(package.root), name, package.unpacker.finish())
+
+
+def _import(package: OpeningPackage, importer: PackageImporter) -> Exports:
+    """Run the package's code.
+
+    Raises:
+        PackageError: It raised, or lacks an export.
+    """
     label = package.header.label
     if not label.package.module:
         return Exports({}, {})
-    name = f"<encrypted {label.package.name} {label.package.version}>"
-    PackageImporter(str(package.root), name, sources).install()
+    importer.install()
     try:
         module = importlib.import_module(label.package.module)
     except BaseException:  # whatever it is, its text is the owner's

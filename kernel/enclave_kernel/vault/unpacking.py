@@ -99,6 +99,8 @@ def _place_file(path: Path, size: int) -> memoryview:
     try:
         if not size:
             return memoryview(bytearray())
+        # The size first: huge pages are only given within it.
+        os.truncate(descriptor, size)
         # Now, and not when a page is first touched: that would be a fatal signal.
         os.posix_fallocate(descriptor, 0, size)
         return memoryview(mmap.mmap(descriptor, size))

@@ -27,7 +27,7 @@ _NEVER = """
     sethostname setdomainname fanotify_init fanotify_mark vhangup
 """
 _ALWAYS = """
-    read write openat execve execveat connect bind listen accept4 fork vfork kill setuid prctl
+    read write execve execveat connect bind listen accept4 fork vfork kill setuid prctl
     seccomp memfd_create sendmsg sendto shmget semget mq_open inotify_init1 setsockopt wait4
 """
 """Both written by hand, not taken from the list under test."""
@@ -82,6 +82,16 @@ def test_what_people_need(machine: str, name: str) -> None:
         ("mknodat", (3, 0, 0o010644), RET_ALLOW),
         ("mknodat", (3, 0, 0o020644), REFUSED),
         ("mknodat", (3, 0, 0o060644), REFUSED),
+        ("openat2", (3, 0, 0, 24), MISSING),
+        ("fchmodat", (3, 0, 0o1755), RET_ALLOW),
+        ("fchmodat", (3, 0, 0o4755), REFUSED),
+        ("fchmod", (3, 0o2755), REFUSED),
+        ("fchmod", (3, HIGH | 0o4755), REFUSED),
+        ("mknodat", (3, 0, 0o104755), REFUSED),
+        ("openat", (3, 0, 0, 0o4755), RET_ALLOW),
+        ("openat", (3, 0, 0o100, 0o644), RET_ALLOW),
+        ("openat", (3, 0, 0o101, 0o4755), REFUSED),
+        ("openat", (3, 0, 0o20200002, 0o2644), REFUSED),
         ("personality", (0xFFFFFFFF,), RET_ALLOW),
         ("personality", (0x0040000,), REFUSED),
     ],

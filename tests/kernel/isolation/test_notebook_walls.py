@@ -148,6 +148,78 @@ def test_the_notebooks_folder_is_its_own(
     assert (made.stat().st_uid, made.stat().st_mode & 0o777) == (0, 0o644)
 
 
+def test_no_file_becomes_another_users(
+    supervisor: SupervisorProcess, control: Control, tmp_path: Path
+) -> None:
+    code = """
+import os
+done = []
+for name, make in (
+    ("chmod", lambda: os.chmod("made", 0o4755)),
+    ("fchmod", lambda: os.fchmod(os.open("made", os.O_RDONLY), 0o2755)),
+    ("open", lambda: os.open("new", os.O_CREAT | os.O_WRONLY, 0o4755)),
+    ("mknod", lambda: os.mknod("node", 0o104755)),
+):
+    try:
+        make()
+        done.append(name)
+    except PermissionError:
+        pass
+os.chmod("made", 0o1755)
+print(done, oct(os.stat("made").st_mode))
+"""
+    (tmp_path / "made").write_text("#!/bin/sh")
+    with notebook(supervisor, control, str(tmp_path)) as client:
+        assert run_code(client, code) == "[] 0o101755\n"
+
+
+def test_its_init_is_closed_to_it(supervisor: SupervisorProcess, control: Control) -> None:
+    code = """
+import os
+opened = []
+for name in ("mem", "environ", "maps", "fd"):
+    try:
+        os.listdir("/proc/1/fd") if name == "fd" else os.open(f"/proc/1/{name}", os.O_RDONLY)
+        opened.append(name)
+    except OSError:
+        pass
+os.open("/proc/self/mem", os.O_RDWR)  # and its own tools work
+print(opened)
+"""
+    with notebook(supervisor, control) as client:
+        assert run_code(client, code) == "[]\n"
+
+
+_FORGE = """
+import os, socket
+ran = True
+from enclave_kernel.session_messages import KernelWalled, encode
+from enclave_protocol.frame import encode_frame
+for descriptor in range(3, 64):
+    try:
+        sock = socket.socket(fileno=os.dup(descriptor))
+        sock.send(encode_frame(encode(KernelWalled(("forged",)))))
+    except OSError:
+        pass
+"""
+
+
+def test_an_option_cannot_say_what_stands(supervisor: SupervisorProcess, control: Control) -> None:
+    line = f"exec(bytes.fromhex('{_FORGE.encode().hex()}'))"
+    request = msgspec.structs.replace(
+        supervisor.launch_request(), arguments=(f"--IPKernelApp.exec_lines={line}",)
+    )
+    assert isinstance(control.request(request), KernelLaunched)
+    with supervisor.client(request) as client:
+        assert run_code(client, "print(ran)") == "True\n"
+        status = control.request(StatusRequest())
+    assert isinstance(status, EnclaveStatus)
+    assert not [wall for wall in status.isolation if "forged" in wall]
+    assert "notebook: user and group of its own" in status.isolation
+    control.request(SignalKernel(request.kernel_id, signal.SIGKILL))
+    assert control.next_event().kernel_id == request.kernel_id
+
+
 @pytest.mark.parametrize(
     "folder", [ROOT, ROOT / "kernel" / "enclave_kernel", ROOT / "infra", Path("/usr/lib")]
 )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -10,7 +11,8 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 
-from enclave_kernel.call_channel import SEALED_BYTES, CallChannel
+from enclave_kernel import call_channel
+from enclave_kernel.call_channel import CallChannel
 from enclave_kernel.session.package_loading import LoadedPackage
 from enclave_protocol.value_codec import ValueRefusedError, encode_arguments
 from enclave_protocol.vault_messages import Call, Result, decode_vault_message
@@ -86,9 +88,27 @@ def test_a_result_brings_nothing_hidden(loaded: LoadedPackage, code: str) -> Non
     assert CANARY.encode() in raw_result(loaded, f"result = [{CANARY!r}]")
 
 
-def test_large_arrays_come_back_writable_and_are_the_receivers_own(spy: Any) -> None:
-    array = np.arange(SEALED_BYTES // 8, dtype=np.int64)
-    back = spy.echo(array)
+MEMFD = "memfd:enclave-call"
+MAPPED = f"result = {MEMFD!r} in open('/proc/self/maps').read()"
+SEAL_EARLY = "import enclave_kernel.call_channel as c; c.SEALED_BYTES = {}"
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_large_arrays_come_back_writable_and_are_the_receivers_own(
+    spy: Any, monkeypatch: pytest.MonkeyPatch, sealed: bool
+) -> None:
+    array = np.arange(2**20, dtype=np.int64)
+    usual = call_channel.SEALED_BYTES
+    if sealed:
+        monkeypatch.setattr(call_channel, "SEALED_BYTES", array.nbytes)
+        spy.run(SEAL_EARLY.format(array.nbytes))
+    try:
+        box = spy.Box(array)
+        assert spy.run(MAPPED) is sealed
+        back = box.get()
+    finally:
+        spy.run(SEAL_EARLY.format(usual))
+    assert (MEMFD in Path("/proc/self/maps").read_text()) is sealed
     assert (back == array).all()
     back[0] = 7
     assert array[0] == 0 and back[0] == 7

@@ -54,6 +54,14 @@ result.append(ctypes.CDLL(None).unshare(0x00020000))
 
 
 @needs_root
+def test_its_large_files_are_in_huge_pages(spy: Any) -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").exists():
+        pytest.skip("this kernel has no huge pages for a tmpfs")
+    code = "result = [line for line in open('/proc/self/mountinfo') if '/vault-' in line]"
+    assert [line for line in spy.run(code) if "huge=within_size" in line]
+
+
+@needs_root
 def test_it_has_no_sockets(spy: Any) -> None:
     code = """
 import socket

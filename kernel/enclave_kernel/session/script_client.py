@@ -1,0 +1,158 @@
+"""One script's run in a vault of its own, from the notebook's side."""
+
+import contextlib
+import select
+from collections.abc import Iterable
+from typing import Final
+
+from enclave_kernel.call_channel import CallChannel, ChannelClosedError
+from enclave_kernel.session.call_display import CallDisplay
+from enclave_kernel.session.call_interrupt import CallInterrupt
+from enclave_kernel.session.package_failures import VaultDiedError
+from enclave_kernel.session.script_outputs import OutputFiles
+from enclave_kernel.session.vault_link import LoadedVaultLike, VaultLink
+from enclave_protocol.errors import EnclaveError, ProtocolError
+from enclave_protocol.script_messages import (
+    InputChunk,
+    OutputChunk,
+    RunScript,
+    ScriptEnded,
+    ScriptReply,
+    decode_script_reply,
+)
+from enclave_protocol.vault_messages import (
+    BODY_CHUNK_BYTES,
+    BodyChunk,
+    LoadFailed,
+    Progress,
+    Text,
+    VaultMessageError,
+)
+
+__all__ = ["ScriptClient"]
+
+_REQUEST_ID: Final = 1
+
+
+class ScriptClient:
+    """Feeds a vault a package and a script's inputs, and takes what comes out of it.
+
+    Args:
+        vault: The vault; it and its socket are this object's from now on.
+        package: How the package is shown, `<encrypted NAME VERSION>`.
+        link: The way to the supervisor.
+    """
+
+    def __init__(self, vault: LoadedVaultLike, package: str, link: VaultLink) -> None:
+        self._vault_id = vault.vault_id
+        self._package = package
+        self._link = link
+        self._channel = CallChannel(vault.socket)
+        self._killed = False
+
+    def send_body(self, descriptor: int, size: int) -> bool:
+        """Send the next part of the encrypted body; as `VaultClient.send_body`."""
+        if select.select([self._channel], [], [], 0)[0]:
+            return False
+        try:
+            self._channel.send_file(BodyChunk(), descriptor, size)
+        except ChannelClosedError:
+            raise self._died() from None
+        return True
+
+    def send_inputs(self, pieces: Iterable[bytes]) -> None:
+        """Send the workspace's files; ends early when the vault refused them.
+
+        Raises:
+            VaultDiedError: The vault is gone.
+        """
+        buffer = bytearray()
+        for piece in pieces:
+            buffer += piece
+            while len(buffer) >= BODY_CHUNK_BYTES:
+                if not self._send(InputChunk(), memoryview(bytes(buffer[:BODY_CHUNK_BYTES]))):
+                    return
+                del buffer[:BODY_CHUNK_BYTES]
+        if buffer:
+            self._send(InputChunk(), memoryview(bytes(buffer)))
+
+    def run(
+        self,
+        script: str,
+        arguments: tuple[str, ...],
+        folders: tuple[str, ...],
+        files: OutputFiles,
+    ) -> ScriptEnded | LoadFailed:
+        """Run the script to its end; its text and progress reach the cell of this thread.
+
+        Args:
+            script: Its name in the label.
+            arguments: Of `sys.argv`.
+            folders: Those of the workspace that it finds.
+            files: Takes its outputs.
+
+        Returns:
+            How it ended, or why it did not begin.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C ended it.
+            VaultDiedError: The vault is gone.
+            EnclaveError: Its outputs cannot be taken.
+            OSError: The same.
+        """
+        display = CallDisplay()
+        watch = CallInterrupt(self._interrupt, self._kill)
+        request = RunScript(_REQUEST_ID, script, arguments, folders, files.outputs)
+        try:
+            with watch:
+                # A vault that refused the package has closed nothing yet: its answer is read.
+                with contextlib.suppress(ChannelClosedError):
+                    self._channel.send(request)
+                ended = self._follow(display, files)
+                display.finish()
+        except ProtocolError:
+            if watch.happened:
+                raise KeyboardInterrupt from None
+            raise self._died() from None
+        if watch.happened:
+            raise KeyboardInterrupt
+        return ended
+
+    def close(self) -> None:
+        """End the vault."""
+        self._link.unload(self._vault_id)
+        self._channel.close()
+
+    def _follow(self, display: CallDisplay, files: OutputFiles) -> ScriptEnded | LoadFailed:
+        while True:
+            payload, contents = self._channel.receive()
+            message: ScriptReply = decode_script_reply(payload)
+            if isinstance(message, OutputChunk) and len(contents) == 1:
+                files.feed(contents[0])
+            elif contents:
+                raise VaultMessageError("the vault sent something that was not announced")
+            elif isinstance(message, Progress | Text):
+                display.show(message)
+            elif isinstance(message, ScriptEnded | LoadFailed):
+                return message
+
+    def _send(self, message: InputChunk, data: memoryview) -> bool:
+        if select.select([self._channel], [], [], 0)[0]:
+            return False
+        try:
+            self._channel.send(message, (data,))
+        except ChannelClosedError:
+            raise self._died() from None
+        return True
+
+    def _interrupt(self) -> None:
+        with contextlib.suppress(EnclaveError):
+            self._link.interrupt(self._vault_id)
+
+    def _kill(self) -> None:
+        self._killed = True
+        self._link.unload(self._vault_id)
+
+    def _died(self) -> VaultDiedError:
+        reason = self._link.death_reason(self._vault_id) or "the enclave did not say why"
+        return VaultDiedError(f"the script of {self._package} has ended ({reason})")

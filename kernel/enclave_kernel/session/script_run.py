@@ -1,0 +1,119 @@
+"""Runs a script of an encrypted package in a fresh vault: `%run_encrypted`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from enclave_kernel.session.package_failures import rebuild_raised
+from enclave_kernel.session.package_loading import open_encrypted, send_body, vault_failure
+from enclave_kernel.session.proxy_parts import shown_name
+from enclave_kernel.session.script_client import ScriptClient
+from enclave_kernel.session.script_inputs import plan_inputs, read_inputs, workspace_folder
+from enclave_kernel.session.script_outputs import OutputFiles
+from enclave_kernel.session.vault_link import VaultLink
+from enclave_protocol.errors import EnclaveError
+from enclave_protocol.package_label import Label
+from enclave_protocol.script_messages import ScriptEnded
+from enclave_protocol.vault_messages import LoadFailed, Raised
+
+__all__ = ["NoScriptError", "ScriptFailedError", "ScriptResult", "run_script"]
+
+Progress = Callable[[str, float], None]
+
+
+class NoScriptError(EnclaveError):
+    """The package has no script by this name."""
+
+
+class ScriptFailedError(EnclaveError):
+    """A script ended with another exit code than 0."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class ScriptResult:
+    """A script that ended with exit code 0.
+
+    Attributes:
+        written: Paths of the files it wrote, below the workspace.
+        workspace: The folder that `/` means.
+    """
+
+    written: tuple[str, ...]
+    workspace: Path
+
+
+def run_script(
+    file_name: str,
+    script: str,
+    arguments: tuple[str, ...],
+    outputs: tuple[str, ...],
+    link: VaultLink,
+    progress: Progress,
+) -> ScriptResult:
+    """Run a script and return when it has ended and its files are in the workspace.
+
+    Args:
+        file_name: The encrypted file, as the user typed it.
+        script: The script's name, or its file's.
+        arguments: Of `sys.argv`; an absolute path is one of the workspace, a relative one means
+            the package.
+        outputs: Folders besides `-o` and `/output` whose files come back.
+        link: The way to the supervisor.
+        progress: Called while files travel; it decides what to show.
+
+    Raises:
+        ScriptFailedError: It ended with another exit code than 0; its files are in the workspace.
+        EnclaveError: It did not begin, or its files cannot be taken.
+        KeyboardInterrupt: Ctrl-C ended it.
+    """
+    with open_encrypted(file_name) as opened:
+        name = _script_name(opened.header.label, script)
+        workspace = workspace_folder()
+        inputs = plan_inputs(workspace, arguments, outputs)
+        client = opened.start(link, ScriptClient, progress)
+        files = OutputFiles(workspace, inputs.outputs)
+        try:
+            send_body(opened.stream, client, progress)
+            if inputs.entries:
+                total = max(1, inputs.size)
+                pieces = read_inputs(
+                    workspace, inputs, lambda done: progress("sending files", done / total)
+                )
+                client.send_inputs(pieces)
+            progress("running", 1.0)
+            ended = client.run(name, arguments, inputs.folders, files)
+            if isinstance(ended, LoadFailed):
+                raise vault_failure(ended, file_name)
+            written = files.publish()
+        except OSError as error:
+            raise EnclaveError(
+                f"what the script wrote cannot be put into {workspace}: {error.strerror or error}"
+            ) from None
+        finally:
+            files.close()
+            client.close()
+    if ended.exit_code:
+        raise _failed(ended, script, shown_name(opened.header.label))
+    return ScriptResult(written, workspace)
+
+
+def _script_name(label: Label, script: str) -> str:
+    if script in label.scripts:
+        return script
+    for name, declared in label.scripts.items():
+        if declared.file == script:
+            return name
+    known = ", ".join(sorted(declared.file for declared in label.scripts.values()))
+    raise NoScriptError(f"the package has no script {script!r}; it has: {known or 'none'}")
+
+
+def _failed(ended: ScriptEnded, script: str, package: str) -> ScriptFailedError:
+    line = f"{Path(script).name} ended with exit code {ended.exit_code}"
+    if ended.type_name is not None and ended.incident is not None:
+        error = rebuild_raised(Raised(1, ended.type_name, ended.message, ended.incident), package)
+        line += f": {type(error).__name__}: {error}"
+    return ScriptFailedError(line, ended.exit_code)
