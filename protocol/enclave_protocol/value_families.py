@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from enclave_protocol import (
     value_arrow,
+    value_figure,
     value_image,
     value_pandas,
     value_plain,
@@ -32,6 +33,7 @@ _LIBRARIES: Final[Mapping[str, Callable[[Any], Mapping[type, _Encode]]]] = {
     "pyarrow": value_arrow.encoders_of,
     "scipy": value_sparse.encoders_of,
     "PIL": value_image.encoders_of,
+    "matplotlib": value_figure.encoders_of,
     "torch": value_torch.encoders_of,
 }
 _known: dict[type, _Encode] = {**value_plain.ENCODERS, **value_time.ENCODERS}

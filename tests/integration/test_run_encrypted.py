@@ -47,10 +47,11 @@ _OTHERS = {
     "helper.py": "VALUE = 42",
     "imports.py": "import helper; print(helper.VALUE, __file__.startswith('/vault-'))",
     "look.py": """
-import os
+import os, sys
+code = tuple({"/proc", "/usr", "/lib", "/opt", sys.prefix, *filter(None, sys.path)})
 found = []
 for base, _, files in os.walk("/"):
-    if not base.startswith(("/proc", "/usr", "/lib", "/work", "/opt")):
+    if not base.startswith(code):
         found += [os.path.join(base, name) for name in files if name.endswith(".csv")]
 print(found)
 """,

@@ -13,7 +13,7 @@ from tests.support.enclave_home import EnclaveHome
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="walls need a root supervisor")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def notebook(enclave: EnclaveHome) -> Iterator[HostileNotebook]:
     """A real notebook in a real enclave, with the marked package loaded as `m`."""
     with hostile_notebook(enclave) as made:
