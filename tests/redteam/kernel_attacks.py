@@ -14,6 +14,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import time
 from typing import Any
 
 from tests.redteam.attempt import (
@@ -271,6 +272,30 @@ def open_many(count: int) -> int:
         for descriptor in found:
             os.close(descriptor)
     return len(found)
+
+
+def spin(processes: int, start: float, end: float) -> float:
+    """X-05: compute with many processes, from one moment to another of the clock that all share.
+
+    Returns the seconds of processor time that they got together.
+    """
+    before = os.times()
+    pids = []
+    for _ in range(processes):
+        pid = os.fork()
+        if pid == 0:
+            # Some kernels share processors out among sessions.
+            os.setsid()
+            while time.monotonic() < start:
+                time.sleep(0.001)
+            while time.monotonic() < end:
+                sum(range(1000))
+            os._exit(0)
+        pids.append(pid)
+    for pid in pids:
+        os.waitpid(pid, 0)
+    after = os.times()
+    return after.children_user - before.children_user
 
 
 def fill_files(folder: str, count: int) -> int:

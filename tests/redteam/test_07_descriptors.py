@@ -154,6 +154,27 @@ def test_m08_sockets_in_sockets(modern: Arena) -> None:
     assert modern.vault.package.predict([1.0])[0] == 2.0
 
 
+def test_m09_memory_that_was_passed(modern: Arena) -> None:
+    """It is the sender's: what a vault was passed it keeps neither open nor mapped after the call.
+
+    That a sender's own limit counts what it makes is X-06.
+    """
+    given = np.ones(9 * 2**20)
+    for _ in range(4):
+        assert modern.vault.package.predict(given)[0] == 2.0
+    assert not [link for link in descriptors_of(modern.payload_pid) if "memfd" in link]
+    maps = Path(f"/proc/{modern.payload_pid}/maps").read_text()
+    assert "memfd:" not in maps
+    # The control: while the package holds on to it, it is there to be seen.
+    keep = "import marked, numpy as np\nold = marked.np.asarray\n"
+    keep += "marked.np.asarray = lambda x, *a: (setattr(marked, 'kept', x), old(x, *a))[1]"
+    with modern.another_vault() as place:
+        place.package.run(keep)
+        place.package.predict(given)
+        code = "result = 'memfd:' in open('/proc/self/maps').read()"
+        assert place.package.run(code) is True
+
+
 def test_m11_identity_is_the_end_of_the_pair(modern: Arena) -> None:
     """SO_PEERCRED shows who made a socketpair: the vault sees root, and nothing follows from it."""
     code = """

@@ -3,7 +3,9 @@
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from tests.redteam import kernel_attacks
 from tests.redteam.arena import Arena
 from tests.redteam.conftest import needs_root
 from tests.redteam.hostile_notebook import HostileNotebook
-from tests.redteam.places import VaultPlace
+from tests.redteam.places import PlainPlace, VaultPlace
 from tests.support.supervisor_process import supervisor_process
 
 pytestmark = needs_root
@@ -26,8 +28,8 @@ _LIMIT_MIB = 300
 
 
 @contextmanager
-def small_vault(arena: Arena) -> Iterator[VaultPlace]:
-    """A vault that may have 300 MiB and 64 tasks."""
+def groups_of_vaults() -> Iterator[ControlGroups]:
+    """Groups for vaults that may have 300 MiB and 64 tasks."""
     try:
         groups = ControlGroups(
             f"enclave-redteam-{os.getpid()}", GroupLimits(_LIMIT_MIB * _MIB, tasks=64)
@@ -35,10 +37,16 @@ def small_vault(arena: Arena) -> Iterator[VaultPlace]:
     except ControlGroupError as error:
         pytest.skip(str(error))
     try:
-        with arena.another_vault(groups) as place:
-            yield place
+        yield groups
     finally:
         groups.close()
+
+
+@contextmanager
+def small_vault(arena: Arena) -> Iterator[VaultPlace]:
+    """A vault that may have 300 MiB and 64 tasks."""
+    with groups_of_vaults() as groups, arena.another_vault(groups) as place:
+        yield place
 
 
 def others_are_well(arena: Arena) -> bool:
@@ -82,6 +90,26 @@ def test_x04_files(modern: Arena) -> None:
         else:
             assert written < _LIMIT_MIB
     assert others_are_well(modern)
+
+
+def shares(one: Callable[..., float], other: Callable[..., float]) -> float:
+    """Run one process here and sixteen there; return how much more processor time these got."""
+    start = time.monotonic() + 0.5
+    with ThreadPoolExecutor(2) as pool:
+        few = pool.submit(one, kernel_attacks.spin, 1, start, start + 1)
+        many = pool.submit(other, kernel_attacks.spin, 16, start, start + 1)
+        return many.result() / few.result()
+
+
+def test_x05_processors(modern: Arena) -> None:
+    """However many processes a vault has, another one computes as fast as they together."""
+    plain = PlainPlace()
+    assert shares(plain.run, plain.run) > 5
+    with groups_of_vaults() as groups:
+        if "cpu" not in groups.create("probe").controllers:
+            pytest.skip("no control group for processors")
+        with modern.two_vaults(groups) as (one, other):
+            assert shares(one.run, other.run) < 3.5
 
 
 def test_x06_memory_in_files_and_sockets(modern: Arena) -> None:
