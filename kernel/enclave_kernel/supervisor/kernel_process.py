@@ -52,6 +52,16 @@ class KernelProcess:
     cgroup: ControlGroup | None = None
     ended: bool = field(default=False)
 
+    def name_listeners(self, prefix: str) -> None:
+        """Have the listeners' paths begin with this one from here on.
+
+        Raises:
+            OSError: They cannot be renamed.
+        """
+        for number in range(1, len(CHANNELS) + 1):
+            Path(f"{self.prefix}-{number}").rename(f"{prefix}-{number}")
+        self.prefix = prefix
+
     def signal(self, number: int) -> None:
         """Signal its process group; if it ended already, nothing happens."""
         self.zygote.signal(self.name, number)
@@ -88,20 +98,36 @@ class KernelProcesses:
         self._make_place = make_place
         self._waiting: asyncio.Task[KernelProcess] | None = None
         self._next: asyncio.TimerHandle | None = None
+        self._untaken: dict[str, KernelProcess] = {}
 
-    async def take(self, zygote: ZygoteProcess) -> KernelProcess:
+    async def take(self, kernel_id: str, zygote: ZygoteProcess) -> KernelProcess:
         """Return a process that waits for `StartKernel`; it is the caller's.
+
+        Args:
+            kernel_id: What its listeners are named by.
+            zygote: Whose child it has to be.
 
         Raises:
             ZygoteError: There is no zygote to fork from.
             OSError: A listener or a control group cannot be made.
         """
+        process = await self._waiting_or_new(zygote)
+        self._untaken.pop(process.name, None)
+        try:
+            process.name_listeners(str(self._directory / kernel_id))
+        except BaseException:
+            process.remove()
+            raise
+        return process
+
+    async def _waiting_or_new(self, zygote: ZygoteProcess) -> KernelProcess:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             with contextlib.suppress(ZygoteError, OSError):
                 process = await waiting
                 if process.zygote is zygote and not process.ended:
                     return process
+                self._untaken.pop(process.name, None)
                 process.remove()
         return await self._make(zygote)
 
@@ -120,12 +146,11 @@ class KernelProcesses:
             self._waiting.add_done_callback(_note_failure)
 
     def lost(self, name: str) -> bool:
-        """Say whether the process of that name, which ended, was the waiting one."""
-        process = self._made()
-        if process is None or process.name != name:
+        """Say whether the process of that name, which ended, was nobody's yet."""
+        process = self._untaken.get(name)
+        if process is None:
             return False
         process.remove()
-        self._waiting = None
         return True
 
     def close(self) -> None:
@@ -133,23 +158,18 @@ class KernelProcesses:
         if self._next is not None:
             self._next.cancel()
             self._next = None
-        process = self._made()
-        if process is not None:
-            process.remove()
-        elif self._waiting is not None:
+        if self._waiting is not None:
             self._waiting.cancel()
-        self._waiting = None
-
-    def _made(self) -> KernelProcess | None:
-        waiting = self._waiting
-        if waiting is None or not waiting.done() or waiting.cancelled() or waiting.exception():
-            return None
-        return waiting.result()
+            self._waiting = None
+        for process in self._untaken.values():
+            process.remove()
+        self._untaken.clear()
 
     async def _make(self, zygote: ZygoteProcess) -> KernelProcess:
         name = secrets.token_hex(_NAME_BYTES)
         ours, theirs = socket.socketpair()
         process = KernelProcess(name, str(self._directory / name), self._make_place(), zygote, ours)
+        self._untaken[name] = process
         listeners: list[socket.socket] = []
         try:
             for number in range(1, len(CHANNELS) + 1):
@@ -161,6 +181,7 @@ class KernelProcesses:
                 process.cgroup = self._cgroups.create(name)
                 await asyncio.to_thread(process.cgroup.add, process.pid)
         except BaseException:
+            self._untaken.pop(name, None)
             process.remove()
             raise
         finally:

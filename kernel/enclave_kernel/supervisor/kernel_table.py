@@ -140,7 +140,7 @@ class KernelTable:
         kernel = Kernel(request.kernel_id)
         self._kernels[kernel.kernel_id] = kernel
         try:
-            kernel.process = await self._processes.take(zygote)
+            kernel.process = await self._processes.take(request.kernel_id, zygote)
             self._start(kernel, kernel.process, request)
             await asyncio.wait_for(kernel.ready, _READY_TIMEOUT_S)
         except BaseException as error:
