@@ -1,5 +1,6 @@
 """THREATS E.12: whatever a package or a notebook uses up, it uses up alone."""
 
+import ast
 import os
 import signal
 import tempfile
@@ -19,6 +20,7 @@ from tests.redteam.arena import Arena
 from tests.redteam.conftest import needs_root
 from tests.redteam.hostile_notebook import HostileNotebook
 from tests.redteam.places import PlainPlace, VaultPlace
+from tests.support.enclave_home import run_code
 from tests.support.supervisor_process import supervisor_process
 
 pytestmark = needs_root
@@ -158,9 +160,74 @@ def test_x07_never_reads_its_replies() -> None:
             reply = client.execute_interactive(_NEVER_READS, timeout=60)
             assert reply["content"]["status"] == "ok"
             assert isinstance(control.request(StatusRequest()), EnclaveStatus)
-            pages = int(Path(f"/proc/{supervisor.pid}/statm").read_text().split()[1])
-            assert pages * os.sysconf("SC_PAGE_SIZE") < 400 * _MIB
+            assert resident(supervisor.pid) < 400 * _MIB
         control.request(SignalKernel(request.kernel_id, signal.SIGKILL))
+
+
+_LOADS_THAT_FAIL = """
+import time
+from enclave_kernel.session.supervisor_link import LoadRefusedError
+link = get_ipython().kernel.supervisor_link
+began, at, kinds = time.monotonic(), [], set()
+for header in headers:
+    try:
+        link.load("x.encrypted", header)
+    except LoadRefusedError as refusal:
+        kinds.add(refusal.kind)
+    at.append(time.monotonic() - began)
+print("\\n" + repr([at[29], at[-1], sorted(kinds)]))
+"""
+
+
+def test_x08_t12_a_loop_of_loads(modern: Arena) -> None:
+    """Thirty at once are fine, then one a second: no storm on KMS, no crash for every guess.
+
+    The headers are what the root process parses of a package: changed, cut, and no header at all.
+    """
+    good = modern.sealed.header_raw
+    headers = [good[:size] for size in range(0, len(good), len(good) // 12)]
+    headers += [good[:at] + bytes([good[at] ^ 0x41]) + good[at + 1 :] for at in range(12)]
+    headers += [good + b"x", bytes(100), b"\xff" * 65536, good[:16] + b"[" * 5000]
+    headers += [b"x"] * (35 - len(headers))
+    with modern.another_notebook() as place:
+        shown = run_code(place.client, f"headers = {headers!r}\n{_LOADS_THAT_FAIL}", 60)
+        burst, whole, kinds = ast.literal_eval(shown.splitlines()[-1])
+    # What ended meanwhile counts: 35 take three seconds less what the burst itself took.
+    assert burst < 5 and whole > burst + 1.5 and len(kinds) >= 2
+    with modern.another_notebook() as place:
+        assert run_code(place.client, "print(1)").strip() == "1"
+
+
+_LARGE_FRAMES = """
+sock = get_ipython().kernel.supervisor_link._sock
+sock.setblocking(True)
+sock.settimeout(20)
+sent, ended = 0, ""
+try:
+    sock.sendall(head)
+    for _ in range(400):
+        sent += sock.send(bytes(2**20))
+except OSError as error:
+    ended = type(error).__name__
+print(sent, ended)
+"""
+
+
+@pytest.mark.parametrize("head", [b"\xff\xff\xff\xff", b"\x40\0\0\0", b"\0\0\0\1\xc1" * 50])
+def test_x09_giant_and_many_frames(modern: Arena, head: bytes) -> None:
+    """From a notebook to the root process: it ends that notebook's channel and takes no memory."""
+    with modern.another_notebook() as place:
+        before = resident(modern.supervisor.pid)
+        sent, ended = run_code(place.client, f"head = {head!r}\n{_LARGE_FRAMES}", 60).split()
+        assert int(sent) < 50 * _MIB and ended in ("BrokenPipeError", "ConnectionResetError")
+        assert resident(modern.supervisor.pid) - before < 50 * _MIB
+    with modern.supervisor.control() as control:
+        assert isinstance(control.request(StatusRequest()), EnclaveStatus)
+
+
+def resident(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_x10_out_of_memory_in_the_middle_of_a_call(modern: Arena) -> None:

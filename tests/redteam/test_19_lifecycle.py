@@ -1,12 +1,19 @@
 """THREATS E.19: what vaults share with each other, and what they leave behind. Nothing."""
 
+import os
+import signal
+import tempfile
 from pathlib import Path
 
+import pytest
+
+from enclave_kernel.session.package_failures import VaultDiedError
 from tests.redteam.arena import Arena, sealed_marked
 from tests.redteam.conftest import needs_root
 from tests.redteam.hostile_notebook import HostileNotebook
 from tests.redteam.places import NotebookPlace
 from tests.support.enclave_home import kernel, run_code, wait_until
+from tests.support.supervisor_process import supervisor_process
 from tests.support.vault_link import VaultLink, payload_pid, processes_of, spawn_vault
 from tests.support.vault_packages import load_sealed
 
@@ -19,6 +26,30 @@ libc = ctypes.CDLL(None)
 result = [hash("a"), random.random(), float(np.random.random()), secrets.token_hex(8),
           uuid.uuid4().hex, id(object()), ctypes.cast(libc.getpid, ctypes.c_void_p).value]
 """
+
+
+def descendants(pid: int) -> set[int]:
+    """Return all processes below this one, by our numbers."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int(
+                (entry / "stat").read_text().rpartition(") ")[2].split()[1]
+            )
+        except OSError:
+            continue
+    found, before = {pid}, set[int]()
+    while found != before:
+        before = set(found)
+        found |= {child for child, parent in parents.items() if parent in before}
+    return found - {pid}
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
 
 
 def test_t01_two_notebooks_one_package(notebook: HostileNotebook) -> None:
@@ -54,6 +85,25 @@ os.wait()
         assert len(after) > len(before)
         link.unload(vault_id)
         assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in after), 30)
+
+
+def test_t03_the_supervisor_is_killed() -> None:
+    """Notebooks and vaults have their ends tied to it: with it, all of them are gone."""
+    with (
+        tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as directory,
+        supervisor_process(Path(directory)) as supervisor,
+        supervisor.control() as control,
+    ):
+        request = supervisor.launch_request()
+        control.request(request)
+        with supervisor.client(request) as client:
+            assert run_code(client, "import os; os.fork() or os.setsid() or os.fork(); print(1)")
+        assert wait_until(lambda: any((supervisor.runtime_dir / "v").iterdir()), 30)
+        started = descendants(supervisor.pid)
+        # Zygote, init and kernel of a notebook, what it forked, and the three of a spare vault.
+        assert len(started) >= 8
+        os.kill(supervisor.pid, signal.SIGKILL)
+        assert wait_until(lambda: not any(map(lives, started)), 30)
 
 
 def test_t04_t07_nothing_is_left_and_nothing_is_alike(modern: Arena) -> None:
@@ -149,6 +199,17 @@ result = [[os.environ.get(name) for name in names], time.tzname[0], mask,
         notebook.cell(f"for name in {names.split()!r}: os.environ.pop(name, None)")
         notebook.cell("resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 65536)); os.umask(0o22)")
         notebook.cell("%unload_encrypted fresh")
+
+
+def test_t12_what_a_crash_tells(modern: Arena) -> None:
+    """The same for every input that crashes it: no oracle. That it is slowed down is X-08."""
+    told = set()
+    for address in (8, 4096, 2**40):
+        with modern.another_vault() as place, pytest.raises(VaultDiedError) as death:
+            place.package.run(f"import ctypes; ctypes.string_at({address})")
+        told.add(str(death.value))
+    (text,) = told
+    assert "SIGSEGV" in text and not modern.marked.found_in_bytes(text)
 
 
 def test_after_unloading_nothing_answers(notebook: HostileNotebook) -> None:
