@@ -39,6 +39,7 @@ name = "marked"
 version = "1.0"
 module = "marked"
 description = "What the owner says in public."
+publisher = "ACME Analytics"
 [exports.functions]
 run = "run(code)"
 predict = "predict(x, scale=..., *, rows=2)"

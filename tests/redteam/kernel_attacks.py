@@ -3,6 +3,7 @@
 Sent as source to where they run (`places.payload`): the standard library and `attempt` only.
 """
 
+import _thread
 import contextlib
 import ctypes
 import fcntl
@@ -14,6 +15,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -256,6 +258,21 @@ def fork_many(count: int) -> int:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     return len(pids)
+
+
+def thread_many(count: int) -> int:
+    """X-01: the same with threads, which count as much and cost less."""
+    before, done, made = len(os.listdir("/proc/self/task")), threading.Event(), 0
+    threading.stack_size(2**16)
+    with contextlib.suppress(RuntimeError):
+        while made < count:
+            _thread.start_new_thread(done.wait, ())
+            made += 1
+    done.set()
+    threading.stack_size(0)
+    while len(os.listdir("/proc/self/task")) > before:
+        time.sleep(0.01)
+    return made
 
 
 def open_many(count: int) -> int:

@@ -167,8 +167,8 @@ def best(objective, how="plain"):
     tries = {{
         "plain": lambda: objective(1.0, 1), "text": lambda: objective(SECRET, 1),
         "weights": lambda: objective([1.0, 2.0], 1), "more": lambda: objective(1.0, 1, SECRET),
-        "named": lambda: objective(1.0, 1, **{{SECRET: 1}}), "object": lambda: objective(Model(), 1),
-        "function": lambda: objective(best, 1), "hidden": lambda: objective(F(1.0), 1),
+        "named": lambda: objective(1.0, 1, **{{SECRET: 1}}), "function": lambda: objective(best, 1),
+        "object": lambda: objective(Model(), 1), "hidden": lambda: objective(F(1.0), 1),
         "digits": lambda: objective(1.0, I(1)), "raised": lambda: objective(1.0),
     }}
     return tries[how]()
@@ -224,9 +224,10 @@ def test_c06_functions_that_are_hostile(search: tuple[Any, str]) -> None:
 
     with pytest.raises(KeyError, match="mine"):
         package.best(raises)
-    for returned in (deep, lambda x, step: print, lambda x, step: [[]] * 2_000_000):
+    answers: list[Any] = [deep, lambda x, step: print, lambda x, step: [[]] * 2_000_000]
+    for answer in answers:
         with pytest.raises(ValueRefusedError):
-            package.best(returned)
+            package.best(answer)
     with pytest.raises(CallbackError, match="cannot be used in it"):
         package.best(lambda x, step: package.best(lambda x, step: 1))
     # Not in the package's way afterwards. One that never returns: tests/kernel/vault/.

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import pandas as pd
-import pyarrow as pa
+import pandas as pd  # type: ignore[import-untyped]
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 
 from enclave_kernel.session.package_failures import VaultDiedError
@@ -147,7 +147,7 @@ def _resident(modern: Arena) -> int:
 
 def test_d07_random_changes(modern: Arena) -> None:
     """Well-formed arguments with a few bytes changed: a call, a refusal, or the package's error."""
-    dice = random.Random(int.from_bytes(os.urandom(4)))  # noqa: S311 (to break things)
+    dice = random.Random(int.from_bytes(os.urandom(4)))
     examples = [
         encode_arguments(args, {})
         for args in (

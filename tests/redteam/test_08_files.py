@@ -56,7 +56,7 @@ result = [open(f"/proc/self/{name}", "rb").read() for name in ("cmdline", "comm"
     assert b"vault-" not in command and not modern.marked.found_in_bytes(command)
 
 
-def test_f03_files_of_other_people(modern: Arena, user: NotebookPlace) -> None:
+def test_f03_y09_files_of_other_people(modern: Arena, user: NotebookPlace) -> None:
     with tempfile.TemporaryDirectory(prefix="redteam-other-") as folder:
         Path(folder).chmod(0o755)
         path = Path(folder) / "data.csv"
@@ -86,7 +86,8 @@ def _writable(pid: int | str) -> set[str]:
 
 def test_f05_nothing_to_swap_under_anybody(notebook: HostileNotebook) -> None:
     """A notebook and its vault share no file system that either may write to: no race is left."""
-    ours, vault, user = map(_writable, ("self", notebook.vault_pid, notebook.pid))
+    ours, vault = _writable("self"), _writable(notebook.vault_pid)
+    user = _writable(notebook.pid)
     device = notebook.folder.stat().st_dev
     assert f"{os.major(device)}:{os.minor(device)}" in ours
     assert vault and user

@@ -40,7 +40,7 @@ def test_j01_no_kernel_without_signatures(modern: Arena, key: bytes) -> None:
 
 
 @needs_root
-def test_j02_forged_and_repeated_messages(modern: Arena) -> None:
+def test_j02_v06_forged_and_repeated_messages(modern: Arena) -> None:
     with modern.supervisor.control() as control:
         request = modern.supervisor.launch_request()
         assert isinstance(control.request(request), KernelLaunched)
@@ -90,7 +90,7 @@ def test_j03_connection_files(enclave: EnclaveHome) -> None:
 
 
 @needs_root
-def test_j04_other_people_on_the_parent(notebook: HostileNotebook, modern: Arena) -> None:
+def test_j04_v04_other_people_on_the_parent(notebook: HostileNotebook, modern: Arena) -> None:
     """No tunnel listens on TCP, and its Unix sockets are for their owner."""
     runtime = notebook.home.runtime
     paths = sorted(str(path) for path in runtime.rglob("*") if path.is_socket())

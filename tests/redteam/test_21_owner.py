@@ -121,7 +121,7 @@ for place, folders, files in os.walk("/"):
         "'$$\\\\href{https://evil.example}{x}$$'",
     ],
 )
-def test_w08_through_the_browser(notebook: HostileNotebook, value: str) -> None:
+def test_w08_j10_through_the_browser(notebook: HostileNotebook, value: str) -> None:
     """J-10, O-03: shown, it is text in quotes; nothing that a browser would fetch."""
     shown = notebook.cell(f"m.run({f'result = {value}'!r})")
     assert shown.mime_types == {"text/plain"}
