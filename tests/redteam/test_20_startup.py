@@ -1,14 +1,32 @@
 """THREATS E.20: what Python and the loader take from the environment and from folders."""
 
+import ssl
 import subprocess
 import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPSConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
+from enclave_kernel.key_release_errors import KmsUnreachableError
+from enclave_kernel.kms import release_data_key
+from enclave_kernel.nsm import NsmClient
+from enclave_kernel.rsa_pool import RsaPool
+from enclave_protocol.package_header import decode_header, encode_header
 from tests.redteam import attacks
 from tests.redteam.arena import Arena
 from tests.redteam.conftest import needs_root
 from tests.redteam.hostile_notebook import HostileNotebook
+from tests.support.example_package import FILES, make_label
+from tests.support.local_services import HOST_CREDENTIALS, software_nsm
 
 _LOADER = {
     "LD_PRELOAD": "/nowhere/evil.so",
@@ -116,6 +134,85 @@ sys.modules["enclave_protocol.value_codec"].decode_value = None
     shown = notebook.cell(code)
     assert shown.text.startswith("True") and notebook.clean(shown)
     assert notebook.value("m.predict([1.0]).tolist()") == [2.0]
+
+
+def _own_authority(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for localhost that vouches for itself; return it and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "authority.pem", folder / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return paths
+
+
+class _FalseKms(BaseHTTPRequestHandler):
+    """Whoever gets past TLS gets an answer, and is noted."""
+
+    reached: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.reached.append(self.headers.get("X-Amz-Target", self.path))
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_args: object) -> None:
+        """Keep quiet."""
+
+
+def test_a06_b08_somebody_between_the_enclave_and_kms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its certificate has the right name; variables that would have it trusted change nothing."""
+    certificate, key = _own_authority(tmp_path)
+    for name in ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    header = decode_header(encode_header(make_label(FILES), b"wrapped"))
+    with (
+        software_nsm(tmp_path) as nsm,
+        NsmClient.open(nsm.endpoint) as client,
+        RsaPool(1) as pool,
+        ThreadingHTTPServer(("127.0.0.1", 0), _FalseKms) as server,
+    ):
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"https://localhost:{server.server_address[1]}"
+        # The control: whoever does trust it, reads its answer.
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        control = HTTPSConnection("localhost", server.server_address[1], context=trusting)
+        control.request("GET", "/control")
+        assert control.getresponse().status == 200
+        control.close()
+        with pytest.raises(KmsUnreachableError, match="SSLError"):
+            release_data_key(
+                header, nsm=client, keys=pool, credentials=HOST_CREDENTIALS, endpoint_url=url
+            )
+        server.shutdown()
+    assert _FalseKms.reached == ["/control"]
 
 
 @needs_root
