@@ -112,7 +112,7 @@ def test_x05_processors(modern: Arena) -> None:
         if "cpu" not in groups.create("probe").controllers:
             pytest.skip("no control group for processors")
         with modern.two_vaults(groups) as (one, other):
-            assert shares(one.run, other.run) < 3.5
+            assert shares(one.run, other.run) < 3
 
 
 def test_x06_memory_in_files_and_sockets(modern: Arena) -> None:
@@ -193,8 +193,8 @@ def test_x08_t12_a_loop_of_loads(modern: Arena) -> None:
     with modern.another_notebook() as place:
         shown = run_code(place.client, f"headers = {headers!r}\n{_LOADS_THAT_FAIL}", 60)
         burst, whole, kinds = ast.literal_eval(shown.splitlines()[-1])
-    # What ended meanwhile counts: 35 take three seconds less what the burst itself took.
-    assert burst < 5 and whole > burst + 1.5 and len(kinds) >= 2
+    # Seconds that the burst itself took count: 35 take three in all, however they are spread.
+    assert burst < 10 and whole > 2.8 and len(kinds) >= 2
     with modern.another_notebook() as place:
         assert run_code(place.client, "print(1)").strip() == "1"
 
