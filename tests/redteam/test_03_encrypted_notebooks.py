@@ -53,7 +53,7 @@ _HISTORY = (
 )
 
 
-def test_o09_no_history_to_show(run: NotebookRuns) -> None:
+def test_o08_no_history_to_show(run: NotebookRuns) -> None:
     cells = [f"print('ran')\n{asked}\n# CANARY" for asked in _HISTORY]
     notebook, error = run("first = 1  # SOURCE-CANARY", *cells)
     assert error == ""
