@@ -380,7 +380,9 @@ class Gateway:
                 continue
             lock = self._paths.lock()
             if not lock.try_acquire():
-                continue  # somebody brings the enclave up or down
+                # Somebody brings the enclave up or down: its time begins when that is done.
+                self._busy_at = loop.time()
+                continue
             try:
                 self._stopping = True
                 log.info("no kernel for %g s: the enclave goes down", self._idle_timeout_s)
