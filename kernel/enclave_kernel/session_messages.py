@@ -114,8 +114,8 @@ class KernelPlace(_Message, frozen=True, tag="place"):
 class StartKernel(_Message, frozen=True, tag="start"):
     """Supervisor to a forked kernel process: become this kernel.
 
-    `endpoint_prefix` is the path before "-1" to "-5" of the five listeners. With `in_workspace`
-    `cwd` is a folder of the workspace, "" for itself: behind walls below where it is shown.
+    `endpoint_prefix` is the path before "-1" to "-5" of the five listeners. With a `workspace`
+    (where a kernel without walls finds it) `cwd` is a folder of it, "" for itself.
     """
 
     kernel_id: KernelId
@@ -126,7 +126,7 @@ class StartKernel(_Message, frozen=True, tag="start"):
     environ: dict[str, str]
     arguments: tuple[str, ...]
     place: KernelPlace | None = None
-    in_workspace: bool = False
+    workspace: str | None = None
 
     def __repr__(self) -> str:
         return f"StartKernel(kernel_id={self.kernel_id!r}, ...)"

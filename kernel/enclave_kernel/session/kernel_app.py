@@ -164,15 +164,14 @@ def run_kernel(
         # Now: an option of the user's may run code before the sockets are bound.
         link.send(session_messages.encode(KernelWalled(walls)))
         folder = standing.root.folder
-        if start.in_workspace:
-            folder = str(WORKSPACE / start.cwd)
     process_control.reset_signals()
     os.environ.clear()
     os.environ.update(start.environ)
     if walls:
         os.environ.update(_OWN_ENVIRON)
         make_own_packages(HOME)
-    _enter_directory(folder, start, walled=bool(walls))
+    workspace = None if start.workspace is None else WORKSPACE if walls else Path(start.workspace)
+    _enter_directory(folder if workspace is None else start.cwd, workspace)
     # What an interactive `python` has: modules beside the notebook can be imported.
     sys.path.insert(0, "")
     app = EnclaveKernelApp.instance(
@@ -191,7 +190,7 @@ def run_kernel(
         # An option among the arguments could switch signatures off (THREATS J-01).
         raise MessageError("the kernel's options change its session key, which they may not")
     app.kernel.supervisor_link = link
-    if start.in_workspace:
+    if workspace is not None:
         flush_after_cells(app.shell, link)
     link.send(session_messages.encode(KernelReady()))
     app.start()  # type: ignore[no-untyped-call]
@@ -200,21 +199,25 @@ def run_kernel(
     return 0
 
 
-def _enter_directory(path: str, start: StartKernel, *, walled: bool) -> None:
+def _enter_directory(folder: str, workspace: Path | None) -> None:
     """Go to the notebook's directory; where the enclave has none by that name, stay above it.
 
     And say what an absolute path means in `%run_encrypted`: the workspace, or where it started.
+
+    Args:
+        folder: The directory, in the workspace if there is one.
+        workspace: Where that is, if the notebook is in it.
     """
-    above: list[str] = []
-    workspace: str | None = None
-    if start.in_workspace:
-        # Its folder may not have come yet: `enclave sync` is under way.
-        workspace = str(WORKSPACE) if walled else path.removesuffix(start.cwd)
-        above = [str(folder) for folder in Path(path).parents if folder.is_relative_to(workspace)]
-    for candidate in (path, *above, os.environ.get("HOME", "/"), "/"):
+    candidates = [folder]
+    if workspace is not None:
+        # It may not have come yet: `enclave sync` is under way.
+        path = workspace / folder
+        above = [str(place) for place in path.parents if place.is_relative_to(workspace)]
+        candidates = [str(path), *above]
+    for candidate in (*candidates, os.environ.get("HOME", "/"), "/"):
         try:
             os.chdir(candidate)
         except OSError:
             continue
         break
-    os.environ["ENCLAVE_WORKSPACE"] = workspace or str(Path.cwd())
+    os.environ["ENCLAVE_WORKSPACE"] = str(workspace or Path.cwd())

@@ -335,7 +335,7 @@ class Supervisor:
             elif isinstance(opened, OpenChannel):
                 await self._carry_channel(sock, opened, rest)
             elif isinstance(opened, OpenWorkspace) and opened.version == PROTOCOL_VERSION:
-                await relay(sock, await self._workspace.serve(rest))
+                await self._carry_workspace(sock, rest)
             elif opened is not None and opened.version == PROTOCOL_VERSION:
                 await self._serve_control(sock, rest)
             else:
@@ -356,6 +356,14 @@ class Supervisor:
         task.add_done_callback(kernel.streams.discard)
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(task)
+
+    async def _carry_workspace(self, sock: socket.socket, rest: bytes) -> None:
+        try:
+            agent = await self._workspace.serve(rest)
+        except BaseException:
+            sock.close()
+            raise
+        await relay(sock, agent)
 
     async def _serve_control(self, sock: socket.socket, rest: bytes) -> None:
         reader, writer = await asyncio.open_connection(sock=sock)

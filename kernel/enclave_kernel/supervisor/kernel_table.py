@@ -184,11 +184,11 @@ class KernelTable:
                 endpoint_prefix=process.prefix,
                 key=request.key,
                 signature_scheme=request.signature_scheme,
-                cwd=self._start_folder(process, request),
+                cwd=_start_folder(request),
                 environ=request.environ,
                 arguments=request.arguments,
                 place=self._place(process, request),
-                in_workspace=request.workspace is not None,
+                workspace=None if request.workspace is None else str(self._workspace.folder()),
             )
         )
 
@@ -202,16 +202,6 @@ class KernelTable:
             return place
         folder = str(self._workspace.folder())
         return msgspec.structs.replace(place, use_folder=False, workspace=folder)
-
-    def _start_folder(self, process: KernelProcess, request: LaunchKernel) -> str:
-        if request.workspace is None:
-            return request.cwd
-        if request.workspace:
-            # The parent's word: it leads nowhere else, even for the kernel's own user.
-            check_rel(request.workspace)
-        if process.place is not None:
-            return request.workspace
-        return str(self._workspace.folder() / request.workspace)
 
     def _flush(self, kernel: Kernel, message: FlushWorkspace) -> None:
         async def flush() -> None:
@@ -347,3 +337,11 @@ class KernelTable:
         self._processes.close()
         for kernel in list(self._kernels.values()):
             self._remove(kernel)
+
+
+def _start_folder(request: LaunchKernel) -> str:
+    """Return the notebook's folder, in the workspace if it is in there."""
+    if not request.workspace:
+        return request.cwd if request.workspace is None else ""
+    # The parent's word: it leads nowhere else, even for the kernel's own user.
+    return check_rel(request.workspace)
