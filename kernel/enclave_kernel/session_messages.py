@@ -15,6 +15,7 @@ __all__ = [
     "MAX_SESSION_BYTES",
     "About",
     "AboutRequest",
+    "AttestRequest",
     "CancelLoad",
     "ForkKernel",
     "InterruptVault",
@@ -26,6 +27,7 @@ __all__ = [
     "KernelWalled",
     "LoadPackage",
     "LoadRefused",
+    "NotebookAttested",
     "PackageLoaded",
     "SignalChild",
     "StartKernel",
@@ -185,6 +187,23 @@ class AboutRequest(_Message, frozen=True, tag="about?"):
     request_id: RequestId
 
 
+class AttestRequest(_Message, frozen=True, tag="attest?"):
+    """Kernel process to supervisor: an attestation document with this nonce, for showing.
+
+    It carries `NOTEBOOK_USER_DATA` and no key, so it serves neither a channel nor KMS.
+    """
+
+    request_id: RequestId
+    nonce: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class NotebookAttested(_Message, frozen=True, tag="attested"):
+    """Reply to `AttestRequest`."""
+
+    request_id: RequestId
+    document: bytes
+
+
 class About(_Message, frozen=True, tag="about"):
     """Reply to `AboutRequest`: the enclave as the supervisor knows it.
 
@@ -237,8 +256,9 @@ _FromSession = (
     | UnloadVault
     | VaultDeathRequest
     | AboutRequest
+    | AttestRequest
 )
-_FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath | About
+_FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath | About | NotebookAttested
 _ToZygote = ForkKernel | SignalChild
 _FromZygote = KernelForked | KernelExited
 

@@ -13,7 +13,6 @@ from enclave_parent_gateway.errors import GatewayError
 from enclave_protocol.messages import (
     MAX_CONTROL_BYTES,
     Attest,
-    Attested,
     Done,
     EnclaveStatus,
     Failed,
@@ -24,6 +23,7 @@ from enclave_protocol.messages import (
 
 __all__ = [
     "MAX_API_BYTES",
+    "ChannelAttested",
     "ForgetKernel",
     "GatewayStatus",
     "KeepRunning",
@@ -126,11 +126,25 @@ class SlotStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GatewayStatus(_Message, frozen=True, tag="gateway_status"):
-    """Reply to `StatusRequest`. `enclave` is None when the supervisor does not answer."""
+    """Reply to `StatusRequest`. `enclave` is None when the supervisor does not answer.
+
+    Or, as `refusal` then says, when what answers did not prove that it is the enclave expected.
+    """
 
     enclave: EnclaveStatus | None
     slots: tuple[SlotStatus, ...]
     idle_timeout_s: float
+    refusal: Failed | None = None
+
+
+class ChannelAttested(_Message, frozen=True, tag="channel_attested"):
+    """Reply to `Attest`: the document, and the certificate that the enclave showed in TLS (DER).
+
+    The gateway has verified it already; whoever asked can do it again, with its own nonce.
+    """
+
+    document: Annotated[bytes, msgspec.Meta(max_length=0x3000)]
+    certificate: Annotated[bytes, msgspec.Meta(max_length=4096)]
 
 
 Request = (
@@ -144,7 +158,7 @@ Request = (
     | Attest
     | Shutdown
 )
-Reply = Launched | KernelState | GatewayStatus | Attested | Done | Failed
+Reply = Launched | KernelState | GatewayStatus | ChannelAttested | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -13,15 +13,17 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 import msgspec
 
-from enclave_parent_gateway.api import GatewayStatus, KeepRunning
+from enclave_parent_gateway.api import ChannelAttested, GatewayStatus, KeepRunning
+from enclave_parent_gateway.attestation_view import attest, new_nonce
 from enclave_parent_gateway.backends.base import BACKENDS, load_backend
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state
+from enclave_parent_gateway.expectation_options import choose_expectations, expectation_options
 from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.lifecycle import bring_down, bring_up, running_status
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_protocol.errors import EnclaveError
-from enclave_protocol.messages import Done
+from enclave_protocol.messages import Attest, Done
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +77,13 @@ def main() -> None:
     """Run Jupyter kernels in an enclave."""
 
 
-@main.command(epilog=_examples("enclave up", "enclave up --memory 2048 --idle-timeout 600"))
+@main.command(
+    epilog=_examples(
+        "enclave up",
+        "enclave up --memory 2048 --idle-timeout 600",
+        "enclave up --expect-pcr0 old.eif --expect-pcr0 new.eif",
+    )
+)
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
@@ -98,11 +106,20 @@ def main() -> None:
     metavar="S",
     help="Go down after so many seconds without a kernel.  [default: never]",
 )
-def up(backend: str, memory: int | None, idle_timeout: float) -> None:
-    """Start the enclave; harmless if it is up."""
+@expectation_options
+def up(
+    backend: str, memory: int | None, idle_timeout: float, **expectations: tuple[str, ...]
+) -> None:
+    """Start the enclave; harmless if it is up.
+
+    What answers is used only if its attestation document shows the PCRs that are expected. They
+    are remembered: give --expect-... again to replace all of them, or --expect-pcr0 default to
+    forget them (the local backend then expects the code that it starts).
+    """
     paths = EnclavePaths.from_environment()
     console = _console()
     began = time.monotonic()
+    chosen = choose_expectations(paths, expectations)
     # To the last line: an interrupted `up` leaves nothing, and one that leaves it says so.
     with DeferredInterrupts() as interrupts:
         with _steps(console) as progress:
@@ -124,7 +141,12 @@ def up(backend: str, memory: int | None, idle_timeout: float) -> None:
         if not started:
             # Whoever types this wants it to stay, also if a notebook had started it.
             ask_blocking(paths.gateway_socket, KeepRunning(idle_timeout), Done)
+            if chosen:
+                # The gateway checked it against what was expected before.
+                ask_blocking(paths.gateway_socket, Attest(new_nonce()), ChannelAttested)
         status = running_status(paths.gateway_socket)
+        if status is not None and status.refusal is not None:
+            raise click.ClickException(status.refusal.message)
         if status is None or status.enclave is None:
             raise click.ClickException("the enclave ended right after its start; see: enclave logs")
         if started:
@@ -165,8 +187,10 @@ def _report(
     if state is None:
         return report
     enclave = found.enclave if found else None
+    refusal = found.refusal if found else None
     report |= {
-        "state": "up" if enclave else "broken",
+        "state": "up" if enclave else "untrusted" if refusal else "broken",
+        "refusal": refusal.message if refusal else None,
         "backend": state.backend,
         "confidential": load_backend(state.backend).confidential,
         "kms_endpoint_url": state.kms_endpoint_url,
@@ -192,6 +216,9 @@ def _print_report(report: dict[str, Any], found: GatewayStatus | None) -> None:
     if report["state"] == "down":
         console.print("No enclave is up. Type: enclave up")
         return
+    if report["state"] == "untrusted":
+        console.print(f"The enclave is not trusted: {report['refusal']}", style="bold red")
+        return
     if report["state"] == "broken":
         alive = ", ".join(report["pids"]) or "nothing"
         console.print(
@@ -215,6 +242,9 @@ def _print_report(report: dict[str, Any], found: GatewayStatus | None) -> None:
         )
     if not report["kernels"]:
         console.print("kernels     none")
+
+
+main.add_command(attest)
 
 
 @main.command(epilog=_examples("enclave down"))

@@ -1,28 +1,46 @@
-"""The gateway's end of the control stream: requests and replies both ways, events, reconnecting.
+"""The gateway's end of the control stream: attested TLS, requests both ways, events, reconnecting.
 
 What the messages mean is decided by whoever owns the stream (`gateway`), not here.
+Source: docs/spec/control.md, "The attested channel".
 """
 
 import asyncio
 import logging
+import secrets
+import socket
+import ssl
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
-from enclave_parent_gateway.errors import EnclaveGoneError, GatewayError, RefusedError
-from enclave_parent_gateway.transport import connect
+from enclave_parent_gateway.errors import (
+    EnclaveGoneError,
+    EnclaveNotTrustedError,
+    GatewayError,
+    RefusedError,
+    TransportError,
+)
+from enclave_parent_gateway.transport import CONNECT_TIMEOUT_S, connect, tls_context
+from enclave_protocol.channel_binding import CHALLENGE_BYTES
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, encode_frame
 from enclave_protocol.messages import (
+    MAX_CHALLENGE_BYTES,
     MAX_CONTROL_BYTES,
     PROTOCOL_VERSION,
+    Attest,
+    Attested,
     Body,
+    Challenge,
     Envelope,
     Failed,
+    MessageError,
     OpenControl,
+    decode_attested,
     decode_envelope,
     encode,
 )
 
-__all__ = ["ControlStream"]
+__all__ = ["ControlStream", "PeerCheck"]
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +48,21 @@ _PORTION_BYTES = 64 * 1024
 _FIRST_RETRY_S = 0.005
 """The supervisor of a local enclave listens within a second of being started; look often."""
 _LAST_RETRY_S = 0.5
+_REFUSED_RETRY_S = 1.0
+"""What is not the enclave expected may be one day, after a restart or a new expectation."""
+_PROOF_TIMEOUT_S = 10.0
+_SHUTDOWN_TIMEOUT_S = 1.0
 _GIVE_UP_S = 1.0
 """A broken stream whose endpoint does not answer for so long means that the enclave is gone."""
 _MAX_INCOMING = 64
 """Requests of the supervisor answered at a time; it is not trusted to stop at a few."""
+
+
+class PeerCheck(Protocol):
+    """Verifies that an attestation document is the enclave's, for this TLS certificate."""
+
+    def __call__(self, document: bytes, *, certificate: bytes, nonce: bytes) -> object:
+        """Raise an `EnclaveError` unless it is. Called in a thread."""
 
 
 class ControlStream:
@@ -41,6 +70,7 @@ class ControlStream:
 
     Args:
         endpoint: The supervisor's, as in `transport.connect`.
+        check: Verifies the peer of every new connection, before anything else is sent.
         on_connected: Awaited after every connect, while requests already work.
         on_event: Called with every event, in order.
         on_gone: Called once per loss, when the endpoint did not answer again soon.
@@ -51,12 +81,14 @@ class ControlStream:
         self,
         endpoint: str,
         *,
+        check: PeerCheck,
         on_connected: Callable[[], Awaitable[None]],
         on_event: Callable[[Body], None],
         on_gone: Callable[[], None],
         answer: Callable[[Body], Awaitable[Body]],
     ) -> None:
         self._endpoint = endpoint
+        self._check = check
         self._on_connected = on_connected
         self._on_event = on_event
         self._on_gone = on_gone
@@ -65,20 +97,32 @@ class ControlStream:
         self._open: dict[int, asyncio.Future[Body]] = {}
         self._last_id = 0
         self._incoming: set[asyncio.Task[None]] = set()
+        self._certificate = b""
+        self._refusal: EnclaveError | None = None
+        self._context = tls_context()
 
     @property
     def connected(self) -> bool:
         """Whether the stream is up right now."""
         return self._writer is not None
 
+    @property
+    def refusal(self) -> Failed | None:
+        """Why what answered last is not taken for the enclave; None if it was, or nothing did."""
+        error = self._refusal
+        return None if error is None else Failed(type(error).__name__, str(error))
+
     async def request(self, body: Body, *, timeout_s: float) -> Body:
         """Send a request to the supervisor and return its reply.
 
         Raises:
+            EnclaveNotTrustedError: What answers is not the enclave expected.
             EnclaveGoneError: The stream is down, broke meanwhile, or no reply came in time.
             RefusedError: The supervisor answered with `Failed`.
         """
         if self._writer is None:
+            if (refusal := self.refusal) is not None:
+                raise EnclaveNotTrustedError(refusal.kind, refusal.message)
             raise EnclaveGoneError("the enclave does not answer; see: enclave logs")
         self._last_id += 1
         request_id = self._last_id
@@ -98,6 +142,33 @@ class ControlStream:
             raise RefusedError(reply.kind, reply.message)
         return reply
 
+    async def attest(self, nonce: bytes, *, timeout_s: float) -> tuple[bytes, bytes]:
+        """Have the peer prove itself again; return its document and its TLS certificate (DER).
+
+        What fails the check ends the stream, as it would have at the beginning.
+
+        Args:
+            nonce: 32 bytes, used once.
+            timeout_s: Seconds for the reply.
+
+        Raises:
+            EnclaveError: As `request`, and as the check.
+        """
+        reply = await self.request(Attest(nonce), timeout_s=timeout_s)
+        if not isinstance(reply, Attested):
+            raise MessageError(f"the enclave answered {type(reply).__name__} to Attest")
+        certificate = self._certificate
+        try:
+            await asyncio.to_thread(
+                self._check, reply.document, certificate=certificate, nonce=nonce
+            )
+        except EnclaveError as error:
+            self._refusal = error
+            if self._writer is not None:
+                self._writer.transport.abort()
+            raise
+        return reply.document, certificate
+
     def _send(self, envelope: Envelope) -> None:
         if self._writer is not None:
             # Not drained: what is sent here is bounded by the clients that wait for a reply.
@@ -108,17 +179,19 @@ class ControlStream:
         delay, silent_since, told = _FIRST_RETRY_S, asyncio.get_running_loop().time(), False
         while True:
             try:
-                sock = await asyncio.to_thread(connect, self._endpoint)
-            except EnclaveError as error:
+                reader, writer = await self._connect()
+            except (EnclaveError, OSError, TimeoutError) as error:
                 now = asyncio.get_running_loop().time()
+                if isinstance(error, TransportError):
+                    # What was refused is gone.
+                    self._refusal = None
                 if not told and now - silent_since > _GIVE_UP_S:
-                    log.warning("the enclave does not answer: %s", error)
+                    log.warning("the enclave does not answer: %s", error or type(error).__name__)
                     self._on_gone()
                     told = True
-                await asyncio.sleep(delay)
+                await asyncio.sleep(_REFUSED_RETRY_S if self._refusal else delay)
                 delay = min(delay * 1.5, _LAST_RETRY_S)
                 continue
-            reader, writer = await asyncio.open_connection(sock=sock)
             try:
                 await self._serve(reader, writer)
             except (EnclaveError, OSError) as error:
@@ -130,9 +203,63 @@ class ControlStream:
             # A supervisor that accepts and hangs up at once must not make this a busy loop.
             await asyncio.sleep(delay)
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return a new connection whose peer proved to be the enclave.
+
+        1. Say that it is a control stream: the only word before TLS.
+        2. TLS 1.3 with whoever is there.
+        3. A fresh nonce; the peer's document over it.
+        4. The check: chain, time, nonce, PCRs, debug mode, and the key of step 2.
+
+        Raises:
+            TransportError: Nothing answers.
+            OSError, TimeoutError: The connection broke or TLS failed.
+            EnclaveError: The check failed; the reason is kept as `refusal`.
+        """
+        sock = await asyncio.to_thread(connect, self._endpoint)
+        try:
+            # 30 bytes into the empty buffer of a new connection: this does not block.
+            sock.sendall(encode_frame(encode(OpenControl(PROTOCOL_VERSION))))
+            reader, writer = await _secure(sock, self._context)
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            async with asyncio.timeout(_PROOF_TIMEOUT_S):
+                await self._prove(reader, writer)
+        except BaseException:
+            writer.transport.abort()
+            raise
+        return reader, writer
+
+    async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Steps 3 and 4."""
+        connection = writer.get_extra_info("ssl_object")
+        certificate = connection.getpeercert(binary_form=True) or b""
+        nonce = secrets.token_bytes(CHALLENGE_BYTES)
+        writer.write(encode_frame(encode(Challenge(nonce))))
+        decoder = FrameDecoder(MAX_CHALLENGE_BYTES)
+        frames: list[bytes] = []
+        while not frames:
+            data = await reader.read(_PORTION_BYTES)
+            if not data:
+                raise MessageError("the enclave hung up instead of answering the challenge")
+            frames = decoder.feed(data, most=1)
+        if decoder.take_rest():
+            raise MessageError("the enclave speaks before it is spoken to")
+        document = decode_attested(frames[0]).document
+        try:
+            await asyncio.to_thread(self._check, document, certificate=certificate, nonce=nonce)
+        except EnclaveError as error:
+            if str(error) != str(self._refusal):
+                log.error("the enclave is not trusted: %s", error)
+            self._refusal = error
+            raise
+        self._refusal = None
+        self._certificate = certificate
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Read one connection to its end."""
-        writer.write(encode_frame(encode(OpenControl(PROTOCOL_VERSION))))
         self._writer = writer
         connected = asyncio.create_task(self._greet())
         decoder = FrameDecoder(MAX_CONTROL_BYTES)
@@ -181,3 +308,16 @@ class ControlStream:
                 )
         for task in self._incoming:
             task.cancel()
+
+
+async def _secure(
+    sock: socket.socket, context: ssl.SSLContext
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return the connection after its TLS handshake; it owns the socket then."""
+    return await asyncio.open_connection(
+        sock=sock,
+        ssl=context,
+        server_hostname="",
+        ssl_handshake_timeout=CONNECT_TIMEOUT_S,
+        ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
+    )

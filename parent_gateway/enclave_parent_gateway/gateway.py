@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from enclave_parent_gateway.api import (
+    ChannelAttested,
     ForgetKernel,
     GatewayStatus,
     KeepRunning,
@@ -32,8 +33,10 @@ from enclave_parent_gateway.api import (
 from enclave_parent_gateway.api_server import ApiServer
 from enclave_parent_gateway.backends.base import load_backend
 from enclave_parent_gateway.control_stream import ControlStream
+from enclave_parent_gateway.enclave_check import EnclaveCheck
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
+    EnclaveNotTrustedError,
     GatewayError,
     GatewayStoppingError,
     KernelLaunchError,
@@ -43,7 +46,6 @@ from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import (
     Attest,
-    Attested,
     Body,
     CredentialsRequest,
     Done,
@@ -94,6 +96,7 @@ class Gateway:
         self._credentials_thread = ThreadPoolExecutor(1, "credentials")
         self._control = ControlStream(
             endpoint,
+            check=EnclaveCheck(paths, backend),
             on_connected=self._connected,
             on_event=self._event,
             on_gone=self._gone,
@@ -217,11 +220,11 @@ class Gateway:
                 return Done()
             case StatusRequest():
                 return await self._status()
-            case Attest():
-                reply = await self._control.request(request, timeout_s=_REPLY_TIMEOUT_S)
-                if not isinstance(reply, Attested):
-                    raise EnclaveGoneError(f"the enclave answered {type(reply).__name__} to Attest")
-                return reply
+            case Attest(nonce):
+                document, certificate = await self._control.attest(
+                    nonce, timeout_s=_REPLY_TIMEOUT_S
+                )
+                return ChannelAttested(document, certificate)
             case Shutdown():
                 return await self._shutdown()
 
@@ -290,7 +293,7 @@ class Gateway:
             return Launched(kernel.kernel_id, reply.pid, str(slot.prefix))
 
     async def _signal(self, kernel_id: str, signum: int) -> None:
-        with suppress(EnclaveGoneError):
+        with suppress(EnclaveGoneError, EnclaveNotTrustedError):
             await self._control.request(SignalKernel(kernel_id, signum), timeout_s=_REPLY_TIMEOUT_S)
 
     async def _kill(self, slot: KernelSlot) -> None:
@@ -327,11 +330,14 @@ class Gateway:
     async def _status(self) -> GatewayStatus:
         try:
             enclave = await self._enclave_status()
-        except EnclaveGoneError:
+        except (EnclaveGoneError, EnclaveNotTrustedError):
             enclave = None
         slots = (slot.status() for slot in self._slots.values())
         return GatewayStatus(
-            enclave, tuple(status for status in slots if status), self._idle_timeout_s
+            enclave,
+            tuple(status for status in slots if status),
+            self._idle_timeout_s,
+            None if enclave else self._control.refusal,
         )
 
     # The end
@@ -339,7 +345,7 @@ class Gateway:
     async def _shutdown(self) -> Done:
         """End the enclave and, once the reply is out, ourselves."""
         self._stopping = True
-        with suppress(EnclaveGoneError):
+        with suppress(EnclaveGoneError, EnclaveNotTrustedError):
             await self._control.request(Shutdown(), timeout_s=_REPLY_TIMEOUT_S)
         self._gone()
         # ApiServer.close lets the reply out.

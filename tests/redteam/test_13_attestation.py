@@ -22,15 +22,14 @@ from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
 from enclave_protocol.attestation_document import decode_signed_document
+from enclave_protocol.channel_binding import channel_user_data, public_key_of
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import encode_frame
 from enclave_protocol.kms_cms import decrypt_cms
 from enclave_protocol.messages import (
-    PROTOCOL_VERSION,
     Attest,
     Attested,
     Envelope,
-    OpenControl,
     encode,
 )
 from enclave_protocol.package_errors import PackageTamperedError
@@ -51,6 +50,7 @@ from tests.support.local_services import (
     software_nsm,
 )
 from tests.support.process_memory import occurrences
+from tests.support.supervisor_process import hangs_up
 
 
 @dataclass(frozen=True)
@@ -266,20 +266,19 @@ def test_a12_credentials(notebook: HostileNotebook) -> None:
 
 @needs_root
 def test_a13_attestation_on_request(modern: Arena) -> None:
-    """A control stream gets a nonce attested, and nothing of its own besides."""
+    """A control stream gets a nonce attested for the supervisor's own TLS key, and no other."""
     with modern.supervisor.control() as control:
         attested = control.request(Attest(nonce=b"n" * 32))
         assert isinstance(attested, Attested)
         document = decode_signed_document(attested.document).document
-        assert (document.nonce, document.public_key, document.user_data) == (b"n" * 32, None, None)
+        own = public_key_of(control.sock.getpeercert(binary_form=True) or b"")
+        assert (document.nonce, document.public_key) == (b"n" * 32, None)
+        assert document.user_data == channel_user_data(own)
     asked = msgspec.msgpack.decode(encode(Envelope(body=Attest(nonce=b"n" * 32), request_id=1)))
     asked["body"] |= {"public_key": b"k" * 294}
-    with modern.supervisor.open(OpenControl(version=PROTOCOL_VERSION)) as sock:
-        sock.sendall(encode_frame(msgspec.msgpack.encode(asked)))
-        data = b""
-        while piece := sock.recv(65536):
-            data += piece
-        assert b"document" not in data
+    with modern.supervisor.control() as control:
+        control.sock.sendall(encode_frame(msgspec.msgpack.encode(asked)))
+        assert hangs_up(control.sock)
 
 
 def test_a14_another_key_or_region_in_the_label(aws: Aws) -> None:

@@ -10,6 +10,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from enclave_kernel.session.attest_magic import AttestMagic
 from enclave_kernel.session.enclave_magic import EnclaveMagic
 from enclave_kernel.session.load_progress import LoadProgress
 from enclave_kernel.session.not_in_enclave import NotInEnclaveError, supervisor_link
@@ -194,4 +195,4 @@ def _table(packages: "dict[str, LoadedPackage]") -> str:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics with an IPython shell."""
-    shell.register_magics(EncryptedMagics, EnclaveMagic, RunMagic)
+    shell.register_magics(EncryptedMagics, EnclaveMagic, AttestMagic, RunMagic)

@@ -12,10 +12,12 @@ from enclave_kernel.session_messages import (
     MAX_SESSION_BYTES,
     About,
     AboutRequest,
+    AttestRequest,
     CancelLoad,
     InterruptVault,
     LoadPackage,
     LoadRefused,
+    NotebookAttested,
     PackageLoaded,
     StartKernel,
     UnloadVault,
@@ -30,7 +32,7 @@ __all__ = ["LoadRefusedError", "LoadedVault", "SupervisorGoneError", "Supervisor
 
 _DEATH_WAIT_S = 2.0
 _ABOUT_WAIT_S = 10.0
-_Reply = PackageLoaded | LoadRefused | VaultDeath | About
+_Reply = PackageLoaded | LoadRefused | VaultDeath | About | NotebookAttested
 
 
 class SupervisorGoneError(EnclaveError):
@@ -164,6 +166,28 @@ class SupervisorLink:
         if not isinstance(reply, About):
             raise MessageError("the supervisor's reply about the enclave is not one")
         return reply
+
+    def attest(self, nonce: bytes) -> bytes:
+        """Return an attestation document with this nonce, unverified.
+
+        Args:
+            nonce: 32 fresh random bytes.
+
+        Raises:
+            LoadRefusedError: The NSM did not attest, or this notebook asks too often.
+            SupervisorGoneError: The enclave is going down, or does not answer within 10 s.
+        """
+        number = next(self._numbers)
+        request = AttestRequest(request_id=number, nonce=nonce)
+        try:
+            reply = self._ask(number, session_messages.encode(request), _ABOUT_WAIT_S)
+        except queue.Empty:
+            raise SupervisorGoneError from None
+        if isinstance(reply, LoadRefused):
+            raise LoadRefusedError(reply.kind, reply.message)
+        if not isinstance(reply, NotebookAttested):
+            raise MessageError("the supervisor's reply to a request to attest is not one")
+        return reply.document
 
     def _ask(self, number: int, payload: bytes, timeout_s: float | None) -> _Reply | LoadedVault:
         answers: queue.SimpleQueue[_Reply | LoadedVault | None] = queue.SimpleQueue()

@@ -230,8 +230,8 @@ class KernelTable:
         if kernel.vaults is not None:
             kernel.vaults.close()
 
-    async def connect(self, kernel: Kernel, channel: str, first: bytes) -> socket.socket:
-        """Return a connection to one channel of a kernel, `first` already sent into it.
+    async def connect(self, kernel: Kernel, channel: str) -> socket.socket:
+        """Return a connection to one channel of a kernel.
 
         Raises:
             OSError: The kernel ended meanwhile.
@@ -242,7 +242,6 @@ class KernelTable:
         sock.setblocking(False)
         try:
             await loop.sock_connect(sock, f"{kernel.prefix}-{number}")
-            await loop.sock_sendall(sock, first)
         except BaseException:
             sock.close()
             raise

@@ -3,17 +3,19 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Protocol
 
 from enclave_kernel.session_messages import (
     About,
     AboutRequest,
+    AttestRequest,
     CancelLoad,
     InterruptVault,
     LoadPackage,
     LoadRefused,
+    NotebookAttested,
     PackageLoaded,
     UnloadVault,
     VaultDeathRequest,
@@ -37,6 +39,10 @@ _MAX_DEATHS_KEPT = 64
 _LOADS_AT_ONCE = 32
 _SECONDS_PER_LOAD = 1.0
 """Nobody loads more by hand; a loop that does must not storm KMS (THREATS X-08)."""
+
+_ATTESTATIONS_AT_ONCE = 4
+_SECONDS_PER_ATTESTATION = 0.5
+"""The NSM serves one request at a time, and releases of keys wait for it as well."""
 
 KeyRelease = Callable[[PackageHeader], Awaitable[bytearray]]
 """Fetches the data key of the package with this header, as `enclave_kernel.kms` does."""
@@ -65,6 +71,7 @@ class PackageLoader:
         pool: Where vaults come from.
         release_key: Key release.
         about: Says what enclave this is, in a reply to the request of this number.
+        attest: Returns an attestation document for notebooks with this nonce.
     """
 
     def __init__(
@@ -73,11 +80,14 @@ class PackageLoader:
         pool: VaultPool,
         release_key: KeyRelease,
         about: Callable[[int], About],
+        attest: Callable[[bytes], Awaitable[bytes]],
     ) -> None:
         self._owner = owner
         self._pool = pool
         self._release_key = release_key
         self._about = about
+        self._attest = attest
+        self._attestations = TokenBucket(_ATTESTATIONS_AT_ONCE, _SECONDS_PER_ATTESTATION)
         self._vaults: dict[str, _Vault] = {}
         self._deaths: dict[str, asyncio.Future[str]] = {}
         self._loads: dict[int, asyncio.Task[None]] = {}
@@ -118,13 +128,31 @@ class PackageLoader:
             if len(self._asked) >= _MAX_VAULTS:
                 self._send(VaultDeathMessage(request_id=message.request_id, reason=None))
                 return
-            asked = asyncio.create_task(self._tell_death(message))
-            self._asked.add(asked)
-            asked.add_done_callback(self._asked.discard)
+            self._ask(self._tell_death(message))
+        elif isinstance(message, AttestRequest):
+            if len(self._asked) >= _MAX_VAULTS:
+                error = EnclaveError("this notebook asks for too many attestation documents")
+                self._refuse(message.request_id, error)
+                return
+            self._ask(self._tell_attestation(message))
+
+    def _ask(self, work: Coroutine[None, None, None]) -> None:
+        asked = asyncio.create_task(work)
+        self._asked.add(asked)
+        asked.add_done_callback(self._asked.discard)
+
+    async def _tell_attestation(self, message: AttestRequest) -> None:
+        await asyncio.sleep(self._attestations.take())
+        try:
+            document = await self._attest(message.nonce)
+        except EnclaveError as error:
+            self._refuse(message.request_id, error)
+        else:
+            self._send(NotebookAttested(request_id=message.request_id, document=document))
 
     def _send(
         self,
-        message: PackageLoaded | LoadRefused | VaultDeathMessage | About,
+        message: PackageLoaded | LoadRefused | VaultDeathMessage | About | NotebookAttested,
         descriptors: tuple[int, ...] = (),
     ) -> None:
         if self._owner.channel is not None:

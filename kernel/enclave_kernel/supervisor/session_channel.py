@@ -10,6 +10,7 @@ from enclave_kernel.session_messages import (
     MAX_SESSION_BYTES,
     About,
     AboutRequest,
+    AttestRequest,
     CancelLoad,
     InterruptVault,
     KernelFailed,
@@ -17,6 +18,7 @@ from enclave_kernel.session_messages import (
     KernelWalled,
     LoadPackage,
     LoadRefused,
+    NotebookAttested,
     PackageLoaded,
     StartKernel,
     UnloadVault,
@@ -40,6 +42,7 @@ FromSession = (
     | UnloadVault
     | VaultDeathRequest
     | AboutRequest
+    | AttestRequest
 )
 
 
@@ -70,7 +73,7 @@ class SessionChannel:
 
     def send(
         self,
-        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath | About,
+        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath | About | NotebookAttested,
         descriptors: tuple[int, ...] = (),
     ) -> None:
         """Send one message; what does not fit into the socket's buffer follows when it is read.
