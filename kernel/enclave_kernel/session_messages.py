@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from enclave_protocol.messages import KernelId, MessageError
+from enclave_protocol.messages import CurveKeys, KernelId, MessageError
 
 __all__ = [
     "MAX_SESSION_BYTES",
@@ -121,6 +121,7 @@ class StartKernel(_Message, frozen=True, tag="start"):
     environ: dict[str, str]
     arguments: tuple[str, ...]
     place: KernelPlace | None = None
+    curve: CurveKeys | None = None
 
     def __repr__(self) -> str:
         return f"StartKernel(kernel_id={self.kernel_id!r}, ...)"

@@ -13,6 +13,7 @@ from enclave_parent_gateway.errors import GatewayError
 from enclave_protocol.messages import (
     MAX_CONTROL_BYTES,
     Attest,
+    CurveKeys,
     Done,
     EnclaveStatus,
     Failed,
@@ -66,6 +67,10 @@ class Launch(_Message, frozen=True, tag="launch"):
     cwd: _Text
     environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
     arguments: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()
+    curve: CurveKeys | None = None
+
+    def __repr__(self) -> str:
+        return f"Launch(slot={self.slot!r}, ...)"
 
 
 class Launched(_Message, frozen=True, tag="launched"):

@@ -275,6 +275,7 @@ class Gateway:
                         request.cwd,
                         request.environ,
                         request.arguments,
+                        request.curve,
                     ),
                     timeout_s=_LAUNCH_TIMEOUT_S,
                 )

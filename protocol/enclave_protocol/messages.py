@@ -26,6 +26,7 @@ __all__ = [
     "Challenge",
     "Credentials",
     "CredentialsRequest",
+    "CurveKeys",
     "Done",
     "EnclaveStatus",
     "Envelope",
@@ -116,11 +117,26 @@ class EnclaveStatus(_Message, frozen=True, tag="enclave_status"):
     kernels: tuple[KernelInfo, ...]
 
 
+class CurveKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The CurveZMQ key pair of one kernel, each Z85 text of 40 characters (ZeroMQ RFC 26 and 32).
+
+    Jupyter's clients use the same pair as the kernel, so even the public key is a secret: whoever
+    knows it can connect. It is made on the Jupyter side. `repr` shows neither.
+    """
+
+    public_key: Annotated[bytes, msgspec.Meta(min_length=40, max_length=40)]
+    secret_key: Annotated[bytes, msgspec.Meta(min_length=40, max_length=40)]
+
+    def __repr__(self) -> str:
+        return "CurveKeys(...)"
+
+
 class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
     """Gateway to supervisor: start a kernel process. Answered when its five sockets are bound.
 
     `key` is the Jupyter session's HMAC key (32 bytes and more); `environ` holds only what the
     gateway chose to pass on; `arguments` are command-line options of ipykernel's application.
+    With `curve`, the kernel speaks to nobody who does not know the pair.
     """
 
     kernel_id: KernelId
@@ -129,6 +145,7 @@ class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
     cwd: _Text
     environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
     arguments: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()
+    curve: CurveKeys | None = None
 
     def __repr__(self) -> str:
         return f"LaunchKernel(kernel_id={self.kernel_id!r}, ...)"

@@ -131,6 +131,10 @@ def _configure(start: StartKernel) -> Config:
     return config
 
 
+def _curve_pair(start: StartKernel) -> tuple[bytes | None, bytes | None]:
+    return (None, None) if start.curve is None else (start.curve.public_key, start.curve.secret_key)
+
+
 def run_kernel(
     listeners: Mapping[str, int], session_descriptor: int, status_descriptor: int | None
 ) -> int:
@@ -169,6 +173,7 @@ def run_kernel(
     os.environ["ENCLAVE_WORKSPACE"] = str(Path.cwd())
     # What an interactive `python` has: modules beside the notebook can be imported.
     sys.path.insert(0, "")
+    public, secret = _curve_pair(start)
     app = EnclaveKernelApp.instance(
         config=_configure(start),
         transport="ipc",
@@ -178,12 +183,16 @@ def run_kernel(
         stdin_port=3,
         control_port=4,
         hb_port=5,
+        curve_publickey=public,
+        curve_secretkey=secret,
     )
     app.listeners = listeners
     app.initialize(list(start.arguments))  # type: ignore[no-untyped-call]
     if app.session.key != start.key or app.session.signature_scheme != start.signature_scheme:
         # An option among the arguments could switch signatures off (THREATS J-01).
         raise MessageError("the kernel's options change its session key, which they may not")
+    if (app.curve_publickey, app.curve_secretkey) != (public, secret):
+        raise MessageError("the kernel's options change its encryption, which they may not")
     app.kernel.supervisor_link = link
     link.send(session_messages.encode(KernelReady()))
     app.start()  # type: ignore[no-untyped-call]

@@ -194,6 +194,7 @@ class KernelTable:
                 environ=request.environ,
                 arguments=request.arguments,
                 place=kernel.place,
+                curve=request.curve,
             )
         )
 
