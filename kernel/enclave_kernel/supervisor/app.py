@@ -22,6 +22,7 @@ from enclave_kernel.session_messages import About, KernelPlace
 from enclave_kernel.supervisor.channel_identity import new_channel_identity
 from enclave_kernel.supervisor.code_folders import code_folders, import_path
 from enclave_kernel.supervisor.control_stream import ControlStream, NoGatewayError
+from enclave_kernel.supervisor.kernel_process import KernelProcesses
 from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownKernelError
 from enclave_kernel.supervisor.package_loader import PackageLoader
 from enclave_kernel.supervisor.stream_listener import StreamListener
@@ -111,12 +112,11 @@ class Supervisor:
         vaults.chmod(0o711)
         self._user_ids = UserIds()
         self._pool = VaultPool(vaults, import_path(), self._user_ids)
+        self._processes = KernelProcesses(
+            sockets, cgroups=self._cgroups, make_place=self._place_of_a_kernel
+        )
         self._kernels = KernelTable(
-            sockets,
-            cgroups=self._cgroups,
-            on_ended=self._tell_ended,
-            make_vaults=self._vaults_of,
-            make_place=self._place_of_a_kernel,
+            self._processes, on_ended=self._tell_ended, make_vaults=self._vaults_of
         )
         self._control: ControlStream | None = None
         self._controls: list[ControlStream] = []
@@ -161,7 +161,9 @@ class Supervisor:
 
     def _new_zygote(self) -> ZygoteProcess:
         environ = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        return ZygoteProcess(environ, on_exit=self._kernels.ended, on_gone=self._zygote_gone)
+        zygote = ZygoteProcess(environ, on_exit=self._kernels.ended, on_gone=self._zygote_gone)
+        self._processes.prepare(zygote, at_once=True)
+        return zygote
 
     def _zygote_gone(self) -> None:
         self._kernels.all_ended()
@@ -309,7 +311,7 @@ class Supervisor:
             kernel = await self._kernels.launch(body, self._zygote)
             return KernelLaunched(pid=kernel.pid)
         if isinstance(body, SignalKernel):
-            self._zygote.signal(body.kernel_id, body.signum)
+            self._kernels.signal(body.kernel_id, body.signum)
             return Done()
         if isinstance(body, StatusRequest):
             return self._status()
