@@ -12,13 +12,12 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from enclave_protocol.attestation_document import AttestationDocument
 from enclave_protocol.attestation_errors import ChannelBindingError, PcrMismatchError
-from enclave_protocol.attestation_verify import verify_attestation
+from enclave_protocol.attestation_verify import CERTIFICATE_ERRORS, verify_attestation
 
 __all__ = [
     "CHALLENGE_BYTES",
@@ -37,7 +36,6 @@ MAX_DOCUMENT_AGE: Final = timedelta(minutes=5)
 NOTEBOOK_USER_DATA: Final = b"enclave-kernel notebook v1\0"
 """`user_data` of a document that a notebook asked for: it must not pass for a channel's."""
 _CHANNEL_LABEL: Final = b"enclave-kernel control stream v1\0"
-_CERTIFICATE_ERRORS = (ValueError, TypeError, InternalError, UnsupportedAlgorithm)
 
 
 def channel_user_data(public_key: bytes) -> bytes:
@@ -60,7 +58,7 @@ def public_key_of(certificate: bytes) -> bytes:
     """
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
-    except _CERTIFICATE_ERRORS as error:
+    except CERTIFICATE_ERRORS as error:
         raise ChannelBindingError from error
     # One kind of key has one encoding: the hash cannot be of another one of the same key.
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):

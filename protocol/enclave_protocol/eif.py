@@ -13,6 +13,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from enclave_protocol.attestation_verify import CERTIFICATE_ERRORS
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.strict_cbor import StrictCborError, decode_item
 
@@ -191,5 +192,5 @@ def _signing_certificate(section: bytes) -> bytes:
         pem = bytes(signatures[0]["signing_certificate"])
         certificate = x509.load_pem_x509_certificate(pem)
         return certificate.public_bytes(serialization.Encoding.DER)
-    except (StrictCborError, LookupError, TypeError, ValueError) as error:
+    except (StrictCborError, *CERTIFICATE_ERRORS) as error:
         raise EifError("its signature section cannot be read") from error

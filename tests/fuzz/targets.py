@@ -5,8 +5,10 @@ findings. Its seeds are inputs that are accepted, or nearly.
 """
 
 import contextlib
+import io
 import random
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,16 +16,41 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+import cbor2
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
 
 from enclave_kernel.call_channel import CallChannel
 from enclave_protocol.attestation_document import decode_signed_document
-from enclave_protocol.attestation_errors import AttestationError
+from enclave_protocol.attestation_errors import AttestationError, ChannelBindingError
 from enclave_protocol.attestation_verify import verify_attestation
+from enclave_protocol.channel_binding import public_key_of
+from enclave_protocol.eif import SIGNATURE, EifError, measure_eif
 from enclave_protocol.errors import ProtocolError
 from enclave_protocol.frame import FrameDecoder, FrameError, encode_frame
 from enclave_protocol.kms_cms import CmsError, decode_cms, decrypt_cms
+from enclave_protocol.messages import (
+    PROTOCOL_VERSION,
+    Attest,
+    Attested,
+    Body,
+    Challenge,
+    Credentials,
+    Envelope,
+    LaunchKernel,
+    MessageError,
+    Open,
+    OpenChannel,
+    OpenControl,
+    StatusRequest,
+    decode_attested,
+    decode_challenge,
+    decode_envelope,
+    decode_open,
+    encode,
+)
 from enclave_protocol.nitro_root import AWS_NITRO_ROOT_DER
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_header import decode_header, encode_header
@@ -47,6 +74,7 @@ from enclave_protocol.vault_messages import (
     encode_call_head,
 )
 from tests.fuzz.mutations import mutate_bytes, mutate_header
+from tests.support.eif_files import CMDLINE, KERNEL, METADATA, RAMDISK, eif, sealed
 
 __all__ = ["TARGETS", "Target"]
 
@@ -223,6 +251,60 @@ def _frame_seeds() -> list[bytes]:
     return [encode_frame(b"abc") + encode_frame(b""), encode_frame(bytes(1000))]
 
 
+def _control(data: bytes) -> None:
+    """Decode what opens a stream, and what is said on it."""
+    for decode in (decode_open, decode_challenge, decode_attested, decode_envelope):
+        with contextlib.suppress(MessageError):
+            decode(data)
+
+
+def _control_seeds() -> list[bytes]:
+    launch = LaunchKernel("ab", bytes(32), "hmac-sha256", "/", {"TZ": "UTC"}, ("--debug",))
+    bodies: tuple[Body, ...] = (
+        launch,
+        StatusRequest(),
+        Attest(bytes(32)),
+        Credentials("id", "secret"),
+    )
+    envelopes = [encode(Envelope(body, request_id=number)) for number, body in enumerate(bodies)]
+    opens: list[Open] = [OpenControl(PROTOCOL_VERSION), OpenChannel("ab", "shell")]
+    return [
+        *(encode(one) for one in opens),
+        encode(Challenge(bytes(32))),
+        encode(Attested(b"x")),
+        *envelopes,
+    ]
+
+
+def _certificate(data: bytes) -> None:
+    """Read the key of a TLS certificate that nobody has vouched for."""
+    with contextlib.suppress(ChannelBindingError):
+        public_key_of(data)
+
+
+def _certificate_seeds() -> list[bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "enclave")])
+    start, end = datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, end)
+    return [builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)]
+
+
+def _eif(data: bytes) -> None:
+    """Measure an image whose checksum is right, so that all of it is read."""
+    for image in (data, sealed(data)):
+        with contextlib.suppress(EifError):
+            measure_eif(io.BytesIO(image))
+
+
+def _eif_seeds() -> list[bytes]:
+    parts = [(KERNEL, b"k" * 40), (CMDLINE, b"c"), (RAMDISK, b"r"), (RAMDISK, b"s")]
+    certificate = _certificate_seeds()[0]
+    pem = ssl.DER_cert_to_PEM_cert(certificate).encode()
+    signature = cbor2.dumps([{"signing_certificate": list(pem), "signature": [1]}])
+    return [eif(parts), eif([*parts, (METADATA, b"{}"), (SIGNATURE, signature)])]
+
+
 TARGETS: Final = {
     "value": Target(_value, _value_seeds, _mutate_value),
     "call_frames": Target(_call_frames, _call_frame_seeds),
@@ -230,4 +312,7 @@ TARGETS: Final = {
     "attestation": Target(_attestation, _attestation_seeds),
     "cms": Target(_cms, _cms_seeds),
     "frames": Target(_frames, _frame_seeds),
+    "control": Target(_control, _control_seeds),
+    "certificate": Target(_certificate, _certificate_seeds),
+    "eif": Target(_eif, _eif_seeds),
 }

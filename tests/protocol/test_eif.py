@@ -3,7 +3,6 @@
 import hashlib
 import io
 import struct
-import zlib
 from datetime import UTC, datetime, timedelta
 
 import cbor2
@@ -14,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from enclave_protocol.eif import EifError, EifSection, measure_eif, pcr_of, read_eif
+from tests.support.eif_files import CMDLINE, KERNEL, METADATA, RAMDISK, eif, sealed
 
-KERNEL, CMDLINE, RAMDISK, SIGNATURE, METADATA = 1, 2, 3, 4, 5
+SIGNATURE = 4
 EMPTY_PCR2 = (
     "21b9efbc184807662e966d34f390821309eeac6802309798826296bf3e8bec7c"
     "10edb30948c90ba67310f7b964fc500a"
@@ -31,23 +31,6 @@ PLAIN = [
     (RAMDISK, b"application" * 300_000),
     (METADATA, b"{}"),
 ]
-
-
-def eif(sections: list[tuple[int, bytes]], *, flags: int = 0, version: int = 4) -> bytes:
-    offsets, sizes, body = [], [], b""
-    for kind, data in sections:
-        offsets.append(548 + len(body))
-        sizes.append(len(data))
-        body += struct.pack(">HHQ", kind, 0, len(data)) + data
-    pad = [0] * (32 - len(sections))
-    head = struct.pack(">4sHHQQHH", b".eif", version, flags, 1 << 30, 2, 0, len(sections))
-    head += struct.pack(">64QI", *offsets, *pad, *sizes, *pad, 0)
-    return head + struct.pack(">I", zlib.crc32(head + body)) + body
-
-
-def sealed(data: bytes) -> bytes:
-    """Return the same with its CRC-32 made right again."""
-    return data[:544] + struct.pack(">I", zlib.crc32(data[:544] + data[548:])) + data[548:]
 
 
 def pcr(*parts: bytes) -> bytes:
