@@ -1,20 +1,38 @@
 """Encrypting a planned package: the numbered procedure of docs/spec/encrypted_package.md."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from enclave_encryption.data_key import KmsKey
+from enclave_encryption.data_key import DataKey, KmsKey
 from enclave_encryption.errors import OutputError
 from enclave_encryption.output_file import OutputFile
 from enclave_encryption.package_plan import PackagePlan
 from enclave_encryption.source_tree import READ_BYTES
-from enclave_protocol.chunked_encryption import Encryptor
+from enclave_protocol.chunked_encryption import BytesLike, Encryptor
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
 from enclave_protocol.package_header import decode_header, encode_header, encryption_context
 from enclave_protocol.package_label import Label, encode_label
 
-__all__ = ["EncryptedPackage", "check_output", "encrypt_package", "make_label"]
+__all__ = [
+    "EncryptedPackage",
+    "WrappingKey",
+    "check_output",
+    "encrypt_package",
+    "make_label",
+    "write_encrypted",
+]
+
+
+class WrappingKey(Protocol):
+    """What data keys are wrapped with: `KmsKey`, or one that opens nothing else."""
+
+    arn: str
+
+    def generate_data_key(self, context: Mapping[str, str]) -> DataKey:
+        """Return a fresh data key bound to this encryption context."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,30 +93,43 @@ def encrypt_package(
     Source: docs/spec/encrypted_package.md, "Encrypting".
     """
     # 1 and 2, scan and checks, are `plan_package`.
+    with OutputFile(output) as file:
+        label, size = write_encrypted(plan, key, file.write, progress)
+    return EncryptedPackage(output, label, size)  # 10, sync and rename, is `OutputFile`
+
+
+def write_encrypted(
+    plan: PackagePlan,
+    key: WrappingKey,
+    write: Callable[[BytesLike], None],
+    progress: Callable[[int], None],
+) -> tuple[Label, int]:
+    """Hand the encrypted file of `plan` to `write`, piece by piece; return its label and size.
+
+    Arguments and errors as for `encrypt_package`; the pieces are overwritten after `write` returns.
+    """
     label = make_label(plan, key.arn)  # 3
     label_bytes = encode_label(label)
-    with OutputFile(output) as file:
-        data_key = key.generate_data_key(encryption_context(label, label_bytes))  # 4
-        try:
-            header = encode_header(label, data_key.wrapped)  # 5
-            encryptor = Encryptor(data_key.plaintext, decode_header(header).context)  # 6
-        finally:
-            data_key.plaintext[:] = bytes(len(data_key.plaintext))  # 7
-        file.write(header)
-        size = len(header)
-        sealed = memoryview(bytearray(encryptor.update_size(READ_BYTES)))
-        for piece in encode_archive([f.entry for f in plan.tree.files], _reader(plan)):  # 8
-            needed = encryptor.update_size(len(piece))
-            if needed > len(sealed):
-                sealed = memoryview(bytearray(needed))
-            written = encryptor.update_into(piece, sealed)
-            file.write(sealed[:written])
-            size += written
-            progress(len(piece))
-        last = encryptor.finalize()  # 9
-        file.write(last)
-        size += len(last)
-    return EncryptedPackage(output, label, size)  # 10, sync and rename, is `OutputFile`
+    data_key = key.generate_data_key(encryption_context(label, label_bytes))  # 4
+    try:
+        header = encode_header(label, data_key.wrapped)  # 5
+        encryptor = Encryptor(data_key.plaintext, decode_header(header).context)  # 6
+    finally:
+        data_key.plaintext[:] = bytes(len(data_key.plaintext))  # 7
+    write(header)
+    size = len(header)
+    sealed = memoryview(bytearray(encryptor.update_size(READ_BYTES)))
+    for piece in encode_archive([f.entry for f in plan.tree.files], _reader(plan)):  # 8
+        needed = encryptor.update_size(len(piece))
+        if needed > len(sealed):
+            sealed = memoryview(bytearray(needed))
+        written = encryptor.update_into(piece, sealed)
+        write(sealed[:written])
+        size += written
+        progress(len(piece))
+    last = encryptor.finalize()  # 9
+    write(last)
+    return label, size + len(last)
 
 
 def _reader(plan: PackagePlan) -> Callable[[Entry], Iterator[memoryview]]:

@@ -78,13 +78,19 @@ class LoadedPackage:
     file: str
 
 
-def load_package(file_name: str, link: VaultLink, progress: Progress) -> LoadedPackage:
+def load_package(
+    file_name: str,
+    link: VaultLink,
+    progress: Progress,
+    make: Callable[[LoadedVaultLike, str, VaultLink], VaultClient] = VaultClient,
+) -> LoadedPackage:
     """Load the encrypted package in a file.
 
     Args:
         file_name: As the user typed it; relative to the working directory.
         link: The way to the supervisor.
         progress: Called often; it decides what to show.
+        make: Makes the client, for those who want to know of its calls.
 
     Raises:
         PackageError: The file is none, is altered or cut, or KMS does not release its key; names
@@ -93,7 +99,7 @@ def load_package(file_name: str, link: VaultLink, progress: Progress) -> LoadedP
         EnclaveError: The vault died, or the enclave is going down.
     """
     with open_encrypted(file_name) as opened:
-        client = opened.start(link, VaultClient, progress)
+        client = opened.start(link, make, progress)
         return _fill(opened, client, progress)
 
 

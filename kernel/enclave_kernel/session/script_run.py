@@ -53,6 +53,7 @@ def run_script(
     outputs: tuple[str, ...],
     link: VaultLink,
     progress: Progress,
+    results: Path | None = None,
 ) -> ScriptResult:
     """Run a script and return when it has ended and its files are in the workspace.
 
@@ -64,6 +65,7 @@ def run_script(
         outputs: Folders besides `-o` and `/output` whose files come back.
         link: The way to the supervisor.
         progress: Called while files travel; it decides what to show.
+        results: Where its files are put, if not in the workspace.
 
     Raises:
         ScriptFailedError: It ended with another exit code than 0; its files are in the workspace.
@@ -75,7 +77,7 @@ def run_script(
         workspace = workspace_folder()
         inputs = plan_inputs(workspace, arguments, outputs)
         client = opened.start(link, ScriptClient, progress)
-        files = OutputFiles(workspace, inputs.outputs)
+        files = OutputFiles(results or workspace, inputs.outputs)
         try:
             send_body(opened.stream, client, progress)
             if inputs.entries:
@@ -90,8 +92,9 @@ def run_script(
                 raise vault_failure(ended, file_name)
             written = files.publish()
         except OSError as error:
+            place = results or workspace
             raise EnclaveError(
-                f"what the script wrote cannot be put into {workspace}: {error.strerror or error}"
+                f"what the script wrote cannot be put into {place}: {error.strerror or error}"
             ) from None
         finally:
             files.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from enclave_kernel.isolation.control_groups import ControlGroupError, ControlGroups, GroupLimits
 from enclave_kernel.key_release_errors import WrongEnvironmentError
-from enclave_kernel.kms import release_data_key
+from enclave_kernel.kms import load_boto3, release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
 from enclave_kernel.session_messages import About, KernelPlace
@@ -239,6 +239,8 @@ class Supervisor:
         accepting.add_done_callback(lambda _: self._stopping.set())
         # What it says of its walls is what the enclave reports.
         self._pool.prepare_spare()
+        # Whoever loads the first package shall not wait for it.
+        self._key_threads.submit(load_boto3)
         try:
             await self._stopping.wait()
             if accepting.done():
