@@ -229,7 +229,7 @@ def main() -> int:
         "--encryption",
         choices=ENCRYPTION,
         default=ENCRYPTION[0],
-        help="of the channels (see above)",
+        help="of the channels",
     )
     parser.add_argument("--json", action="store_true", help="seconds, bytes and ratios as JSON")
     arguments = parser.parse_args()
