@@ -28,6 +28,8 @@ __all__ = [
     "CredentialsRequest",
     "CurveKeys",
     "Done",
+    "EgressTicket",
+    "EgressWanted",
     "EnclaveStatus",
     "Envelope",
     "Failed",
@@ -40,6 +42,7 @@ __all__ = [
     "Open",
     "OpenChannel",
     "OpenControl",
+    "OpenEgress",
     "Shutdown",
     "SignalKernel",
     "StatusRequest",
@@ -89,7 +92,20 @@ class OpenChannel(_Message, frozen=True, tag="open_channel"):
     channel: _ChannelName
 
 
-Open = OpenControl | OpenChannel
+EgressTicket = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+"""Chosen by the supervisor for one connection; nobody can guess it."""
+
+
+class OpenEgress(_Message, frozen=True, tag="open_egress"):
+    """First frame of a stream that carries one connection to the egress proxy.
+
+    The bytes that follow are HTTP, from the enclave to the gateway.
+    """
+
+    ticket: EgressTicket
+
+
+Open = OpenControl | OpenChannel | OpenEgress
 
 
 class StatusRequest(_Message, frozen=True, tag="status"):
@@ -190,6 +206,16 @@ class Credentials(_Message, frozen=True, tag="credentials"):
         return f"Credentials(access_key_id={self.access_key_id!r}, ...)"
 
 
+class EgressWanted(_Message, frozen=True, tag="egress_wanted"):
+    """Event from the supervisor: open a stream with this ticket, something waits for the proxy.
+
+    `kernel_id` says which notebook it is for; None: the enclave's own call to KMS.
+    """
+
+    ticket: EgressTicket
+    kernel_id: KernelId | None = None
+
+
 class Attest(_Message, frozen=True, tag="attest"):
     """Gateway to supervisor: a document as in answer to `Challenge`, with this nonce."""
 
@@ -232,6 +258,7 @@ Body = (
     | KernelEnded
     | CredentialsRequest
     | Credentials
+    | EgressWanted
     | Attest
     | Attested
     | Shutdown
@@ -253,7 +280,7 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_open_decoder: msgspec.msgpack.Decoder[Open] = msgspec.msgpack.Decoder(OpenControl | OpenChannel)
+_open_decoder: msgspec.msgpack.Decoder[Open] = msgspec.msgpack.Decoder(Open)
 _challenge_decoder = msgspec.msgpack.Decoder(Challenge)
 _attested_decoder = msgspec.msgpack.Decoder(Attested)
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)

@@ -124,6 +124,7 @@ class Setup:
             attest=attest,
             on_control=serve,
             on_channel=no_channel,
+            on_egress=lambda _opened, sock: sock.close(),
         )
         self.server = asyncio.create_task(listener.run())
 

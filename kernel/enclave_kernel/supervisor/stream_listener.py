@@ -23,6 +23,7 @@ from enclave_protocol.messages import (
     MessageError,
     Open,
     OpenChannel,
+    OpenEgress,
     decode_challenge,
     decode_open,
     encode,
@@ -41,6 +42,7 @@ _ACCEPT_PAUSE_S = 0.1
 _LENGTH = struct.Struct(">I")
 
 OnControl = Callable[[asyncio.StreamReader, asyncio.StreamWriter, bytes], Awaitable[None]]
+OnEgress = Callable[[OpenEgress, socket.socket], None]
 OnChannel = Callable[[socket.socket, OpenChannel], Awaitable[None]]
 
 
@@ -53,6 +55,7 @@ class StreamListener:
         attest: Returns an attestation document for that identity with this nonce.
         on_control: Serves a control stream; the bytes came behind the challenge.
         on_channel: Carries a channel stream; owns the socket.
+        on_egress: Takes an egress stream; owns the socket.
     """
 
     def __init__(
@@ -63,12 +66,14 @@ class StreamListener:
         attest: Callable[[bytes], Awaitable[bytes]],
         on_control: OnControl,
         on_channel: OnChannel,
+        on_egress: OnEgress,
     ) -> None:
         self._endpoint = endpoint
         self._identity = identity
         self._attest = attest
         self._on_control = on_control
         self._on_channel = on_channel
+        self._on_egress = on_egress
         self._unopened = 0
         self._streams: set[asyncio.Task[None]] = set()
 
@@ -96,6 +101,9 @@ class StreamListener:
                 stream = asyncio.create_task(self._serve(sock))
                 self._streams.add(stream)
                 stream.add_done_callback(self._streams.discard)
+                # sock_accept does not give way while somebody waits: those accepted have their
+                # turn, or a burst of good streams would be over the limit.
+                await asyncio.sleep(0)
 
     def close(self) -> None:
         """End every stream, and remove the socket's file."""
@@ -130,6 +138,8 @@ class StreamListener:
         opened = await _read_open(sock)
         if isinstance(opened, OpenChannel):
             return self._on_channel(sock, opened)
+        if isinstance(opened, OpenEgress):
+            return self._hand_on(opened, sock)
         if opened.version != PROTOCOL_VERSION:
             raise MessageError(
                 f"the gateway speaks version {opened.version}, expected {PROTOCOL_VERSION}"
@@ -141,6 +151,9 @@ class StreamListener:
             writer.transport.abort()
             raise
         return self._on_control(reader, writer, rest)
+
+    async def _hand_on(self, opened: OpenEgress, sock: socket.socket) -> None:
+        self._on_egress(opened, sock)
 
     async def _secure(
         self, sock: socket.socket
