@@ -135,7 +135,7 @@ def make_source(folder: Path, mib: int) -> PackagePlan:
 
 def seal(plan: PackagePlan, target: Path, *, key: bytes = KEY) -> None:
     """Encrypt a package to a file as `enclave-owner` does, without KMS."""
-    header = encode_header(make_label(plan, ARN), b"wrapped")
+    header = encode_header(make_label(plan), b"wrapped", kms_key_arn=ARN)
     encryptor = Encryptor(key, decode_header(header).context)
     buffer = memoryview(bytearray(FILE_READ_BYTES))
     sealed = memoryview(bytearray(encryptor.update_size(FILE_READ_BYTES)))

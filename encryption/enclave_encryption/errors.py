@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 from enclave_protocol.errors import EnclaveError
 
-__all__ = ["ExportError", "KmsError", "LintError", "OutputError", "OwnerError", "SourceTreeError"]
+__all__ = [
+    "ExportError",
+    "KmsError",
+    "LintError",
+    "OutputError",
+    "OwnerError",
+    "SigningKeyError",
+    "SourceTreeError",
+]
 
 
 class OwnerError(EnclaveError):
@@ -32,7 +40,11 @@ class LintError(OwnerError):
 
 
 class KmsError(OwnerError):
-    """AWS KMS gave no data key."""
+    """AWS KMS gave no data key, or no signature."""
+
+
+class SigningKeyError(OwnerError):
+    """The publisher's key cannot be used, or would be lost."""
 
 
 class OutputError(OwnerError):

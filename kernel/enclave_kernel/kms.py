@@ -79,8 +79,8 @@ def release_data_key(
         PackageFormatError: The label names no KMS key.
         NsmError, CmsError: The NSM, or KMS's answer, is unusable.
     """
-    arn = header.label.kms_key_arn
-    region = header.label.region
+    arn = header.kms_key_arn
+    region = header.region
     private_key = keys.get()  # step 1
     document = nsm.attest(  # step 2
         public_key=private_key.public_key().public_bytes(
@@ -153,7 +153,7 @@ def _decrypt(
     """Step 3: the call, its failures translated."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    arn = header.label.kms_key_arn
+    arn = header.kms_key_arn
     try:
         return dict(
             client.decrypt(

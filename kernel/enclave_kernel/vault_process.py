@@ -26,6 +26,7 @@ from enclave_protocol.package_errors import (
     PackageTamperedError,
     PackageTruncatedError,
 )
+from enclave_protocol.package_signature import PackageSignatureError
 from enclave_protocol.vault_messages import (
     KEY_BYTES,
     ControlMessage,
@@ -53,7 +54,13 @@ _MAX_CONTROL_BYTES: Final = 64 * 1024
 """Of what a vault says: before it started it is as trusted as a package may become."""
 _PACKAGE_ERRORS: Final = {
     kind.__name__: kind
-    for kind in (PackageError, PackageFormatError, PackageTamperedError, PackageTruncatedError)
+    for kind in (
+        PackageError,
+        PackageFormatError,
+        PackageSignatureError,
+        PackageTamperedError,
+        PackageTruncatedError,
+    )
 }
 
 

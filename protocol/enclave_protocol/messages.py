@@ -36,6 +36,8 @@ __all__ = [
     "Open",
     "OpenChannel",
     "OpenControl",
+    "PinnedKey",
+    "PublisherKey",
     "Shutdown",
     "SignalKernel",
     "StatusRequest",
@@ -163,6 +165,23 @@ class Credentials(_Message, frozen=True, tag="credentials"):
         return f"Credentials(access_key_id={self.access_key_id!r}, ...)"
 
 
+class PublisherKey(_Message, frozen=True, tag="publisher_key"):
+    """Supervisor to gateway: which key has this user pinned for a publisher?
+
+    With `pin` the gateway pins this one first, if there is none.
+    """
+
+    publisher: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    pin: bool
+
+
+class PinnedKey(_Message, frozen=True, tag="pinned_key"):
+    """Reply to `PublisherKey`: the pinned fingerprint, "" for a publisher that is new."""
+
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+
+
 class Attest(_Message, frozen=True, tag="attest"):
     """Gateway to supervisor: an attestation document that carries this nonce, and no key."""
 
@@ -199,6 +218,8 @@ Body = (
     | KernelEnded
     | CredentialsRequest
     | Credentials
+    | PublisherKey
+    | PinnedKey
     | Attest
     | Attested
     | Shutdown

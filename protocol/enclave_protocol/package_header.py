@@ -1,27 +1,37 @@
 """The header: everything of an encrypted package before its body.
 
-Layout, integers big-endian: 8 bytes magic, u16 version, u16 length of the wrapped key, u32 length
-of the label, the label, the wrapped key. The body's key depends on the SHA-512 of all of it.
+Layout, integers big-endian: 8 bytes magic, u16 version, u32 length of the label, u16 lengths of
+signature, KMS key ARN and wrapped key; then these four. The body's key depends on the label; the
+signature is of label and body; ARN and wrapped key can be replaced by whoever may unwrap the key.
 
 Source: docs/spec/encrypted_package.md, "Header".
 """
 
 import hashlib
+import re
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 from enclave_protocol.package_errors import PackageFormatError, PackageTruncatedError
 from enclave_protocol.package_label import MAX_LABEL_BYTES, Label, decode_label, encode_label
+from enclave_protocol.package_signature import (
+    MAX_SIGNATURE_BYTES,
+    PackageSignature,
+    decode_signature,
+    verify_signature,
+)
 
 __all__ = [
     "FORMAT_VERSION",
     "MAGIC",
     "MAX_HEADER_BYTES",
+    "MAX_KEY_ARN_BYTES",
     "MAX_WRAPPED_KEY_BYTES",
     "PREAMBLE_BYTES",
     "PackageHeader",
+    "body_context",
     "decode_header",
     "encode_header",
     "encryption_context",
@@ -30,13 +40,24 @@ __all__ = [
 
 MAGIC: Final = b"\x89ENCPKG\n"
 """High bit and line feed: a transfer that mangles bytes mangles this, too (as in PNG)."""
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+MAX_KEY_ARN_BYTES: Final = 210
+"""The longest that the pattern of a key's ARN allows."""
 MAX_WRAPPED_KEY_BYTES: Final = 6144
 """KMS accepts no longer CiphertextBlob."""
 
-_PREAMBLE: Final = struct.Struct(">8sHHI")
+_PREAMBLE: Final = struct.Struct(">8sHIHHH")
 PREAMBLE_BYTES: Final = _PREAMBLE.size
-MAX_HEADER_BYTES: Final = PREAMBLE_BYTES + MAX_LABEL_BYTES + MAX_WRAPPED_KEY_BYTES
+MAX_HEADER_BYTES: Final = (
+    PREAMBLE_BYTES
+    + MAX_LABEL_BYTES
+    + MAX_SIGNATURE_BYTES
+    + MAX_KEY_ARN_BYTES
+    + MAX_WRAPPED_KEY_BYTES
+)
+_KEY_ARN: Final = re.compile(
+    r"arn:aws[a-z-]{0,20}:kms:([a-z0-9-]{1,32}):\d{12}:key/[A-Za-z0-9-]{1,128}", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -46,24 +67,52 @@ class PackageHeader:
     Attributes:
         label: A claim, until the body's key commitment verified.
         label_bytes: Its encoding.
+        signature: The publisher's, not verified yet; None exactly if the label names no signer.
+        kms_key_arn: The key that wrapped the data key; says where to ask, and vouches for nothing.
         wrapped_key: The data key as KMS wrapped it, 1 to 6144 bytes.
         raw: The whole header as it is in the file.
     """
 
     label: Label
     label_bytes: bytes
+    signature: PackageSignature | None
+    kms_key_arn: str
     wrapped_key: bytes
     raw: bytes
 
     @cached_property
     def context(self) -> bytes:
-        """What the body is bound to: SHA-512 of the whole header."""
-        return hashlib.sha512(self.raw).digest()
+        """What the body is bound to."""
+        return body_context(self.label_bytes)
 
     @property
     def encryption_context(self) -> dict[str, str]:
         """The encryption context KMS is called with for this package."""
         return encryption_context(self.label, self.label_bytes)
+
+    @property
+    def region(self) -> str:
+        """The AWS region of the KMS key."""
+        return _region(self.kms_key_arn)
+
+    def verify_signature(self) -> None:
+        """Verify the publisher's signature; a package that names no signer has none.
+
+        Raises:
+            PackageSignatureError: It is not of this label and body digest.
+            PackageFormatError: The public key is none.
+        """
+        if self.label.signer is not None and self.signature is not None:
+            verify_signature(self.label.signer, self.label_bytes, self.signature)
+
+
+def body_context(label_bytes: bytes) -> bytes:
+    """Return the context of the body of a package with this label: SHA-512, 64 bytes.
+
+    The wrapped key is not in it: the body's key commitment says which data key is the right one.
+    """
+    version = FORMAT_VERSION.to_bytes(2, "big")
+    return hashlib.sha512(MAGIC + version + label_bytes).digest()
 
 
 def encryption_context(label: Label, label_bytes: bytes) -> dict[str, str]:
@@ -79,33 +128,45 @@ def encryption_context(label: Label, label_bytes: bytes) -> dict[str, str]:
     }
 
 
-def encode_header(label: Label, wrapped_key: bytes) -> bytes:
+def encode_header(
+    label: Label,
+    wrapped_key: bytes,
+    *,
+    kms_key_arn: str,
+    signature: PackageSignature | None = None,
+) -> bytes:
     """Return the header of a package.
 
     Raises:
-        PackageFormatError: `label` or `wrapped_key` break a rule or limit.
+        PackageFormatError: A part breaks a rule or limit, or a signature is there and no signer
+            or the other way round.
     """
     label_bytes = encode_label(label)
+    signed = b"" if signature is None else signature.encode()
+    decode_signature(signed, label.signer)
     if not 1 <= len(wrapped_key) <= MAX_WRAPPED_KEY_BYTES:
         raise PackageFormatError(
             f"the wrapped key has {len(wrapped_key)} bytes, expected 1 to {MAX_WRAPPED_KEY_BYTES}"
         )
-    preamble = _PREAMBLE.pack(MAGIC, FORMAT_VERSION, len(wrapped_key), len(label_bytes))
-    return preamble + label_bytes + wrapped_key
+    _region(kms_key_arn)  # refuses what is no key's ARN
+    arn = kms_key_arn.encode()
+    preamble = _PREAMBLE.pack(
+        MAGIC, FORMAT_VERSION, len(label_bytes), len(signed), len(arn), len(wrapped_key)
+    )
+    return preamble + label_bytes + signed + arn + wrapped_key
 
 
 def header_size(preamble: bytes) -> int:
-    """Return the size in bytes of the header that starts with `preamble`, at most 268 304.
+    """Return the size in bytes of the header that starts with `preamble`, at most 268 646.
 
     Args:
-        preamble: At least the file's first 16 bytes.
+        preamble: At least the file's first 20 bytes.
 
     Raises:
-        PackageTruncatedError: Fewer than 16 bytes, all of them right so far.
+        PackageTruncatedError: Fewer than 20 bytes, all of them right so far.
         PackageFormatError: Not an encrypted package, another version, a length over its limit.
     """
-    wrapped_key_bytes, label_bytes = _lengths(preamble)
-    return PREAMBLE_BYTES + label_bytes + wrapped_key_bytes
+    return PREAMBLE_BYTES + sum(_lengths(preamble))
 
 
 def decode_header(data: bytes) -> PackageHeader:
@@ -117,26 +178,60 @@ def decode_header(data: bytes) -> PackageHeader:
     Raises:
         PackageTruncatedError: `data` ends within the header.
         PackageFormatError: Not an encrypted package, or a rule or limit is broken.
+        PackageSignatureError: The label names a signer, and the signature is gone.
     """
-    wrapped_key_bytes, label_length = _lengths(data)
-    label_end = PREAMBLE_BYTES + label_length
-    size = label_end + wrapped_key_bytes
+    lengths = _lengths(data)
+    size = PREAMBLE_BYTES + sum(lengths)
     if len(data) < size:
         raise PackageTruncatedError(
             f"the file ends within its header, after {len(data)} of {size} bytes: "
             "copy it again, whole"
         )
-    label_bytes = bytes(data[PREAMBLE_BYTES:label_end])
+    parts = []
+    place = PREAMBLE_BYTES
+    for length in lengths:
+        parts.append(bytes(data[place : place + length]))
+        place += length
+    label_bytes, signed, arn, wrapped_key = parts
+    label = decode_label(label_bytes)
+    signature = decode_signature(signed, label.signer)
+    kms_key_arn = arn.decode("ascii", "replace")
+    _region(kms_key_arn)
     return PackageHeader(
-        label=decode_label(label_bytes),
+        label=label,
         label_bytes=label_bytes,
-        wrapped_key=bytes(data[label_end:size]),
+        signature=signature,
+        kms_key_arn=kms_key_arn,
+        wrapped_key=wrapped_key,
         raw=bytes(data[:size]),
     )
 
 
-def _lengths(data: bytes) -> tuple[int, int]:
-    """Return the wrapped key's and the label's length, both within their limits."""
+def _region(kms_key_arn: str) -> str:
+    match = _KEY_ARN.fullmatch(kms_key_arn)
+    if match is None:
+        raise PackageFormatError(
+            f"the header names the KMS key {kms_key_arn[:200]!a}, expected a key's ARN"
+        )
+    return match[1]
+
+
+class _Lengths(NamedTuple):
+    label: int
+    signature: int
+    key_arn: int
+    wrapped_key: int
+
+
+_LIMITS: Final = _Lengths(
+    MAX_LABEL_BYTES, MAX_SIGNATURE_BYTES, MAX_KEY_ARN_BYTES, MAX_WRAPPED_KEY_BYTES
+)
+_LEAST: Final = _Lengths(2, 0, 1, 1)
+_NAMES: Final = ("a label", "a signature", "a key ARN", "a wrapped key")
+
+
+def _lengths(data: bytes) -> _Lengths:
+    """Return the lengths of the header's parts, each within its limit."""
     if len(data) < PREAMBLE_BYTES and data[: len(MAGIC)] == MAGIC[: len(data)]:
         raise PackageTruncatedError(
             f"the file has only {len(data)} bytes of a header: copy it again, whole"
@@ -145,18 +240,20 @@ def _lengths(data: bytes) -> tuple[int, int]:
         raise PackageFormatError(
             "not an encrypted package: make one with `enclave-owner encrypt -d DIR -k KEY_ID`"
         )
-    _, version, wrapped_key_bytes, label_bytes = _PREAMBLE.unpack_from(data)
+    _, version, *found = _PREAMBLE.unpack_from(data)
     if version != FORMAT_VERSION:
         raise PackageFormatError(
-            f"format version {version}, expected {FORMAT_VERSION}: update enclave-kernel"
+            f"format version {version}, expected {FORMAT_VERSION}: "
+            + (
+                "its owner has to encrypt it again with this version of `enclave-owner`"
+                if version < FORMAT_VERSION
+                else "update enclave-kernel"
+            )
         )
-    if not 1 <= wrapped_key_bytes <= MAX_WRAPPED_KEY_BYTES:
-        raise PackageFormatError(
-            f"the header announces a wrapped key of {wrapped_key_bytes} bytes, "
-            f"expected 1 to {MAX_WRAPPED_KEY_BYTES}"
-        )
-    if not 2 <= label_bytes <= MAX_LABEL_BYTES:
-        raise PackageFormatError(
-            f"the header announces a label of {label_bytes} bytes, expected 2 to {MAX_LABEL_BYTES}"
-        )
-    return wrapped_key_bytes, label_bytes
+    lengths = _Lengths(*found)
+    for name, length, least, limit in zip(_NAMES, lengths, _LEAST, _LIMITS, strict=True):
+        if not least <= length <= limit:
+            raise PackageFormatError(
+                f"the header announces {name} of {length} bytes, expected {least} to {limit}"
+            )
+    return lengths

@@ -1,12 +1,12 @@
 """The label: what anyone may read about an encrypted package without a key.
 
 A label is canonical JSON: one value has exactly one encoding, so its hash names its meaning.
-It is authentic only once the body's key commitment verified; until then it is a claim.
+It is authentic only once the body's key commitment verified; until then it is a claim. Which KMS
+key opens the file is not in it: an owner may change that without changing what was published.
 
 Source: docs/spec/encrypted_package.md, "Label".
 """
 
-import re
 from typing import Final
 
 import msgspec
@@ -22,6 +22,7 @@ from enclave_protocol.manifest import (
     check_manifest,
 )
 from enclave_protocol.package_errors import PackageError, PackageFormatError
+from enclave_protocol.package_signature import Signer, check_signer
 from enclave_protocol.plain_text import plain_text
 
 __all__ = [
@@ -41,17 +42,14 @@ MAX_ARCHIVE_BYTES: Final = 2**40
 MAX_FILES: Final = 65_536
 """Bounds the reader's tables; large trees of small files belong into one data file."""
 
-_KEY_ARN: Final = re.compile(
-    r"arn:aws[a-z-]{0,20}:kms:([a-z0-9-]{1,32}):\d{12}:key/[A-Za-z0-9-]{1,128}"
-)
-
 
 class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is in the file, what of it is reachable, under which key it opens.
+    """What is in the file, what of it is reachable, and who says so.
 
     Attributes:
         archive_bytes: Size of the plaintext archive.
         file_count: Number of files in it.
+        signer: The publisher's key; None for a package that is not signed.
     """
 
     package: Package
@@ -59,23 +57,9 @@ class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     docs: dict[str, str]
     scripts: dict[str, Script]
     policy: Policy
-    kms_key_arn: str
     archive_bytes: int
     file_count: int
-
-    @property
-    def region(self) -> str:
-        """The AWS region of the KMS key.
-
-        Raises:
-            PackageFormatError: `kms_key_arn` is not a key's ARN.
-        """
-        match = _KEY_ARN.fullmatch(self.kms_key_arn)
-        if match is None:
-            raise PackageFormatError(
-                f"the label names the KMS key {self.kms_key_arn[:200]!r}, expected a key's ARN"
-            )
-        return match[1]
+    signer: Signer | None
 
 
 def encode_label(label: Label) -> bytes:
@@ -150,4 +134,5 @@ def _check_identity(label: Label) -> None:
             f"the label announces an archive of {label.archive_bytes} bytes, expected a "
             f"multiple of 512 up to {MAX_ARCHIVE_BYTES}"
         )
-    _ = label.region  # refuses what is no key ARN
+    if label.signer is not None:
+        check_signer(label.signer, package.publisher)

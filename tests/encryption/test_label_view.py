@@ -1,6 +1,7 @@
 """`inspect` shows a stranger's label: as text, never as markup or as orders to the terminal."""
 
 import io
+import struct
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -13,8 +14,8 @@ from rich.console import Console
 
 from enclave_encryption.label_view import print_label
 from enclave_protocol.manifest import ExportedClass, Exports, Policy
-from enclave_protocol.package_header import MAGIC, PackageHeader, decode_header
-from tests.support.example_package import FILES, make_label
+from enclave_protocol.package_header import FORMAT_VERSION, MAGIC, PackageHeader, decode_header
+from tests.support.example_package import FILES, KEY_ARN, make_label
 
 COMMAND = [sys.executable, "-c", "from enclave_encryption.cli import main; main()"]
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -24,8 +25,9 @@ HOSTILE = "[/][bold]\x1b]52;c;x\x07\r\n\u202e"
 def header_of(**fields: Any) -> PackageHeader:
     """A header that no owner's tool would write: what these fields say is not checked."""
     data = msgspec.json.encode(msgspec.structs.replace(make_label(FILES), **fields), order="sorted")
-    sizes = (1).to_bytes(2, "big") + (5).to_bytes(2, "big") + len(data).to_bytes(4, "big")
-    return decode_header(MAGIC + sizes + data + b"wrapd")
+    arn = KEY_ARN.encode()
+    sizes = struct.pack(">HIHHH", FORMAT_VERSION, len(data), 0, len(arn), 5)
+    return decode_header(MAGIC + sizes + data + arn + b"wrapd")
 
 
 def test_nothing_in_a_label_is_markup_or_drives_the_terminal() -> None:

@@ -159,10 +159,10 @@ def _package_header(data: bytes) -> None:
 
 
 def _package_seeds() -> list[bytes]:
-    from tests.support.example_package import FILES, make_label
+    from tests.support.example_package import FILES, KEY_ARN, make_label
 
     vector = (_VECTORS / "package" / "vector-1.0.encrypted").read_bytes()
-    own = encode_header(make_label(FILES), b"wrapped")
+    own = encode_header(make_label(FILES), b"wrapped", kms_key_arn=KEY_ARN)
     return [decode_header(vector).raw, own]
 
 

@@ -3,6 +3,8 @@ import io
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +14,7 @@ from enclave_protocol.package_errors import (
     PackageTruncatedError,
 )
 from enclave_protocol.package_header import (
+    MAGIC,
     MAX_HEADER_BYTES,
     MAX_WRAPPED_KEY_BYTES,
     PREAMBLE_BYTES,
@@ -27,10 +30,11 @@ from enclave_protocol.package_label import (
     encode_label,
 )
 from enclave_protocol.package_reader import read_header
+from enclave_protocol.package_signature import PackageSignature, Signer
 from tests.support.example_package import FILES, KEY_ARN, make_label
 
 LABEL = make_label(FILES)
-HEADER = encode_header(LABEL, b"wrapped")
+HEADER = encode_header(LABEL, b"wrapped", kms_key_arn=KEY_ARN)
 
 
 def changed(**fields: object) -> Label:
@@ -43,13 +47,13 @@ def test_round_trip() -> None:
     assert header.wrapped_key == b"wrapped"
     assert header.raw == HEADER
     assert header_size(HEADER[:PREAMBLE_BYTES]) == len(HEADER)
-    assert header.context == hashlib.sha512(HEADER).digest()
+    assert header.context == hashlib.sha512(MAGIC + b"\0\2" + encode_label(LABEL)).digest()
     assert header.encryption_context == {
         "package": "credit-scorer",
         "version": "1.2.0",
         "label-sha256": hashlib.sha256(encode_label(LABEL)).hexdigest(),
     }
-    assert header.label.region == "eu-central-1"
+    assert header.region == "eu-central-1"
 
 
 def test_reader_takes_nothing_behind_the_header() -> None:
@@ -90,23 +94,58 @@ def test_altered_header_never_decodes_to_the_same(offset: int, flip: int) -> Non
         header = decode_header(bytes(data))
     except PackageError:
         return
-    assert (header.label, header.wrapped_key) != (LABEL, b"wrapped")
+    assert (header.label, header.kms_key_arn, header.wrapped_key) != (LABEL, KEY_ARN, b"wrapped")
+
+
+P384_SIGNER = Signer(
+    "ecdsa-p384-sha384",
+    ec.generate_private_key(ec.SECP384R1())
+    .public_key()
+    .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    .hex(),
+)
+LONGEST_ARN = f"arn:aws{'-' * 20}:kms:{'r' * 32}:123456789012:key/{'k' * 128}"
 
 
 def test_largest_header() -> None:
-    label = changed(docs={"score": ""})
+    label = changed(docs={"score": ""}, signer=P384_SIGNER)
     filler = MAX_LABEL_BYTES - len(encode_label(label))
-    label = changed(docs={"score": "x" * filler})
-    header = encode_header(label, bytes(MAX_WRAPPED_KEY_BYTES))
+    label = msgspec.structs.replace(label, docs={"score": "x" * filler})
+    header = encode_header(
+        label,
+        bytes(MAX_WRAPPED_KEY_BYTES),
+        kms_key_arn=LONGEST_ARN,
+        signature=PackageSignature(bytes(32), bytes(96)),
+    )
     assert len(header) == MAX_HEADER_BYTES == header_size(header)
     assert decode_header(header).label == label
     with pytest.raises(PackageFormatError, match="shorten"):
-        encode_label(changed(docs={"score": "x" * (filler + 1)}))
+        encode_label(changed(docs={"score": "x" * (filler + 1)}, signer=P384_SIGNER))
     with pytest.raises(PackageFormatError, match="at most"):
         decode_label(b" " * (MAX_LABEL_BYTES + 1))
     for wrapped in (b"", bytes(MAX_WRAPPED_KEY_BYTES + 1)):
         with pytest.raises(PackageFormatError, match="wrapped key"):
-            encode_header(LABEL, wrapped)
+            encode_header(LABEL, wrapped, kms_key_arn=KEY_ARN)
+
+
+@pytest.mark.parametrize(
+    "arn",
+    [
+        "",
+        "alias/x",
+        KEY_ARN + "\n",
+        "arn:aws:s3:::x",
+        KEY_ARN.replace("1", "\uff11"),
+    ],
+)
+def test_only_a_keys_arn_is_one(arn: str) -> None:
+    with pytest.raises(PackageFormatError, match="ARN"):
+        encode_header(LABEL, b"wrapped", kms_key_arn=arn)
+    raw = arn.encode()
+    header = HEADER[:16] + len(raw).to_bytes(2, "big") + HEADER[18:]
+    at = header.index(KEY_ARN.encode())
+    with pytest.raises(PackageFormatError, match="ARN"):
+        decode_header(header[:at] + raw + header[at + len(KEY_ARN) :])
 
 
 GOOD = encode_label(LABEL)
@@ -118,8 +157,9 @@ GOOD = encode_label(LABEL)
         b"", b"{}", b"null", b"[" * 100_000, GOOD + b" ", b" " + GOOD, GOOD[:-1], GOOD + GOOD,
         GOOD.replace(b'"file_count":', b'"file_count":4,"file_count":'),
         GOOD.replace(b'"file_count":4', b'"file_count":4.0'),
-        GOOD.replace(b'"docs"', b'"docz"'), GOOD.replace(b'"publisher":"",', b""),
+        GOOD.replace(b'"docs"', b'"docz"'), GOOD.replace(b'"publisher":"Example Publisher",', b""),
         GOOD.replace(b"credit-scorer", b"credit\\u002dscorer"), GOOD.replace(b"Score a", b"\xff"),
+        GOOD.replace(b',"signer":null', b""),
     ],
 )  # fmt: skip
 def test_only_canonical_labels_decode(data: bytes) -> None:
@@ -132,8 +172,7 @@ def test_only_canonical_labels_decode(data: bytes) -> None:
     "fields",
     [
         {"file_count": 0}, {"file_count": 65_537}, {"archive_bytes": 0}, {"archive_bytes": 513},
-        {"archive_bytes": 2**40 + 512}, {"kms_key_arn": ""}, {"kms_key_arn": "alias/x"},
-        {"kms_key_arn": KEY_ARN + "\n"},
+        {"archive_bytes": 2**40 + 512},
         {"package": msgspec.structs.replace(LABEL.package, name="")},
         {"package": msgspec.structs.replace(LABEL.package, version="../1")},
     ],

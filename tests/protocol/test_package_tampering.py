@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 
 from enclave_protocol.chunked_encryption import CHUNK_BYTES, PREFIX_BYTES, SEALED_CHUNK_BYTES
 from enclave_protocol.package_archive import ArchiveEnd, FileData, FileStart
-from enclave_protocol.package_errors import PackageError, PackageFormatError, PackageTruncatedError
+from enclave_protocol.package_errors import (
+    PackageError,
+    PackageFormatError,
+    PackageTamperedError,
+    PackageTruncatedError,
+)
 from enclave_protocol.package_header import PackageHeader
 from enclave_protocol.package_reader import read_package
-from tests.support.example_package import FILES, ExamplePackage, make_example
+from tests.support.example_package import FILES, KEY_ARN, ExamplePackage, make_example
 from tests.support.held_key import HeldKey
 
 HELD = HeldKey()
@@ -32,6 +37,8 @@ class Opened:
         path = ""
 
         def unwrap(header: PackageHeader) -> bytearray:
+            if header.kms_key_arn != KEY_ARN:  # as KMS: IncorrectKeyException
+                raise PackageTamperedError("the wrapped key is not of that KMS key")
             return package.held.unwrap(header.wrapped_key, header.encryption_context)
 
         def place(start: FileStart) -> bytearray | None:
@@ -84,8 +91,8 @@ def test_the_number_of_files_is_the_labels(announced: int, placed: bool) -> None
 
 # Any offset, with the short regions before the body as likely as the body.
 OFFSETS = st.one_of(
-    st.integers(0, 15),
-    st.integers(16, PACKAGE.header_bytes - 1),
+    st.integers(0, 19),
+    st.integers(20, PACKAGE.header_bytes - 1),
     st.integers(PACKAGE.header_bytes - len(HELD.wrap(bytes(32), {})), PACKAGE.header_bytes - 1),
     st.integers(PACKAGE.header_bytes, PACKAGE.header_bytes + PREFIX_BYTES),
     st.integers(PACKAGE.header_bytes, SIZE - 1),
@@ -136,7 +143,7 @@ def test_spliced_files_are_refused(cut: int, resume: int, placed: bool) -> None:
 
 def test_parts_of_two_files_do_not_mix() -> None:
     def parts(package: ExamplePackage) -> tuple[bytes, bytes, bytes]:
-        label_end = 16 + package.label_bytes
+        label_end = 20 + package.label_bytes
         data = package.data
         return (
             data[:label_end],

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from enclave_infra.local_cloud.identities import HOST_SECRET_ACCESS_KEY
 from enclave_kernel.__main__ import main
-from enclave_kernel.key_release_errors import KeyReleaseDeniedError
+from enclave_kernel.key_release_errors import KeyReleaseDeniedError, KeyUnavailableError
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
@@ -34,13 +34,19 @@ from enclave_protocol.messages import (
     encode,
 )
 from enclave_protocol.package_errors import PackageTamperedError
-from enclave_protocol.package_header import PackageHeader, decode_header, encode_header
+from enclave_protocol.package_header import (
+    PackageHeader,
+    decode_header,
+    encode_header,
+    encryption_context,
+)
+from enclave_protocol.package_label import encode_label
 from tests.redteam import attacks, kernel_attacks
 from tests.redteam.arena import Arena
 from tests.redteam.conftest import needs_root
 from tests.redteam.hostile_notebook import HostileNotebook
 from tests.redteam.places import NotebookPlace, Place, achieved
-from tests.support.example_package import FILES, make_label
+from tests.support.example_package import FILES, changed_header, make_label
 from tests.support.local_services import (
     HOST_CREDENTIALS,
     TEST_PCR0,
@@ -68,12 +74,13 @@ class Aws:
         return self.wrapped(arn, name)
 
     def wrapped(self, arn: str, name: str) -> tuple[PackageHeader, bytes]:
-        label = msgspec.structs.replace(make_label(FILES, name=name), kms_key_arn=arn)
-        context = decode_header(encode_header(label, b"x")).encryption_context
+        label = make_label(FILES, name=name)
+        context = encryption_context(label, encode_label(label))
         answer = self.cloud.owner.generate_data_key(
             KeyId=arn, KeySpec="AES_256", EncryptionContext=context
         )
-        return decode_header(encode_header(label, answer["CiphertextBlob"])), answer["Plaintext"]
+        raw = encode_header(label, answer["CiphertextBlob"], kms_key_arn=arn)
+        return decode_header(raw), answer["Plaintext"]
 
     def release(self, header: PackageHeader, nsm: SoftwareNsmProcess | None = None) -> bytes:
         with NsmClient.open((nsm or self.nsm).endpoint) as client:
@@ -92,7 +99,7 @@ class Aws:
         return dict(
             self.cloud.host.decrypt(
                 CiphertextBlob=header.wrapped_key,
-                KeyId=header.label.kms_key_arn,
+                KeyId=header.kms_key_arn,
                 EncryptionContext=header.encryption_context,
                 **recipient,
             )
@@ -177,7 +184,7 @@ def test_a04_the_key_of_another_package(aws: Aws) -> None:
     arn = aws.cloud.owner.create_key(Policy=release_policy(TEST_PCR0))["KeyMetadata"]["Arn"]
     first, _ = aws.wrapped(arn, "first")
     second, _ = aws.wrapped(arn, "second")
-    mixed = decode_header(encode_header(first.label, second.wrapped_key))
+    mixed = changed_header(first, wrapped_key=second.wrapped_key)
     with pytest.raises(PackageTamperedError):
         aws.release(mixed)
 
@@ -188,7 +195,7 @@ def test_a06_the_endpoint_is_not_the_parents_to_choose(aws: Aws) -> None:
     with pytest.raises(SystemExit):
         main([*options, "--kms-endpoint-url", "http://x"])
     header, _ = aws.package()
-    assert header.label.kms_key_arn.split(":")[3] == header.label.region
+    assert header.kms_key_arn.split(":")[3] == header.region
 
 
 def test_a07_an_answer_that_was_given_before(aws: Aws) -> None:
@@ -217,7 +224,7 @@ def test_a09_an_image_that_was_withdrawn(aws: Aws) -> None:
     header, key = aws.package()
     assert aws.release(header) == key
     aws.cloud.owner.put_key_policy(
-        KeyId=header.label.kms_key_arn, PolicyName="default", Policy=release_policy("ab" * 48)
+        KeyId=header.kms_key_arn, PolicyName="default", Policy=release_policy("ab" * 48)
     )
     with pytest.raises(KeyReleaseDeniedError):
         aws.release(header)
@@ -285,6 +292,8 @@ def test_a13_attestation_on_request(modern: Arena) -> None:
 def test_a14_another_key_or_region_in_the_label(aws: Aws) -> None:
     header, _ = aws.package()
     other = aws.cloud.owner.create_key(Policy=release_policy(TEST_PCR0))["KeyMetadata"]["Arn"]
-    swapped = msgspec.structs.replace(header.label, kms_key_arn=other)
     with pytest.raises(PackageTamperedError):
-        aws.release(decode_header(encode_header(swapped, header.wrapped_key)))
+        aws.release(changed_header(header, kms_key_arn=other))
+    elsewhere = header.kms_key_arn.replace(header.region, "eu-north-1")
+    with pytest.raises(KeyUnavailableError):
+        aws.release(changed_header(header, kms_key_arn=elsewhere))

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from enclave_encryption.publisher_keys import FileKey
 from enclave_kernel.session.package_loading import load_package
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_header import decode_header
@@ -21,6 +23,7 @@ from tests.support.sealed_package import SealedPackage, seal_package
 from tests.support.vault_link import VaultLink
 from tests.support.vault_packages import load_sealed
 
+PUBLISHER = FileKey(Ed25519PrivateKey.generate())
 _SOURCE = "def score(applicants, *, threshold=0.5):\n    return applicants\n"
 
 
@@ -63,11 +66,13 @@ def test_a_package_as_it_is_made_opens(tmp_path: Path) -> None:
     assert load(example, example.data_key, tmp_path) == [1]
 
 
-def test_z01_labels_that_were_changed(tmp_path: Path) -> None:
-    example = make_example()
+@pytest.mark.parametrize("signed", [False, True])
+def test_z01_labels_that_were_changed(tmp_path: Path, signed: bool) -> None:
+    """The KMS key's ARN is not in the label: see test_a14 for one that was changed."""
+    example = make_example(publisher=PUBLISHER if signed else None)
     for old, new in (
         (b'"score(applicants, *, threshold=0.5)"', b'"score(applicants, *, threshold=0.9)"'),
-        (b"eu-central-1", b"eu-central-2"),
+        (b'"max_calls":0', b'"max_calls":9'),
         (b"1.2.0", b"1.2.1"),
         (b'"production"', b'"Production"'),
     ):

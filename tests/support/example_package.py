@@ -6,15 +6,20 @@ from dataclasses import dataclass
 
 import msgspec
 
-from enclave_protocol.chunked_encryption import Encryptor
+from enclave_encryption.publisher_keys import FileKey
+from enclave_protocol.body_digest import BodyDigest
+from enclave_protocol.chunked_encryption import BytesLike, Encryptor
 from enclave_protocol.manifest import parse_manifest
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
 from enclave_protocol.package_header import (
+    PackageHeader,
+    body_context,
     decode_header,
     encode_header,
     encryption_context,
 )
 from enclave_protocol.package_label import Label, encode_label
+from enclave_protocol.package_signature import PackageSignature, Signer, signed_message
 from tests.support.held_key import HeldKey
 
 KEY_ARN = "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
@@ -22,6 +27,7 @@ KEY_ARN = "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-123
 MANIFEST = """
 [package]
 name = "{name}"
+publisher = "Example Publisher"
 version = "1.2.0"
 module = "credit_scorer"
 [exports]
@@ -50,7 +56,9 @@ class ExamplePackage:
     files: Mapping[str, bytes]
 
 
-def make_label(files: Mapping[str, bytes], name: str = "credit-scorer") -> Label:
+def make_label(
+    files: Mapping[str, bytes], name: str = "credit-scorer", signer: Signer | None = None
+) -> Label:
     manifest = parse_manifest(MANIFEST.format(name=name))
     entries = [Entry(path, len(data)) for path, data in files.items()]
     return Label(
@@ -59,9 +67,9 @@ def make_label(files: Mapping[str, bytes], name: str = "credit-scorer") -> Label
         docs=manifest.docs,
         scripts=manifest.scripts,
         policy=manifest.policy,
-        kms_key_arn=KEY_ARN,
         archive_bytes=archive_size(entries),
         file_count=len(entries),
+        signer=signer,
     )
 
 
@@ -72,21 +80,21 @@ def make_example(
     held: HeldKey | None = None,
     archive: bytes | None = None,
     announced_files: int | None = None,
+    publisher: FileKey | None = None,
 ) -> ExamplePackage:
     """Encrypt `files`; `archive` replaces their tar, to encrypt what no owner's tool would.
 
-    `announced_files` is put into the label instead of their number.
+    `announced_files` is put into the label instead of their number; `publisher` signs.
     """
     held = held or HeldKey()
     files = {path: files[path] for path in sorted(files, key=str.encode)}
-    label = make_label(files, name)
+    label = make_label(files, name, None if publisher is None else publisher.signer)
     if announced_files is not None:
         label = msgspec.structs.replace(label, file_count=announced_files)
     label_bytes = encode_label(label)
     data_key = secrets.token_bytes(32)
     wrapped = held.wrap(data_key, encryption_context(label, label_bytes))
-    header = encode_header(label, wrapped)
-    encryptor = Encryptor(data_key, decode_header(header).context)
+    encryptor = Encryptor(data_key, body_context(label_bytes))
     body = bytearray()
     if archive is None:
         entries = [Entry(path, len(data)) for path, data in files.items()]
@@ -94,5 +102,33 @@ def make_example(
             body += encryptor.update(piece)
     else:
         body += encryptor.update(archive)
-    data = header + bytes(body) + encryptor.finalize()
+    body += encryptor.finalize()
+    signature = None if publisher is None else sign_package(publisher, label_bytes, body)
+    header = encode_header(label, wrapped, kms_key_arn=KEY_ARN, signature=signature)
+    data = header + bytes(body)
     return ExamplePackage(data, len(header), len(label_bytes), held, data_key, files)
+
+
+def changed_header(
+    header: PackageHeader,
+    *,
+    label: Label | None = None,
+    kms_key_arn: str | None = None,
+    wrapped_key: bytes | None = None,
+) -> PackageHeader:
+    """Return the header with other parts, as somebody who holds the file can make it."""
+    raw = encode_header(
+        label or header.label,
+        wrapped_key or header.wrapped_key,
+        kms_key_arn=kms_key_arn or header.kms_key_arn,
+        signature=header.signature,
+    )
+    return decode_header(raw)
+
+
+def sign_package(publisher: FileKey, label_bytes: bytes, body: BytesLike) -> PackageSignature:
+    digest = BodyDigest()
+    digest.update(body)
+    found = digest.finish()
+    message = signed_message(publisher.signer, label_bytes, found)
+    return PackageSignature(found, publisher.sign(message))

@@ -13,6 +13,10 @@ import struct
 import tarfile
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 
@@ -83,9 +87,29 @@ def encode_label(label: dict[str, Any]) -> bytes:
     return json.dumps(label, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def make_header(label_bytes: bytes, wrapped_key: bytes) -> bytes:
-    preamble = b"\x89ENCPKG\n" + struct.pack(">HHI", 1, len(wrapped_key), len(label_bytes))
-    return preamble + label_bytes + wrapped_key
+def make_header(
+    label_bytes: bytes, wrapped_key: bytes, key_arn: bytes, signature: bytes = b""
+) -> bytes:
+    lengths = struct.pack(
+        ">HIHHH", 2, len(label_bytes), len(signature), len(key_arn), len(wrapped_key)
+    )
+    return b"\x89ENCPKG\n" + lengths + label_bytes + signature + key_arn + wrapped_key
+
+
+def body_context(label_bytes: bytes) -> bytes:
+    return hashlib.sha512(b"\x89ENCPKG\n\x00\x02" + label_bytes).digest()
+
+
+def body_digest(body: bytes) -> bytes:
+    leaves = [body[i : i + 131072] for i in range(0, len(body), 131072)]
+    hashes = b"".join(hashlib.sha256(leaf).digest() for leaf in leaves)
+    return hashlib.sha256(b"enclave-kernel package body v1\0" + hashes).digest()
+
+
+def signed_message(algorithm: str, label_bytes: bytes, digest: bytes) -> bytes:
+    label_hash = hashlib.sha512(label_bytes).digest()
+    domain = b"enclave-kernel package signature v1\0"
+    return domain + algorithm.encode() + b"\0" + label_hash + digest
 
 
 def make_package(
@@ -94,19 +118,40 @@ def make_package(
     *,
     key: bytes,
     wrapped_key: bytes,
+    key_arn: bytes,
     salt: bytes,
+    private_key: Ed25519PrivateKey | None = None,
 ) -> bytes:
     archive = pack_tar(files)
-    label = {**label, "archive_bytes": len(archive), "file_count": len(files)}
-    header = make_header(encode_label(label), wrapped_key)
-    return header + seal(key, hashlib.sha512(header).digest(), salt, archive)
+    signer = None
+    if private_key is not None:
+        raw = private_key.public_key().public_bytes_raw()
+        spki = bytes.fromhex("302a300506032b6570032100") + raw
+        signer = {"algorithm": "ed25519", "public_key": spki.hex()}
+    label |= {"archive_bytes": len(archive), "file_count": len(files), "signer": signer}
+    label_bytes = encode_label(label)
+    body = seal(key, body_context(label_bytes), salt, archive)
+    signature = b""
+    if private_key is not None:
+        digest = body_digest(body)
+        signature = digest + private_key.sign(signed_message("ed25519", label_bytes, digest))
+    return make_header(label_bytes, wrapped_key, key_arn, signature) + body
 
 
 def open_package(data: bytes, key: bytes) -> tuple[dict[str, Any], dict[str, tuple[bytes, bool]]]:
-    magic, version, wrapped_size, label_size = struct.unpack_from(">8sHHI", data)
-    if magic != b"\x89ENCPKG\n" or version != 1:
+    magic, version, *lengths = struct.unpack_from(">8sHIHHH", data)
+    if magic != b"\x89ENCPKG\n" or version != 2:
         raise ValueError("magic")
-    end = 16 + label_size + wrapped_size
-    context = hashlib.sha512(data[:end]).digest()
-    label: dict[str, Any] = json.loads(data[16 : 16 + label_size])
-    return label, unpack_tar(unseal(key, context, data[end:]))
+    label_bytes = data[20 : 20 + lengths[0]]
+    signature = data[20 + lengths[0] : 20 + lengths[0] + lengths[1]]
+    body = data[20 + sum(lengths) :]
+    label: dict[str, Any] = json.loads(label_bytes)
+    if label["signer"] is not None:
+        digest = body_digest(body)
+        if digest != signature[:32] or label["signer"]["algorithm"] != "ed25519":
+            raise ValueError("digest")
+        public = Ed25519PublicKey.from_public_bytes(
+            bytes.fromhex(label["signer"]["public_key"])[12:]
+        )
+        public.verify(signature[32:], signed_message("ed25519", label_bytes, digest))
+    return label, unpack_tar(unseal(key, body_context(label_bytes), body))

@@ -101,6 +101,7 @@ class VaultLink:
         self._spawn = spawn
         self._keys = {package.header_raw: package.key for package in packages}
         self.directory = runtime_dir()
+        self.new_publishers = False
         self.vaults: dict[str, VaultProcess] = {}
         self._deaths: dict[str, VaultDeath] = {}
         self._waiters: dict[str, threading.Thread] = {}
@@ -126,7 +127,7 @@ class VaultLink:
     def add(self, package: SealedPackage) -> None:
         self._keys[package.header_raw] = package.key
 
-    def load(self, file_name: str, header_raw: bytes) -> LoadedVault:
+    def load(self, file_name: str, header_raw: bytes, *, unsigned: bool = False) -> LoadedVault:
         key = self._keys.get(header_raw)
         if key is None:
             # As KMS: a header it does not know has no data key.
@@ -145,7 +146,7 @@ class VaultLink:
         except EnclaveError as error:
             self.unload(vault_id)
             raise LoadRefusedError(type(error).__name__, str(error)) from None
-        return LoadedVault(vault_id, vault.session_socket)
+        return LoadedVault(vault_id, vault.session_socket, self.new_publishers)
 
     def interrupt(self, vault_id: str) -> None:
         self.vaults[vault_id].interrupt()

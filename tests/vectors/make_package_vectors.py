@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.support import plain_package as plain
@@ -76,14 +78,14 @@ def invalid_chunked() -> list[dict[str, Any]]:
     return [{"of": "32768 bytes", **dict(zip(keys, case, strict=True))} for case in cases]
 
 
-def label() -> dict[str, Any]:
+def label(publisher: str) -> dict[str, Any]:
     return {
         "package": {
             "name": "vector",
             "version": "1.0",
             "description": "Grüße",
             "module": "vector",
-            "publisher": "",
+            "publisher": publisher,
             "requirements": ["numpy>=2"],
         },
         "exports": {
@@ -107,7 +109,6 @@ def label() -> dict[str, Any]:
             "expires": "",
             "environment": "production",
         },
-        "kms_key_arn": "arn:aws:kms:eu-central-1:123456789012:key/1234-abcd",
     }
 
 
@@ -119,53 +120,75 @@ FILES = {
 }
 
 
-def write_package_vectors(folder: Path) -> None:
+KEY_ARN = b"arn:aws:kms:eu-central-1:123456789012:key/1234-abcd"
+_KEYS = ("name", "offset", "removed", "inserted", "error")
+
+
+def write_package_vectors(folder: Path, *, signed: bool) -> None:
+    """Write an encrypted package, what is in it, and edits that must be refused."""
     key, wrapped = derive("package key"), b"wrapped:" + derive("wrapped")
-    salt = derive("package salt", 24)
-    whole = plain.make_package(label(), FILES, key=key, wrapped_key=wrapped, salt=salt)
-    (folder / "vector-1.0.encrypted").write_bytes(whole)
-    header_bytes = 16 + int.from_bytes(whole[12:16], "big") + len(wrapped)
+    private = Ed25519PrivateKey.from_private_bytes(derive("publisher key")) if signed else None
+    whole = plain.make_package(
+        label("Vector Maker" if signed else ""),
+        FILES,
+        key=key,
+        wrapped_key=wrapped,
+        key_arn=KEY_ARN,
+        salt=derive("package salt", 24),
+        private_key=private,
+    )
+    name = "signed" if signed else "vector"
+    (folder / f"{name}-1.0.encrypted").write_bytes(whole)
+    label_end = 20 + int.from_bytes(whole[10:14], "big")
+    arn_at = label_end + (96 if signed else 0)
+    header_bytes = arn_at + len(KEY_ARN) + len(wrapped)
     size, version_at = len(whole), whole.index(b'"1.0"') + 1
+    altered = "PackageSignatureError" if signed else "PackageTamperedError"
     cases: list[tuple[str, int, int, str, str]] = [
         ("magic altered", 0, 1, "88", "PackageFormatError"),
-        ("version 2", 9, 1, "02", "PackageFormatError"),
-        ("no wrapped key", 10, 2, "0000", "PackageFormatError"),
-        ("wrapped key of 6145 bytes", 10, 2, "1801", "PackageFormatError"),
-        ("label of 256 KiB and a byte", 12, 4, "00040001", "PackageFormatError"),
-        ("label not canonical", 16, 1, "7b20", "PackageFormatError"),
-        (
-            "version in the label altered",
-            version_at,
-            1,
-            "32",
-            "PackageTamperedError",
-        ),
-        ("wrapped key altered", header_bytes - 1, 1, "ff", "PackageTamperedError"),
+        ("version 1", 9, 1, "01", "PackageFormatError"),
+        ("version 3", 9, 1, "03", "PackageFormatError"),
+        ("no wrapped key", 18, 2, "0000", "PackageFormatError"),
+        ("wrapped key of 6145 bytes", 18, 2, "1801", "PackageFormatError"),
+        ("no key ARN", 16, 2, "0000", "PackageFormatError"),
+        ("key ARN of 257 bytes", 16, 2, "0101", "PackageFormatError"),
+        ("signature of 129 bytes", 14, 2, "0081", "PackageFormatError"),
+        ("label of 256 KiB and a byte", 10, 4, "00040001", "PackageFormatError"),
+        ("label not canonical", 20, 1, "7b20", "PackageFormatError"),
+        ("version in the label altered", version_at, 1, "32", altered),
+        ("key ARN of another service", arn_at + 8, 3, "733378", "PackageFormatError"),
         ("salt altered", header_bytes, 1, "ff", "PackageTamperedError"),
         ("body altered", header_bytes + 60, 1, "ff", "PackageTamperedError"),
         ("byte appended", len(whole), 0, "00", "PackageTamperedError"),
         ("empty file", 0, len(whole), "", "PackageTruncatedError"),
         ("cut in the preamble", 10, len(whole) - 10, "", "PackageTruncatedError"),
         ("cut in the label", 100, len(whole) - 100, "", "PackageTruncatedError"),
-        (
-            "cut after the header",
-            header_bytes,
-            size - header_bytes,
-            "",
-            "PackageTruncatedError",
-        ),
+        ("cut after the header", header_bytes, size - header_bytes, "", "PackageTruncatedError"),
         ("last byte missing", len(whole) - 1, 1, "", "PackageTruncatedError"),
     ]
-    keys = ("name", "offset", "removed", "inserted", "error")
+    if signed:
+        gone = whole[14:20].replace(b"\x00\x60", b"\x00\x00", 1) + whole[20:label_end]
+        key_at = whole.index(b'"public_key":"') + 14
+        cases += [
+            ("signature taken out", 14, label_end + 96 - 14, gone.hex(), "PackageSignatureError"),
+            ("signature a byte short", 14, 2, "005f", "PackageFormatError"),
+            ("body digest altered", label_end, 1, "ff", "PackageSignatureError"),
+            ("first byte of the signature altered", label_end + 32, 1, "ff", altered),
+            ("last byte of the signature altered", arn_at - 1, 1, "ff", altered),
+            ("public key altered", key_at + 86, 2, "3030", altered),
+            ("algorithm of the public key altered", key_at + 14, 2, "3731", "PackageFormatError"),
+        ]
+    else:
+        cases.append(("bytes where a signature would be", 14, 2, "0060", "PackageFormatError"))
+    label_bytes = whole[20:label_end]
     description = {
-        "file": "vector-1.0.encrypted",
+        "file": f"{name}-1.0.encrypted",
         "data_key": key.hex(),
         "wrapped_key": wrapped.hex(),
+        "kms_key_arn": KEY_ARN.decode(),
         "header_bytes": header_bytes,
-        "label_sha256": hashlib.sha256(
-            plain.encode_label(json.loads(whole[16 : header_bytes - len(wrapped)]))
-        ).hexdigest(),
-        "context": hashlib.sha512(whole[:header_bytes]).hexdigest(),
+        "label_sha256": hashlib.sha256(label_bytes).hexdigest(),
+        "context": plain.body_context(label_bytes).hex(),
         "files": {
             path: {
                 "bytes": len(data),
@@ -174,15 +197,27 @@ def write_package_vectors(folder: Path) -> None:
             }
             for path, (data, executable) in FILES.items()
         },
-        "invalid": [dict(zip(keys, case, strict=True)) for case in cases],
+        "invalid": [dict(zip(_KEYS, case, strict=True)) for case in cases],
     }
-    _write_json(folder / "package.json", description)
+    if private is not None:
+        public = private.public_key().public_bytes_raw()
+        spki = bytes.fromhex("302a300506032b6570032100") + public
+        digest = plain.body_digest(whole[header_bytes:])
+        description |= {
+            "private_key": derive("publisher key").hex(),
+            "fingerprint": hashlib.sha256(spki).hexdigest(),
+            "body_digest": digest.hex(),
+            "signed_message": plain.signed_message("ed25519", label_bytes, digest).hex(),
+            "signature": whole[label_end + 32 : arn_at].hex(),
+        }
+    _write_json(folder / ("signed_package.json" if signed else "package.json"), description)
 
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "chunked_encryption.json", chunked_vectors())
-    write_package_vectors(folder)
+    write_package_vectors(folder, signed=False)
+    write_package_vectors(folder, signed=True)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

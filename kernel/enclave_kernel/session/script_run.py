@@ -7,6 +7,7 @@ from pathlib import Path
 from enclave_kernel.session.package_failures import rebuild_raised
 from enclave_kernel.session.package_loading import open_encrypted, send_body, vault_failure
 from enclave_kernel.session.proxy_parts import shown_name
+from enclave_kernel.session.publisher_line import publisher_line
 from enclave_kernel.session.script_client import ScriptClient
 from enclave_kernel.session.script_inputs import plan_inputs, read_inputs, workspace_folder
 from enclave_kernel.session.script_outputs import OutputFiles
@@ -53,6 +54,9 @@ def run_script(
     outputs: tuple[str, ...],
     link: VaultLink,
     progress: Progress,
+    *,
+    tell: Callable[[str], None],
+    unsigned: bool = False,
 ) -> ScriptResult:
     """Run a script and return when it has ended and its files are in the workspace.
 
@@ -64,17 +68,21 @@ def run_script(
         outputs: Folders besides `-o` and `/output` whose files come back.
         link: The way to the supervisor.
         progress: Called while files travel; it decides what to show.
+        tell: Given a line about the publisher, when there is something new about it.
+        unsigned: Whether a package without a publisher's signature will do.
 
     Raises:
         ScriptFailedError: It ended with another exit code than 0; its files are in the workspace.
         EnclaveError: It did not begin, or its files cannot be taken.
         KeyboardInterrupt: Ctrl-C ended it.
     """
-    with open_encrypted(file_name) as opened:
+    with open_encrypted(file_name, unsigned=unsigned) as opened:
         name = _script_name(opened.header.label, script)
         workspace = workspace_folder()
         inputs = plan_inputs(workspace, arguments, outputs)
         client = opened.start(link, ScriptClient, progress)
+        if opened.new_publisher or opened.header.label.signer is None:
+            tell(publisher_line(opened.header.label, is_new=opened.new_publisher))
         files = OutputFiles(workspace, inputs.outputs)
         try:
             send_body(opened.stream, client, progress)

@@ -24,6 +24,7 @@ from enclave_kernel.supervisor.code_folders import code_folders, import_path
 from enclave_kernel.supervisor.control_stream import ControlStream, NoGatewayError
 from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownKernelError
 from enclave_kernel.supervisor.package_loader import PackageLoader
+from enclave_kernel.supervisor.publisher_check import PublisherCheck
 from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.supervisor.vault_pool import VaultPool
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
@@ -166,7 +167,8 @@ class Supervisor:
             self._zygote = self._new_zygote()
 
     def _vaults_of(self, kernel: Kernel) -> PackageLoader:
-        return PackageLoader(kernel, self._pool, self._release_key, self._about)
+        publishers = PublisherCheck(self._ask_gateway)
+        return PackageLoader(kernel, self._pool, self._release_key, self._about, publishers)
 
     def _about(self, request_id: int) -> About:
         return About(
@@ -186,9 +188,7 @@ class Supervisor:
 
     async def _release_key(self, header: PackageHeader) -> bytearray:
         self._check_environment(header.label.policy.environment)
-        if self._control is None:
-            raise NoGatewayError
-        credentials = await self._control.request(CredentialsRequest())
+        credentials = await self._ask_gateway(CredentialsRequest())
         if not isinstance(credentials, Credentials):
             raise MessageError("the gateway's answer to a request for credentials holds none")
         release = partial(
@@ -205,6 +205,11 @@ class Supervisor:
         except asyncio.CancelledError:
             releasing.add_done_callback(_wipe)
             raise
+
+    async def _ask_gateway(self, request: Body) -> Body:
+        if self._control is None:
+            raise NoGatewayError
+        return await self._control.request(request)
 
     def _check_environment(self, environment: str) -> None:
         """Refuse a package in an enclave that its owner did not make it for (THREATS A-08)."""

@@ -12,7 +12,7 @@ from enclave_kernel.supervisor.app import Supervisor, SupervisorOptions
 from enclave_kernel.supervisor.control_stream import NoGatewayError
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.package_header import PackageHeader, decode_header, encode_header
-from tests.support.example_package import FILES, make_label
+from tests.support.example_package import FILES, KEY_ARN, make_label
 from tests.support.local_services import software_nsm
 
 
@@ -25,7 +25,8 @@ def directory() -> Iterator[Path]:
 def _header(environment: str) -> PackageHeader:
     label = make_label(FILES)
     policy = msgspec.structs.replace(label.policy, environment=environment)
-    return decode_header(encode_header(msgspec.structs.replace(label, policy=policy), b"wrapped"))
+    label = msgspec.structs.replace(label, policy=policy)
+    return decode_header(encode_header(label, b"wrapped", kms_key_arn=KEY_ARN))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from enclave_protocol.messages import (
     StatusRequest,
 )
 from enclave_protocol.package_header import encode_header
-from tests.support.example_package import FILES, make_label
+from tests.support.example_package import FILES, KEY_ARN, make_label
 from tests.support.supervisor_process import (
     Control,
     Refused,
@@ -37,7 +37,7 @@ def send(message):
     link._sock.sendall(encode_frame(session_messages.encode(message)))
 for round in range(5):
     for number in range(20):
-        send(LoadPackage(1 + round * 20 + number, "x", header))
+        send(LoadPackage(1 + round * 20 + number, "x", header, unsigned=True))
     time.sleep(0.003)
     for number in range(20):
         send(CancelLoad(1 + round * 20 + number))
@@ -65,7 +65,7 @@ def _launch(supervisor: SupervisorProcess, control: Control) -> LaunchKernel:
 
 
 def test_a_burst_of_cancelled_loads_makes_no_herd_of_vaults(supervisor: SupervisorProcess) -> None:
-    header = encode_header(make_label(FILES), b"wrapped")
+    header = encode_header(make_label(FILES), b"wrapped", kms_key_arn=KEY_ARN)
     with supervisor.control() as control:
         hostile = _launch(supervisor, control)
         with supervisor.client(hostile) as client:
