@@ -45,15 +45,16 @@ class KmsSigningKey:
             key_id,
             region=region,
             endpoint_url=endpoint_url,
-            permissions="kms:GetPublicKey and kms:Sign",
+            permissions="kms:DescribeKey, kms:GetPublicKey and kms:Sign",
             kind="for signing: make one with KeySpec ECC_NIST_P384 and KeyUsage SIGN_VERIFY",
         )
         with self._kms.errors():
-            answer = self._kms.client.get_public_key(KeyId=key_id)
-        self._arn = answer["KeyId"]
+            metadata = self._kms.client.describe_key(KeyId=key_id)["KeyMetadata"]
+            self._arn = metadata["Arn"]
+            answer = self._kms.client.get_public_key(KeyId=self._arn)
         for spec, kms_algorithm, algorithm in _KNOWN:
-            offered: list[str] = [str(entry) for entry in answer.get("SigningAlgorithms", [])]
-            if str(answer.get("KeySpec")) == spec and kms_algorithm in offered:
+            offered: list[str] = [str(entry) for entry in metadata.get("SigningAlgorithms", [])]
+            if str(metadata.get("KeySpec")) == spec and kms_algorithm in offered:
                 self._algorithm = kms_algorithm
                 self.signer = Signer(algorithm, answer["PublicKey"].hex())
                 break

@@ -14,7 +14,14 @@ from pathlib import Path
 from enclave_encryption.publisher_keys import load_key, make_key
 from tests.support.local_services import OWNER_CREDENTIALS, kms_client, release_policy
 
-__all__ = ["PUBLISHER", "PackageOwner", "open_folder", "publisher_key_file", "write_package"]
+__all__ = [
+    "PUBLISHER",
+    "PackageOwner",
+    "open_folder",
+    "publisher_fingerprint",
+    "publisher_key_file",
+    "write_package",
+]
 
 PUBLISHER = "Test Publisher"
 
