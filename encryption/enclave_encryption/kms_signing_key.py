@@ -3,12 +3,12 @@
 Source: KMS API reference, GetPublicKey and Sign; docs/decisions/publisher_signature.md.
 """
 
-from typing import Final
+from typing import ClassVar, Final
 
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from enclave_encryption.data_key import KmsConnection
 from enclave_encryption.errors import KmsError
+from enclave_encryption.kms_connection import KmsConnection
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.package_signature import (
     ECDSA_P384,
@@ -28,7 +28,7 @@ _KNOWN: Final[tuple[tuple[str, str, Algorithm], ...]] = (
 _P384_BYTES: Final = 48
 
 
-class KmsSigningKey:
+class KmsSigningKey(KmsConnection):
     """An asymmetric KMS key for SIGN_VERIFY.
 
     Args:
@@ -40,29 +40,24 @@ class KmsSigningKey:
         KmsError: No such key, not allowed, not reachable, or a key of another kind.
     """
 
+    key_specs: ClassVar[tuple[str, ...]] = tuple(spec for spec, _, _ in _KNOWN)
+    use: ClassVar[str] = "signing: it has to be ECC_NIST_P384 or ECC_NIST_EDWARDS25519, SIGN_VERIFY"
+    rights: ClassVar[str] = "kms:DescribeKey, kms:GetPublicKey and kms:Sign"
+
     def __init__(self, key_id: str, *, region: str | None, endpoint_url: str | None) -> None:
-        self._kms = KmsConnection(
-            key_id,
-            region=region,
-            endpoint_url=endpoint_url,
-            permissions="kms:DescribeKey, kms:GetPublicKey and kms:Sign",
-            kind="for signing: make one with KeySpec ECC_NIST_P384 and KeyUsage SIGN_VERIFY",
-        )
-        with self._kms.errors():
-            metadata = self._kms.client.describe_key(KeyId=key_id)["KeyMetadata"]
-            self._arn = metadata["Arn"]
-            answer = self._kms.client.get_public_key(KeyId=self._arn)
-        for spec, kms_algorithm, algorithm in _KNOWN:
-            offered: list[str] = [str(entry) for entry in metadata.get("SigningAlgorithms", [])]
-            if str(metadata.get("KeySpec")) == spec and kms_algorithm in offered:
+        super().__init__(key_id, region=region, endpoint_url=endpoint_url)
+        with self._errors():
+            metadata = self._client.describe_key(KeyId=self.arn)["KeyMetadata"]
+            answer = self._client.get_public_key(KeyId=self.arn)
+        spec = str(metadata.get("KeySpec"))
+        offered: list[str] = [str(entry) for entry in metadata.get("SigningAlgorithms", [])]
+        for known, kms_algorithm, algorithm in _KNOWN:
+            if spec == known and kms_algorithm in offered:
                 self._algorithm = kms_algorithm
                 self.signer = Signer(algorithm, answer["PublicKey"].hex())
                 break
         else:
-            raise KmsError(
-                f"key {key_id} is {answer.get('KeySpec')}: to sign packages it has to be "
-                "ECC_NIST_P384 or ECC_NIST_EDWARDS25519, for SIGN_VERIFY"
-            )
+            raise KmsError(f"key {key_id} is {spec}, which is not for {self.use}")
         try:
             check_signer(self.signer, "publisher")
         except EnclaveError as error:
@@ -74,9 +69,9 @@ class KmsSigningKey:
         Raises:
             KmsError: KMS did not sign.
         """
-        with self._kms.errors():
-            answer = self._kms.client.sign(
-                KeyId=self._arn,
+        with self._errors():
+            answer = self._client.sign(
+                KeyId=self.arn,
                 Message=message,
                 MessageType="RAW",
                 SigningAlgorithm=self._algorithm,  # type: ignore[arg-type]  # one of _KNOWN

@@ -17,7 +17,7 @@ __all__ = ["label_json", "print_label", "shown_expiry", "shown_size"]
 
 
 def label_json(header: PackageHeader, file_bytes: int) -> str:
-    """Return label, key, encryption context and sizes as one JSON object.
+    """Return label, KMS key, encryption context and sizes as one JSON object.
 
     Args:
         header: The signature was verified, if there is one.

@@ -1,6 +1,8 @@
 """Encrypting a planned package: the numbered procedure of docs/spec/encrypted_package.md."""
 
+import secrets
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from enclave_encryption.package_plan import PackagePlan
 from enclave_encryption.publisher_keys import PublisherKey
 from enclave_encryption.source_tree import READ_BYTES
 from enclave_protocol.body_digest import BodyDigest
-from enclave_protocol.chunked_encryption import Encryptor
+from enclave_protocol.chunked_encryption import KEY_BYTES, Encryptor
+from enclave_protocol.data_key_commitment import commit_data_key
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
 from enclave_protocol.package_header import body_context, encode_header, encryption_context
 from enclave_protocol.package_label import Label, encode_label
@@ -36,8 +40,10 @@ class EncryptedPackage:
     size: int
 
 
-def make_label(plan: PackagePlan, signer: Signer | None = None) -> Label:
-    """Return the label of `plan`, signed by `signer` if there is one."""
+def make_label(
+    plan: PackagePlan, data_key: bytes | bytearray, signer: Signer | None = None
+) -> Label:
+    """Return the label of `plan` encrypted under `data_key` and signed by `signer`."""
     manifest = plan.manifest
     return Label(
         package=manifest.package,
@@ -45,6 +51,7 @@ def make_label(plan: PackagePlan, signer: Signer | None = None) -> Label:
         docs=manifest.docs,
         scripts=manifest.scripts,
         policy=manifest.policy,
+        data_key_commitment=commit_data_key(data_key),
         archive_bytes=archive_size(file.entry for file in plan.tree.files),
         file_count=len(plan.tree.files),
         signer=signer,
@@ -84,48 +91,47 @@ def encrypt_package(
 
     Raises:
         SourceTreeError: A file changed or cannot be read any more.
-        KmsError: KMS gave no data key, or no signature.
+        KmsError: KMS did not wrap the data key, or did not sign.
         OutputError: `output` cannot be written.
 
     Source: docs/spec/encrypted_package.md, "Encrypting".
     """
     # 1 and 2, scan and checks, are `plan_package`.
-    label = make_label(plan, None if publisher is None else publisher.signer)  # 3
-    label_bytes = encode_label(label)
-    unsigned = publisher is None
-    digest = None if unsigned else BodyDigest()
-    try:
-        with OutputFile(output) as file:
-            data_key = key.generate_data_key(encryption_context(label, label_bytes))  # 4
-            try:
-                encryptor = Encryptor(data_key.plaintext, body_context(label_bytes))  # 5
-            finally:
-                data_key.plaintext[:] = bytes(len(data_key.plaintext))  # 6
-
-            def header(value: bytes, body_digest: bytes) -> bytes:
-                signature = None if unsigned else PackageSignature(body_digest, value)
-                return encode_header(
-                    label, data_key.wrapped, kms_key_arn=key.arn, signature=signature
-                )
-
-            placeholder = header(*_no_signature(label))  # 7
-            file.write(placeholder)
-            size = len(placeholder) + _write_body(file, encryptor, plan, progress, digest)  # 8, 9
-            if publisher is not None and digest is not None:  # 10
-                found = digest.finish()
-                value = publisher.sign(signed_message(publisher.signer, label_bytes, found))
-                verify_signature(publisher.signer, label_bytes, PackageSignature(found, value))
-                file.overwrite(0, header(value, found))
-    finally:
-        if digest is not None:
-            digest.close()
-    return EncryptedPackage(output, label, key.arn, size)  # 11, sync and rename, is `OutputFile`
+    with OutputFile(output) as file:
+        data_key = bytearray(secrets.token_bytes(KEY_BYTES))  # 3
+        try:
+            label = make_label(plan, data_key, None if publisher is None else publisher.signer)  # 4
+            label_bytes = encode_label(label)
+            context = encryption_context(label, label_bytes)
+            slot = KeySlot(key.arn, key.wrap(data_key, context))  # 5
+            encryptor = Encryptor(data_key, body_context(label_bytes))  # 6
+        finally:
+            data_key[:] = bytes(len(data_key))  # 7
+        header = encode_header(label, slot, _no_signature(label))  # 8
+        file.write(header)
+        if publisher is None:
+            size = _write_body(file, encryptor, plan, progress, None)  # 9, 10
+        else:
+            with closing(BodyDigest()) as digest:
+                size = _write_body(file, encryptor, plan, progress, digest)  # 9, 10
+                signature = _sign(publisher, label_bytes, digest.finish())  # 11
+            file.overwrite(0, encode_header(label, slot, signature))
+    size += len(header)
+    return EncryptedPackage(output, label, key.arn, size)  # 12, sync and rename, is `OutputFile`
 
 
-def _no_signature(label: Label) -> tuple[bytes, bytes]:
+def _no_signature(label: Label) -> PackageSignature | None:
     """Return zeros of a signature's size: the body is not known yet, its place in the file is."""
-    size = 0 if label.signer is None else SIGNATURE_BYTES[label.signer.algorithm]
-    return bytes(size), bytes(32)
+    if label.signer is None:
+        return None
+    return PackageSignature(bytes(32), bytes(SIGNATURE_BYTES[label.signer.algorithm]))
+
+
+def _sign(publisher: PublisherKey, label_bytes: bytes, digest: bytes) -> PackageSignature:
+    value = publisher.sign(signed_message(publisher.signer, label_bytes, digest))
+    signature = PackageSignature(digest, value)
+    verify_signature(publisher.signer, label_bytes, signature)
+    return signature
 
 
 def _write_body(
@@ -138,7 +144,7 @@ def _write_body(
     """Write the encrypted archive; return its size in bytes."""
     size = 0
     sealed = memoryview(bytearray(encryptor.update_size(READ_BYTES)))
-    for piece in encode_archive([f.entry for f in plan.tree.files], _reader(plan)):  # 8
+    for piece in encode_archive([f.entry for f in plan.tree.files], _reader(plan)):  # 9
         needed = encryptor.update_size(len(piece))
         if needed > len(sealed):
             sealed = memoryview(bytearray(needed))
@@ -150,7 +156,7 @@ def _write_body(
             digest.join()
         size += written
         progress(len(piece))
-    last = encryptor.finalize()  # 9
+    last = encryptor.finalize()  # 10
     if digest is not None:
         digest.update(last)
     file.write(last)

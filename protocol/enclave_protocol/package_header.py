@@ -1,19 +1,25 @@
 """The header: everything of an encrypted package before its body.
 
-Layout, integers big-endian: 8 bytes magic, u16 version, u32 length of the label, u16 lengths of
-signature, KMS key ARN and wrapped key; then these four. The body's key depends on the label; the
-signature is of label and body; ARN and wrapped key can be replaced by whoever may unwrap the key.
+Layout, integers big-endian: 8 bytes magic, u16 version, u16 length of the key slot, u16 length of
+the signature, u32 length of the label, the label, the signature, the key slot. The body's keys
+depend on the label; the signature is of label and body; the key slot can be replaced.
 
 Source: docs/spec/encrypted_package.md, "Header".
 """
 
 import hashlib
-import re
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Final
 
+from enclave_protocol.key_slot import (
+    MAX_KEY_SLOT_BYTES,
+    MIN_KEY_SLOT_BYTES,
+    KeySlot,
+    decode_key_slot,
+    encode_key_slot,
+)
 from enclave_protocol.package_errors import PackageFormatError, PackageTruncatedError
 from enclave_protocol.package_label import MAX_LABEL_BYTES, Label, decode_label, encode_label
 from enclave_protocol.package_signature import (
@@ -27,8 +33,6 @@ __all__ = [
     "FORMAT_VERSION",
     "MAGIC",
     "MAX_HEADER_BYTES",
-    "MAX_KEY_ARN_BYTES",
-    "MAX_WRAPPED_KEY_BYTES",
     "PREAMBLE_BYTES",
     "PackageHeader",
     "body_context",
@@ -36,27 +40,17 @@ __all__ = [
     "encode_header",
     "encryption_context",
     "header_size",
+    "header_with_slot",
 ]
 
 MAGIC: Final = b"\x89ENCPKG\n"
 """High bit and line feed: a transfer that mangles bytes mangles this, too (as in PNG)."""
-FORMAT_VERSION: Final = 2
-MAX_KEY_ARN_BYTES: Final = 210
-"""The longest that the pattern of a key's ARN allows."""
-MAX_WRAPPED_KEY_BYTES: Final = 6144
-"""KMS accepts no longer CiphertextBlob."""
-
-_PREAMBLE: Final = struct.Struct(">8sHIHHH")
+FORMAT_VERSION: Final = 1
+_PREAMBLE: Final = struct.Struct(">8sHHHI")
+_BOUND: Final = struct.Struct(">8sHI")
 PREAMBLE_BYTES: Final = _PREAMBLE.size
 MAX_HEADER_BYTES: Final = (
-    PREAMBLE_BYTES
-    + MAX_LABEL_BYTES
-    + MAX_SIGNATURE_BYTES
-    + MAX_KEY_ARN_BYTES
-    + MAX_WRAPPED_KEY_BYTES
-)
-_KEY_ARN: Final = re.compile(
-    r"arn:aws[a-z-]{0,20}:kms:([a-z0-9-]{1,32}):\d{12}:key/[A-Za-z0-9-]{1,128}", re.ASCII
+    PREAMBLE_BYTES + MAX_LABEL_BYTES + MAX_SIGNATURE_BYTES + MAX_KEY_SLOT_BYTES
 )
 
 
@@ -68,16 +62,14 @@ class PackageHeader:
         label: A claim, until the body's key commitment verified.
         label_bytes: Its encoding.
         signature: The publisher's, not verified yet; None exactly if the label names no signer.
-        kms_key_arn: The key that wrapped the data key; says where to ask, and vouches for nothing.
-        wrapped_key: The data key as KMS wrapped it, 1 to 6144 bytes.
+        slot: Whatever it says, it yields the label's data key or opens nothing.
         raw: The whole header as it is in the file.
     """
 
     label: Label
     label_bytes: bytes
     signature: PackageSignature | None
-    kms_key_arn: str
-    wrapped_key: bytes
+    slot: KeySlot
     raw: bytes
 
     @cached_property
@@ -86,14 +78,24 @@ class PackageHeader:
         return body_context(self.label_bytes)
 
     @property
-    def encryption_context(self) -> dict[str, str]:
-        """The encryption context KMS is called with for this package."""
-        return encryption_context(self.label, self.label_bytes)
+    def kms_key_arn(self) -> str:
+        """Full ARN of the KMS key that the data key is wrapped under."""
+        return self.slot.kms_key_arn
 
     @property
     def region(self) -> str:
-        """The AWS region of the KMS key."""
-        return _region(self.kms_key_arn)
+        """AWS region of the KMS key."""
+        return self.slot.region
+
+    @property
+    def wrapped_key(self) -> bytes:
+        """The data key as KMS wrapped it, 1 to 6144 bytes."""
+        return self.slot.wrapped_key
+
+    @property
+    def encryption_context(self) -> dict[str, str]:
+        """The encryption context KMS is called with for this package."""
+        return encryption_context(self.label, self.label_bytes)
 
     def verify_signature(self) -> None:
         """Verify the publisher's signature; a package that names no signer has none.
@@ -107,12 +109,9 @@ class PackageHeader:
 
 
 def body_context(label_bytes: bytes) -> bytes:
-    """Return the context of the body of a package with this label: SHA-512, 64 bytes.
-
-    The wrapped key is not in it: the body's key commitment says which data key is the right one.
-    """
-    version = FORMAT_VERSION.to_bytes(2, "big")
-    return hashlib.sha512(MAGIC + version + label_bytes).digest()
+    """Return the context of the body of a package with this label: SHA-512, 64 bytes."""
+    bound = _BOUND.pack(MAGIC, FORMAT_VERSION, len(label_bytes)) + label_bytes
+    return hashlib.sha512(bound).digest()
 
 
 def encryption_context(label: Label, label_bytes: bytes) -> dict[str, str]:
@@ -128,42 +127,45 @@ def encryption_context(label: Label, label_bytes: bytes) -> dict[str, str]:
     }
 
 
-def encode_header(
-    label: Label,
-    wrapped_key: bytes,
-    *,
-    kms_key_arn: str,
-    signature: PackageSignature | None = None,
-) -> bytes:
+def encode_header(label: Label, slot: KeySlot, signature: PackageSignature | None = None) -> bytes:
     """Return the header of a package.
 
     Raises:
-        PackageFormatError: A part breaks a rule or limit, or a signature is there and no signer
-            or the other way round.
+        PackageFormatError: A part breaks a rule or limit, or there is a signature and no signer.
+        PackageSignatureError: There is a signer and no signature.
     """
     label_bytes = encode_label(label)
+    decode_signature(b"" if signature is None else signature.encode(), label.signer)
+    return header_with_slot(label_bytes, slot, signature)
+
+
+def header_with_slot(
+    label_bytes: bytes, slot: KeySlot, signature: PackageSignature | None
+) -> bytes:
+    """Return a header with a label that is encoded already, such as another header's.
+
+    Args:
+        label_bytes: The label.
+        slot: Where the data key is.
+        signature: The label's; the same for every slot.
+
+    Raises:
+        PackageFormatError: `slot` breaks a rule or limit.
+    """
+    slot_bytes = encode_key_slot(slot)
     signed = b"" if signature is None else signature.encode()
-    decode_signature(signed, label.signer)
-    if not 1 <= len(wrapped_key) <= MAX_WRAPPED_KEY_BYTES:
-        raise PackageFormatError(
-            f"the wrapped key has {len(wrapped_key)} bytes, expected 1 to {MAX_WRAPPED_KEY_BYTES}"
-        )
-    _region(kms_key_arn)  # refuses what is no key's ARN
-    arn = kms_key_arn.encode()
-    preamble = _PREAMBLE.pack(
-        MAGIC, FORMAT_VERSION, len(label_bytes), len(signed), len(arn), len(wrapped_key)
-    )
-    return preamble + label_bytes + signed + arn + wrapped_key
+    preamble = _PREAMBLE.pack(MAGIC, FORMAT_VERSION, len(slot_bytes), len(signed), len(label_bytes))
+    return preamble + label_bytes + signed + slot_bytes
 
 
 def header_size(preamble: bytes) -> int:
-    """Return the size in bytes of the header that starts with `preamble`, at most 268 646.
+    """Return the size in bytes of the header that starts with `preamble`, at most 268 692.
 
     Args:
-        preamble: At least the file's first 20 bytes.
+        preamble: At least the file's first 18 bytes.
 
     Raises:
-        PackageTruncatedError: Fewer than 20 bytes, all of them right so far.
+        PackageTruncatedError: Fewer than 18 bytes, all of them right so far.
         PackageFormatError: Not an encrypted package, another version, a length over its limit.
     """
     return PREAMBLE_BYTES + sum(_lengths(preamble))
@@ -180,58 +182,28 @@ def decode_header(data: bytes) -> PackageHeader:
         PackageFormatError: Not an encrypted package, or a rule or limit is broken.
         PackageSignatureError: The label names a signer, and the signature is gone.
     """
-    lengths = _lengths(data)
-    size = PREAMBLE_BYTES + sum(lengths)
+    label_length, signature_length, slot_length = _lengths(data)
+    label_end = PREAMBLE_BYTES + label_length
+    slot_at = label_end + signature_length
+    size = slot_at + slot_length
     if len(data) < size:
         raise PackageTruncatedError(
             f"the file ends within its header, after {len(data)} of {size} bytes: "
             "copy it again, whole"
         )
-    parts = []
-    place = PREAMBLE_BYTES
-    for length in lengths:
-        parts.append(bytes(data[place : place + length]))
-        place += length
-    label_bytes, signed, arn, wrapped_key = parts
+    label_bytes = bytes(data[PREAMBLE_BYTES:label_end])
     label = decode_label(label_bytes)
-    signature = decode_signature(signed, label.signer)
-    kms_key_arn = arn.decode("ascii", "replace")
-    _region(kms_key_arn)
     return PackageHeader(
         label=label,
         label_bytes=label_bytes,
-        signature=signature,
-        kms_key_arn=kms_key_arn,
-        wrapped_key=wrapped_key,
+        signature=decode_signature(bytes(data[label_end:slot_at]), label.signer),
+        slot=decode_key_slot(bytes(data[slot_at:size])),
         raw=bytes(data[:size]),
     )
 
 
-def _region(kms_key_arn: str) -> str:
-    match = _KEY_ARN.fullmatch(kms_key_arn)
-    if match is None:
-        raise PackageFormatError(
-            f"the header names the KMS key {kms_key_arn[:200]!a}, expected a key's ARN"
-        )
-    return match[1]
-
-
-class _Lengths(NamedTuple):
-    label: int
-    signature: int
-    key_arn: int
-    wrapped_key: int
-
-
-_LIMITS: Final = _Lengths(
-    MAX_LABEL_BYTES, MAX_SIGNATURE_BYTES, MAX_KEY_ARN_BYTES, MAX_WRAPPED_KEY_BYTES
-)
-_LEAST: Final = _Lengths(2, 0, 1, 1)
-_NAMES: Final = ("a label", "a signature", "a key ARN", "a wrapped key")
-
-
-def _lengths(data: bytes) -> _Lengths:
-    """Return the lengths of the header's parts, each within its limit."""
+def _lengths(data: bytes) -> tuple[int, int, int]:
+    """Return the lengths of label, signature and key slot, within their limits."""
     if len(data) < PREAMBLE_BYTES and data[: len(MAGIC)] == MAGIC[: len(data)]:
         raise PackageTruncatedError(
             f"the file has only {len(data)} bytes of a header: copy it again, whole"
@@ -240,20 +212,23 @@ def _lengths(data: bytes) -> _Lengths:
         raise PackageFormatError(
             "not an encrypted package: make one with `enclave-owner encrypt -d DIR -k KEY_ID`"
         )
-    _, version, *found = _PREAMBLE.unpack_from(data)
+    _, version, slot_bytes, signature_bytes, label_bytes = _PREAMBLE.unpack_from(data)
     if version != FORMAT_VERSION:
         raise PackageFormatError(
-            f"format version {version}, expected {FORMAT_VERSION}: "
-            + (
-                "its owner has to encrypt it again with this version of `enclave-owner`"
-                if version < FORMAT_VERSION
-                else "update enclave-kernel"
-            )
+            f"format version {version}, expected {FORMAT_VERSION}: update enclave-kernel"
         )
-    lengths = _Lengths(*found)
-    for name, length, least, limit in zip(_NAMES, lengths, _LEAST, _LIMITS, strict=True):
-        if not least <= length <= limit:
-            raise PackageFormatError(
-                f"the header announces {name} of {length} bytes, expected {least} to {limit}"
-            )
-    return lengths
+    if not MIN_KEY_SLOT_BYTES <= slot_bytes <= MAX_KEY_SLOT_BYTES:
+        raise PackageFormatError(
+            f"the header announces a key slot of {slot_bytes} bytes, "
+            f"expected {MIN_KEY_SLOT_BYTES} to {MAX_KEY_SLOT_BYTES}"
+        )
+    if signature_bytes > MAX_SIGNATURE_BYTES:
+        raise PackageFormatError(
+            f"the header announces a signature of {signature_bytes} bytes, "
+            f"at most {MAX_SIGNATURE_BYTES}"
+        )
+    if not 2 <= label_bytes <= MAX_LABEL_BYTES:
+        raise PackageFormatError(
+            f"the header announces a label of {label_bytes} bytes, expected 2 to {MAX_LABEL_BYTES}"
+        )
+    return label_bytes, signature_bytes, slot_bytes

@@ -1,8 +1,7 @@
 """The label: what anyone may read about an encrypted package without a key.
 
 A label is canonical JSON: one value has exactly one encoding, so its hash names its meaning.
-It is authentic only once the body's key commitment verified; until then it is a claim. Which KMS
-key opens the file is not in it: an owner may change that without changing what was published.
+It is authentic only once the body's key commitment verified; until then it is a claim.
 
 Source: docs/spec/encrypted_package.md, "Label".
 """
@@ -11,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from enclave_protocol.data_key_commitment import COMMITMENT_PATTERN
 from enclave_protocol.manifest import (
     NAME_PATTERN,
     VERSION_PATTERN,
@@ -44,9 +44,10 @@ MAX_FILES: Final = 65_536
 
 
 class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is in the file, what of it is reachable, and who says so.
+    """What is in the file, what of it is reachable, which data key opens it, and who says so.
 
     Attributes:
+        data_key_commitment: Of `data_key_commitment.py`, 64 lower-case hex digits.
         archive_bytes: Size of the plaintext archive.
         file_count: Number of files in it.
         signer: The publisher's key; None for a package that is not signed.
@@ -57,6 +58,7 @@ class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     docs: dict[str, str]
     scripts: dict[str, Script]
     policy: Policy
+    data_key_commitment: str
     archive_bytes: int
     file_count: int
     signer: Signer | None
@@ -134,5 +136,7 @@ def _check_identity(label: Label) -> None:
             f"the label announces an archive of {label.archive_bytes} bytes, expected a "
             f"multiple of 512 up to {MAX_ARCHIVE_BYTES}"
         )
+    if not COMMITMENT_PATTERN.fullmatch(label.data_key_commitment):
+        raise PackageFormatError("the label's data_key_commitment is not 64 hex digits")
     if label.signer is not None:
         check_signer(label.signer, package.publisher)

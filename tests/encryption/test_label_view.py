@@ -1,7 +1,6 @@
 """`inspect` shows a stranger's label: as text, never as markup or as orders to the terminal."""
 
 import io
-import struct
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -13,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from enclave_encryption.label_view import print_label
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.manifest import ExportedClass, Exports, Policy
-from enclave_protocol.package_header import FORMAT_VERSION, MAGIC, PackageHeader, decode_header
+from enclave_protocol.package_header import PackageHeader, decode_header, header_with_slot
 from tests.support.example_package import FILES, KEY_ARN, make_label
 
 COMMAND = [sys.executable, "-c", "from enclave_encryption.cli import main; main()"]
@@ -25,9 +25,7 @@ HOSTILE = "[/][bold]\x1b]52;c;x\x07\r\n\u202e"
 def header_of(**fields: Any) -> PackageHeader:
     """A header that no owner's tool would write: what these fields say is not checked."""
     data = msgspec.json.encode(msgspec.structs.replace(make_label(FILES), **fields), order="sorted")
-    arn = KEY_ARN.encode()
-    sizes = struct.pack(">HIHHH", FORMAT_VERSION, len(data), 0, len(arn), 5)
-    return decode_header(MAGIC + sizes + data + arn + b"wrapd")
+    return decode_header(header_with_slot(data, KeySlot(KEY_ARN, b"wrapped"), None))
 
 
 def test_nothing_in_a_label_is_markup_or_drives_the_terminal() -> None:

@@ -8,15 +8,22 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enclave_protocol.data_key_commitment import check_data_key, commit_data_key
+from enclave_protocol.key_slot import (
+    MAX_KEY_SLOT_BYTES,
+    MAX_WRAPPED_KEY_BYTES,
+    KeySlot,
+    decode_key_slot,
+    encode_key_slot,
+)
 from enclave_protocol.package_errors import (
     PackageError,
     PackageFormatError,
+    PackageTamperedError,
     PackageTruncatedError,
 )
 from enclave_protocol.package_header import (
-    MAGIC,
     MAX_HEADER_BYTES,
-    MAX_WRAPPED_KEY_BYTES,
     PREAMBLE_BYTES,
     decode_header,
     encode_header,
@@ -34,7 +41,8 @@ from enclave_protocol.package_signature import PackageSignature, Signer
 from tests.support.example_package import FILES, KEY_ARN, make_label
 
 LABEL = make_label(FILES)
-HEADER = encode_header(LABEL, b"wrapped", kms_key_arn=KEY_ARN)
+SLOT = KeySlot(KEY_ARN, b"wrapped")
+HEADER = encode_header(LABEL, SLOT)
 
 
 def changed(**fields: object) -> Label:
@@ -47,13 +55,14 @@ def test_round_trip() -> None:
     assert header.wrapped_key == b"wrapped"
     assert header.raw == HEADER
     assert header_size(HEADER[:PREAMBLE_BYTES]) == len(HEADER)
-    assert header.context == hashlib.sha512(MAGIC + b"\0\2" + encode_label(LABEL)).digest()
+    bound = HEADER[:10] + HEADER[14 : 18 + len(header.label_bytes)]
+    assert header.context == hashlib.sha512(bound).digest()
+    assert (header.kms_key_arn, header.region) == (KEY_ARN, "eu-central-1")
     assert header.encryption_context == {
         "package": "credit-scorer",
         "version": "1.2.0",
         "label-sha256": hashlib.sha256(encode_label(LABEL)).hexdigest(),
     }
-    assert header.region == "eu-central-1"
 
 
 def test_reader_takes_nothing_behind_the_header() -> None:
@@ -94,7 +103,7 @@ def test_altered_header_never_decodes_to_the_same(offset: int, flip: int) -> Non
         header = decode_header(bytes(data))
     except PackageError:
         return
-    assert (header.label, header.kms_key_arn, header.wrapped_key) != (LABEL, KEY_ARN, b"wrapped")
+    assert (header.label, header.slot) != (LABEL, SLOT)
 
 
 P384_SIGNER = Signer(
@@ -104,20 +113,17 @@ P384_SIGNER = Signer(
     .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     .hex(),
 )
-LONGEST_ARN = f"arn:aws{'-' * 20}:kms:{'r' * 32}:123456789012:key/{'k' * 128}"
 
 
 def test_largest_header() -> None:
     label = changed(docs={"score": ""}, signer=P384_SIGNER)
     filler = MAX_LABEL_BYTES - len(encode_label(label))
     label = msgspec.structs.replace(label, docs={"score": "x" * filler})
-    header = encode_header(
-        label,
-        bytes(MAX_WRAPPED_KEY_BYTES),
-        kms_key_arn=LONGEST_ARN,
-        signature=PackageSignature(bytes(32), bytes(96)),
-    )
-    assert len(header) == MAX_HEADER_BYTES == header_size(header)
+    signature = PackageSignature(bytes(32), bytes(96))
+    arn = f"arn:aws{'x' * 20}:kms:{'r' * 32}:{'1' * 12}:key/{'k' * 128}"
+    header = encode_header(label, KeySlot(arn, bytes(MAX_WRAPPED_KEY_BYTES)), signature)
+    # The ARNs there can be are shorter than the slot allows for.
+    assert len(header) == MAX_HEADER_BYTES - (256 - len(arn)) == header_size(header)
     assert decode_header(header).label == label
     with pytest.raises(PackageFormatError, match="shorten"):
         encode_label(changed(docs={"score": "x" * (filler + 1)}, signer=P384_SIGNER))
@@ -125,27 +131,7 @@ def test_largest_header() -> None:
         decode_label(b" " * (MAX_LABEL_BYTES + 1))
     for wrapped in (b"", bytes(MAX_WRAPPED_KEY_BYTES + 1)):
         with pytest.raises(PackageFormatError, match="wrapped key"):
-            encode_header(LABEL, wrapped, kms_key_arn=KEY_ARN)
-
-
-@pytest.mark.parametrize(
-    "arn",
-    [
-        "",
-        "alias/x",
-        KEY_ARN + "\n",
-        "arn:aws:s3:::x",
-        KEY_ARN.replace("1", "\uff11"),
-    ],
-)
-def test_only_a_keys_arn_is_one(arn: str) -> None:
-    with pytest.raises(PackageFormatError, match="ARN"):
-        encode_header(LABEL, b"wrapped", kms_key_arn=arn)
-    raw = arn.encode()
-    header = HEADER[:16] + len(raw).to_bytes(2, "big") + HEADER[18:]
-    at = header.index(KEY_ARN.encode())
-    with pytest.raises(PackageFormatError, match="ARN"):
-        decode_header(header[:at] + raw + header[at + len(KEY_ARN) :])
+            encode_header(LABEL, KeySlot(KEY_ARN, wrapped))
 
 
 GOOD = encode_label(LABEL)
@@ -173,6 +159,8 @@ def test_only_canonical_labels_decode(data: bytes) -> None:
     [
         {"file_count": 0}, {"file_count": 65_537}, {"archive_bytes": 0}, {"archive_bytes": 513},
         {"archive_bytes": 2**40 + 512},
+        {"data_key_commitment": ""}, {"data_key_commitment": "A" * 64},
+        {"data_key_commitment": "a" * 63}, {"data_key_commitment": "a" * 64 + "\n"},
         {"package": msgspec.structs.replace(LABEL.package, name="")},
         {"package": msgspec.structs.replace(LABEL.package, version="../1")},
     ],
@@ -183,6 +171,39 @@ def test_rules_hold_both_ways(fields: dict[str, object]) -> None:
         encode_label(label)
     with pytest.raises(PackageFormatError):
         decode_label(msgspec.json.encode(label, order="sorted"))
+
+
+@pytest.mark.parametrize("arn", ["", "alias/x", KEY_ARN + "\n", "arn:aws:s3:::b", KEY_ARN + "é"])
+def test_a_key_slot_names_a_key(arn: str) -> None:
+    with pytest.raises(PackageFormatError):
+        encode_key_slot(KeySlot(arn, b"wrapped"))
+    data = len(arn.encode()).to_bytes(2, "big") + arn.encode() + b"wrapped"
+    with pytest.raises(PackageFormatError):
+        decode_key_slot(data)
+
+
+@given(st.binary(max_size=300))
+def test_a_key_slot_has_one_encoding(data: bytes) -> None:
+    for candidate in (data, encode_key_slot(SLOT)[:-7] + data):
+        try:
+            slot = decode_key_slot(candidate)
+        except PackageFormatError:
+            continue
+        assert encode_key_slot(slot) == candidate
+    with pytest.raises(PackageFormatError):
+        decode_key_slot(bytes(MAX_KEY_SLOT_BYTES + 1))
+
+
+def test_a_label_commits_to_one_data_key() -> None:
+    keys = [bytes(32), bytes(31) + b"\x01", bytes(range(32))]
+    for key in keys:
+        check_data_key(key, commit_data_key(key))
+        for other in keys:
+            if other != key:
+                with pytest.raises(PackageTamperedError):
+                    check_data_key(other, commit_data_key(key))
+    with pytest.raises(PackageFormatError):
+        check_data_key(bytes(31), commit_data_key(bytes(32)))
 
 
 def test_exports_are_checked_by_who_uses_them() -> None:

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from enclave_encryption.publisher_keys import FileKey
 from enclave_protocol.body_digest import SEGMENT_BYTES, BodyDigest
 from enclave_protocol.chunked_encryption import Encryptor
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.package_archive import ArchiveEnd
-from enclave_protocol.package_errors import PackageError, PackageFormatError
+from enclave_protocol.package_errors import PackageError, PackageFormatError, PackageTamperedError
 from enclave_protocol.package_header import PackageHeader, decode_header, encode_header
 from enclave_protocol.package_label import Label, encode_label
 from enclave_protocol.package_reader import read_package
@@ -76,7 +77,7 @@ def test_a_rewrapped_data_key_leaves_the_signature_valid() -> None:
     """What a new KMS key, or a new wrapping, changes: nothing the publisher vouched for."""
     arn = KEY_ARN.replace("eu-central-1", "us-east-1").replace("1234abcd", "99999999")
     wrapped = HeldKey().wrap(PACKAGE.data_key, HEADER.encryption_context)
-    rewrapped = encode_header(LABEL, wrapped, kms_key_arn=arn, signature=HEADER.signature)
+    rewrapped = encode_header(LABEL, KeySlot(arn, wrapped), HEADER.signature)
     header = decode_header(rewrapped)
     assert header.raw != HEADER.raw and header.encryption_context == HEADER.encryption_context
     opens(rewrapped + BODY)
@@ -86,13 +87,16 @@ def test_another_body_under_a_signed_label_is_refused() -> None:
     """By somebody who may wrap keys, and even by somebody who knows the package's data key."""
     archive = plain.pack_tar({path: (bytes(len(data)), False) for path, data in FILES.items()})
     salt, own = BODY[:24], bytes(range(32))
-    for key in (own, PACKAGE.data_key):
+    for key, refusal in (
+        (own, "data key does not fit"),
+        (PACKAGE.data_key, "not the one that the publisher signed"),
+    ):
         encryptor = Encryptor(key, HEADER.context, salt)
         body = bytes(encryptor.update(archive)) + encryptor.finalize()
         assert len(body) == len(BODY)
         # The commitment does not tell them apart when the data key is the right one.
         assert (body[:56] == BODY[:56]) == (key == PACKAGE.data_key)
-        with pytest.raises(PackageSignatureError, match="not the one that the publisher signed"):
+        with pytest.raises(PackageTamperedError, match=refusal):
             opens(HEADER.raw + body, key)
 
 
@@ -114,7 +118,7 @@ def test_a_label_with_another_signer_has_another_context(signer: Signer | None) 
     """Taking the signature out, or putting an own one in, needs the data key."""
     label = msgspec.structs.replace(LABEL, signer=signer)
     signature = None if signer is None else sign_package(STRANGER, encode_label(label), BODY)
-    header = encode_header(label, HEADER.wrapped_key, kms_key_arn=KEY_ARN, signature=signature)
+    header = encode_header(label, HEADER.slot, signature)
     assert decode_header(header).encryption_context != HEADER.encryption_context
     with pytest.raises(PackageError):
         opens(header + BODY)
@@ -122,8 +126,8 @@ def test_a_label_with_another_signer_has_another_context(signer: Signer | None) 
 
 def test_a_signature_that_is_taken_out_is_missed() -> None:
     raw = HEADER.raw
-    label_end = 20 + PACKAGE.label_bytes
-    stripped = raw[:14] + b"\0\0" + raw[16:label_end] + raw[label_end + 96 :]
+    label_end = 18 + PACKAGE.label_bytes
+    stripped = raw[:12] + b"\0\0" + raw[14:label_end] + raw[label_end + 96 :]
     with pytest.raises(PackageSignatureError, match="taken out"):
         decode_header(stripped)
 
@@ -226,9 +230,7 @@ def test_a_key_has_one_encoding_and_one_algorithm(algorithm: Any, public_key: st
         check_signer(Signer(algorithm, public_key), "ACME")
     label = make_label(FILES, signer=Signer(algorithm, public_key))
     with pytest.raises(PackageFormatError):
-        encode_header(
-            label, b"w", kms_key_arn=KEY_ARN, signature=PackageSignature(bytes(32), bytes(64))
-        )
+        encode_header(label, KeySlot(KEY_ARN, b"w"), PackageSignature(bytes(32), bytes(64)))
 
 
 def test_no_point_of_the_curve_is_no_key() -> None:
@@ -243,7 +245,7 @@ def test_no_other_algorithm_is_known(algorithm: object) -> None:
     raw = msgspec.json.decode(HEADER.label_bytes)
     raw["signer"]["algorithm"] = algorithm
     label_bytes = msgspec.json.encode(raw, order="sorted")
-    lengths = len(label_bytes).to_bytes(4, "big") + PACKAGE.data[14:20]
+    lengths = PACKAGE.data[10:14] + len(label_bytes).to_bytes(4, "big")
     with pytest.raises(PackageFormatError, match="malformed"):
         decode_header(PACKAGE.data[:10] + lengths + label_bytes + bytes(9000))
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from enclave_encryption.publisher_keys import FileKey
 from enclave_protocol import package_errors
 from enclave_protocol.chunked_encryption import Decryptor, Encryptor, sealed_size
+from enclave_protocol.data_key_commitment import commit_data_key
 from enclave_protocol.package_archive import ArchiveEnd, FileData, FileEnd, FileStart
 from enclave_protocol.package_header import decode_header, encode_header
 from enclave_protocol.package_reader import read_package
@@ -115,20 +116,30 @@ def test_package_vector(package: dict[str, Any]) -> None:
         "label-sha256": package["label_sha256"],
     }
     assert header.label.package.description == "Grüße"
-    again = encode_header(
-        header.label,
-        header.wrapped_key,
-        kms_key_arn=header.kms_key_arn,
-        signature=header.signature,
-    )
-    assert again == header.raw
-    files = read_vector(package, data)
+    assert header.label.data_key_commitment == package["data_key_commitment"]
+    assert commit_data_key(bytes.fromhex(package["data_key"])) == package["data_key_commitment"]
+    assert encode_header(header.label, header.slot, header.signature) == header.raw
+    check_files(package, read_vector(package, data))
+
+
+def check_files(package: dict[str, Any], files: dict[str, tuple[bytes, bool]]) -> None:
     assert files.keys() == package["files"].keys()
     for path, expected in package["files"].items():
         contents, executable = files[path]
         assert len(contents) == expected["bytes"]
         assert hashlib.sha256(contents).hexdigest() == expected["sha256"]
         assert executable == expected["executable"]
+
+
+@pytest.mark.parametrize(
+    ("package", "case"), [(package, case) for package in PACKAGES for case in package["rekeyed"]]
+)
+def test_rekeyed_package_vector(package: dict[str, Any], case: dict[str, Any]) -> None:
+    rekeyed = edited(vector(package), case)
+    header = decode_header(rekeyed)
+    assert header.slot != decode_header(vector(package)).slot
+    assert header.context.hex() == package["context"]
+    check_files(package, read_vector(package, rekeyed))
 
 
 def test_signature_vector() -> None:

@@ -9,12 +9,12 @@ import msgspec
 from enclave_encryption.publisher_keys import FileKey
 from enclave_protocol.body_digest import BodyDigest
 from enclave_protocol.chunked_encryption import BytesLike, Encryptor
+from enclave_protocol.data_key_commitment import commit_data_key
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.manifest import parse_manifest
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
 from enclave_protocol.package_header import (
-    PackageHeader,
     body_context,
-    decode_header,
     encode_header,
     encryption_context,
 )
@@ -57,7 +57,10 @@ class ExamplePackage:
 
 
 def make_label(
-    files: Mapping[str, bytes], name: str = "credit-scorer", signer: Signer | None = None
+    files: Mapping[str, bytes],
+    name: str = "credit-scorer",
+    data_key: bytes = bytes(32),
+    signer: Signer | None = None,
 ) -> Label:
     manifest = parse_manifest(MANIFEST.format(name=name))
     entries = [Entry(path, len(data)) for path, data in files.items()]
@@ -67,6 +70,7 @@ def make_label(
         docs=manifest.docs,
         scripts=manifest.scripts,
         policy=manifest.policy,
+        data_key_commitment=commit_data_key(data_key),
         archive_bytes=archive_size(entries),
         file_count=len(entries),
         signer=signer,
@@ -88,11 +92,11 @@ def make_example(
     """
     held = held or HeldKey()
     files = {path: files[path] for path in sorted(files, key=str.encode)}
-    label = make_label(files, name, None if publisher is None else publisher.signer)
+    data_key = secrets.token_bytes(32)
+    label = make_label(files, name, data_key, None if publisher is None else publisher.signer)
     if announced_files is not None:
         label = msgspec.structs.replace(label, file_count=announced_files)
     label_bytes = encode_label(label)
-    data_key = secrets.token_bytes(32)
     wrapped = held.wrap(data_key, encryption_context(label, label_bytes))
     encryptor = Encryptor(data_key, body_context(label_bytes))
     body = bytearray()
@@ -104,26 +108,9 @@ def make_example(
         body += encryptor.update(archive)
     body += encryptor.finalize()
     signature = None if publisher is None else sign_package(publisher, label_bytes, body)
-    header = encode_header(label, wrapped, kms_key_arn=KEY_ARN, signature=signature)
+    header = encode_header(label, KeySlot(KEY_ARN, wrapped), signature)
     data = header + bytes(body)
     return ExamplePackage(data, len(header), len(label_bytes), held, data_key, files)
-
-
-def changed_header(
-    header: PackageHeader,
-    *,
-    label: Label | None = None,
-    kms_key_arn: str | None = None,
-    wrapped_key: bytes | None = None,
-) -> PackageHeader:
-    """Return the header with other parts, as somebody who holds the file can make it."""
-    raw = encode_header(
-        label or header.label,
-        wrapped_key or header.wrapped_key,
-        kms_key_arn=kms_key_arn or header.kms_key_arn,
-        signature=header.signature,
-    )
-    return decode_header(raw)
 
 
 def sign_package(publisher: FileKey, label_bytes: bytes, body: BytesLike) -> PackageSignature:

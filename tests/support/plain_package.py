@@ -87,17 +87,19 @@ def encode_label(label: dict[str, Any]) -> bytes:
     return json.dumps(label, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def make_header(
-    label_bytes: bytes, wrapped_key: bytes, key_arn: bytes, signature: bytes = b""
-) -> bytes:
-    lengths = struct.pack(
-        ">HIHHH", 2, len(label_bytes), len(signature), len(key_arn), len(wrapped_key)
-    )
-    return b"\x89ENCPKG\n" + lengths + label_bytes + signature + key_arn + wrapped_key
+def make_header(label_bytes: bytes, arn: str, wrapped_key: bytes, signature: bytes = b"") -> bytes:
+    slot = struct.pack(">H", len(arn)) + arn.encode() + wrapped_key
+    lengths = struct.pack(">HHHI", 1, len(slot), len(signature), len(label_bytes))
+    return b"\x89ENCPKG\n" + lengths + label_bytes + signature + slot
 
 
-def body_context(label_bytes: bytes) -> bytes:
-    return hashlib.sha512(b"\x89ENCPKG\n\x00\x02" + label_bytes).digest()
+def context_of(label_bytes: bytes) -> bytes:
+    bound = b"\x89ENCPKG\n" + struct.pack(">HI", 1, len(label_bytes)) + label_bytes
+    return hashlib.sha512(bound).digest()
+
+
+def data_key_commitment(key: bytes) -> str:
+    return hkdf_expand_sha512(key, b"enclave-package/v1/data-key-commitment", 32).hex()
 
 
 def body_digest(body: bytes) -> bytes:
@@ -117,8 +119,8 @@ def make_package(
     files: dict[str, tuple[bytes, bool]],
     *,
     key: bytes,
+    arn: str,
     wrapped_key: bytes,
-    key_arn: bytes,
     salt: bytes,
     private_key: Ed25519PrivateKey | None = None,
 ) -> bytes:
@@ -128,23 +130,24 @@ def make_package(
         raw = private_key.public_key().public_bytes_raw()
         spki = bytes.fromhex("302a300506032b6570032100") + raw
         signer = {"algorithm": "ed25519", "public_key": spki.hex()}
-    label |= {"archive_bytes": len(archive), "file_count": len(files), "signer": signer}
-    label_bytes = encode_label(label)
-    body = seal(key, body_context(label_bytes), salt, archive)
+    label = {**label, "archive_bytes": len(archive), "file_count": len(files), "signer": signer}
+    label_bytes = encode_label({**label, "data_key_commitment": data_key_commitment(key)})
+    body = seal(key, context_of(label_bytes), salt, archive)
     signature = b""
     if private_key is not None:
         digest = body_digest(body)
         signature = digest + private_key.sign(signed_message("ed25519", label_bytes, digest))
-    return make_header(label_bytes, wrapped_key, key_arn, signature) + body
+    return make_header(label_bytes, arn, wrapped_key, signature) + body
 
 
 def open_package(data: bytes, key: bytes) -> tuple[dict[str, Any], dict[str, tuple[bytes, bool]]]:
-    magic, version, *lengths = struct.unpack_from(">8sHIHHH", data)
-    if magic != b"\x89ENCPKG\n" or version != 2:
+    magic, version, slot_size, signature_size, label_size = struct.unpack_from(">8sHHHI", data)
+    if magic != b"\x89ENCPKG\n" or version != 1:
         raise ValueError("magic")
-    label_bytes = data[20 : 20 + lengths[0]]
-    signature = data[20 + lengths[0] : 20 + lengths[0] + lengths[1]]
-    body = data[20 + sum(lengths) :]
+    label_end = 18 + label_size
+    end = label_end + signature_size + slot_size
+    label_bytes, body = data[18:label_end], data[end:]
+    signature = data[label_end : label_end + signature_size]
     label: dict[str, Any] = json.loads(label_bytes)
     if label["signer"] is not None:
         digest = body_digest(body)
@@ -154,4 +157,6 @@ def open_package(data: bytes, key: bytes) -> tuple[dict[str, Any], dict[str, tup
             bytes.fromhex(label["signer"]["public_key"])[12:]
         )
         public.verify(signature[32:], signed_message("ed25519", label_bytes, digest))
-    return label, unpack_tar(unseal(key, body_context(label_bytes), body))
+    if not hmac.compare_digest(label["data_key_commitment"], data_key_commitment(key)):
+        raise ValueError("data key")
+    return label, unpack_tar(unseal(key, context_of(label_bytes), body))

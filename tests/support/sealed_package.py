@@ -7,6 +7,8 @@ from pathlib import Path
 
 from enclave_encryption.publisher_keys import FileKey
 from enclave_protocol.chunked_encryption import Encryptor
+from enclave_protocol.data_key_commitment import commit_data_key
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.manifest import parse_manifest
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
 from enclave_protocol.package_header import body_context, encode_header
@@ -45,18 +47,19 @@ def seal_package(
     }
     entries = [Entry(path, len(contents[path])) for path in sorted(contents, key=str.encode)]
     parsed = parse_manifest(manifest)
+    key = secrets.token_bytes(32)
     label = Label(
         package=parsed.package,
         exports=parsed.exports,
         docs=parsed.docs,
         scripts=parsed.scripts,
         policy=parsed.policy,
+        data_key_commitment=commit_data_key(key),
         archive_bytes=archive_size(entries),
         file_count=len(entries) if file_count is None else file_count,
         signer=None if publisher is None else publisher.signer,
     )
     label_bytes = encode_label(label)
-    key = secrets.token_bytes(32)
 
     def read(entry: Entry) -> Iterator[bytes]:
         yield contents[entry.path]
@@ -65,6 +68,5 @@ def seal_package(
     body = b"".join(bytes(encryptor.update(piece)) for piece in encode_archive(entries, read))
     body += encryptor.finalize()
     signature = None if publisher is None else sign_package(publisher, label_bytes, body)
-    wrapped = secrets.token_bytes(184)
-    header_raw = encode_header(label, wrapped, kms_key_arn=KEY_ARN, signature=signature)
+    header_raw = encode_header(label, KeySlot(KEY_ARN, secrets.token_bytes(184)), signature)
     return SealedPackage(header_raw + body, header_raw, key)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.messages import (
     EnclaveStatus,
     KernelLaunched,
@@ -37,7 +38,7 @@ def send(message):
     link._sock.sendall(encode_frame(session_messages.encode(message)))
 for round in range(5):
     for number in range(20):
-        send(LoadPackage(1 + round * 20 + number, "x", header, unsigned=True))
+        send(LoadPackage(1 + round * 20 + number, "x", header))
     time.sleep(0.003)
     for number in range(20):
         send(CancelLoad(1 + round * 20 + number))
@@ -65,7 +66,7 @@ def _launch(supervisor: SupervisorProcess, control: Control) -> LaunchKernel:
 
 
 def test_a_burst_of_cancelled_loads_makes_no_herd_of_vaults(supervisor: SupervisorProcess) -> None:
-    header = encode_header(make_label(FILES), b"wrapped", kms_key_arn=KEY_ARN)
+    header = encode_header(make_label(FILES), KeySlot(KEY_ARN, b"wrapped"))
     with supervisor.control() as control:
         hostile = _launch(supervisor, control)
         with supervisor.client(hostile) as client:
