@@ -25,11 +25,11 @@ lint: .venv/.ready ## Check style, types and the import rules
 
 bench: .venv/.ready ## Measure against the stock kernel, openssl, RPyC and multiprocessing
 	@command -v openssl >/dev/null || .ci/apt-install openssl
-	@$(PYTHON) benchmarks/kernel.py
-	@$(PYTHON) benchmarks/package_crypto.py
 	@$(PYTHON) -c 'import rpyc' 2>/dev/null || \
 		$(PYTHON) -m pip install --quiet --quiet -e '.[bench]'
-	@$(PYTHON) -m benchmarks.vault_call
+	@missed=0; for name in kernel package_crypto vault_call release; do \
+		$(PYTHON) -m benchmarks.$$name || missed=1; \
+	done; exit $$missed
 
 fuzz: .venv/.ready ## Fuzz what strangers' bytes reach, FUZZ_SECONDS=60 in all; FUZZ="value cms" picks
 	@$(PYTHON) -c 'import atheris' 2>/dev/null || \

@@ -206,7 +206,7 @@ def main() -> int:
     with enclave(arguments.kernel):
         result = run(arguments.stock, arguments.kernel, arguments.rounds)
     print(json.dumps(result, indent=2) if arguments.json else table(result))
-    return 0
+    return 0 if all(row["ratio"] <= row["goal"] for row in result.values()) else 1
 
 
 if __name__ == "__main__":

@@ -10,40 +10,28 @@ process. Medians; ratios are what counts. Exits with 1 if a goal is missed.
 import argparse
 import json
 import mmap
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import boto3
 from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_client.manager import KernelManager
 
+from benchmarks.own_enclave import evaluate, kernel_in, own_enclave, publish
 from benchmarks.package_crypto import KEY, make_source, seal, unseal_file
-from enclave_infra.local_cloud.identities import (
-    HOST_ACCESS_KEY_ID,
-    IDENTITIES,
-    OWNER_ACCESS_KEY_ID,
-    REGION,
-)
 
 __all__ = ["Row", "main"]
 
-BIN: Final = Path(sys.executable).parent
-TIMEOUT_S: Final = 600.0
 SPARE_S: Final = 2.0
 """How long a spare vault gets to be ready; as in the cells."""
 CELLS: Final = Path(__file__).with_name("vault_call_cells.py")
 MANIFEST: Final = """
 [package]
 name = "bench"
+publisher = "Benchmark"
 module = "bench"
 [exports.functions]
 nothing = "nothing()"
@@ -111,95 +99,6 @@ def _limit(name: str, ours: list[float], limit_s: float, words: str) -> Row:
 _THREE_TIMES: Final = (1 / 3, "at least 3x faster")
 
 
-class BenchmarkError(Exception):
-    """A command or a cell did not do what is measured."""
-
-
-def _command(*arguments: str, **environ: str) -> str:
-    """Run a command of the virtual environment; return what it printed."""
-    argv = [str(BIN / arguments[0]), *arguments[1:]]
-    ended = subprocess.run(
-        argv, env=os.environ | environ, stdout=subprocess.PIPE, check=True, text=True
-    )
-    return ended.stdout
-
-
-@contextmanager
-def _enclave() -> Iterator[dict[str, Any]]:
-    """Keep a local enclave up; return its status."""
-    with tempfile.TemporaryDirectory(prefix="enclave-bench-", dir="/tmp") as runtime:
-        os.environ |= {"ENCLAVE_RUNTIME_DIR": runtime, "AWS_EC2_METADATA_DISABLED": "true"}
-        os.environ |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
-        try:
-            sys.stderr.write(_command("enclave", "up"))
-            yield json.loads(_command("enclave", "status", "--json"))
-        finally:
-            sys.stderr.write(_command("enclave", "down"))
-
-
-@contextmanager
-def _kernel(folder: Path) -> Iterator[BlockingKernelClient]:
-    manager = KernelManager(kernel_name="enclave")
-    manager.start_kernel(cwd=str(folder))
-    client = manager.blocking_client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=TIMEOUT_S)
-        yield client
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-
-
-def _evaluate(client: BlockingKernelClient, expression: str, code: str = "") -> Any:
-    """Run a cell and return the value of an expression behind it."""
-    reply = client.execute_interactive(
-        code,
-        timeout=TIMEOUT_S,
-        store_history=False,
-        user_expressions={"value": f"__import__('json').dumps({expression})"},
-        output_hook=lambda _: None,
-    )["content"]
-    result = reply.get("user_expressions", {}).get("value", {})
-    if reply["status"] != "ok" or result.get("status") != "ok":
-        raise BenchmarkError(f"the kernel answered {reply} to {expression}")
-    text: str = result["data"]["text/plain"]
-    return json.loads(text[1:-1].replace("\\'", "'"))
-
-
-def _new_key(status: Mapping[str, Any]) -> str:
-    owner, host = IDENTITIES[OWNER_ACCESS_KEY_ID], IDENTITIES[HOST_ACCESS_KEY_ID]
-    condition = {"kms:RecipientAttestation:ImageSha384": status["pcrs"]["0"]}
-    release = {"Action": "kms:Decrypt", "Condition": {"StringEqualsIgnoreCase": condition}}
-    statements = [
-        {"Principal": {"AWS": owner.role_arn}, "Action": "kms:*"},
-        {"Principal": {"AWS": host.role_arn}, **release},
-    ]
-    whole = [{"Effect": "Allow", "Resource": "*", **statement} for statement in statements]
-    kms = boto3.client(
-        "kms",
-        region_name=REGION,
-        endpoint_url=status["kms_endpoint_url"],
-        aws_access_key_id=owner.access_key_id,
-        aws_secret_access_key=owner.secret_access_key,
-    )
-    policy = json.dumps({"Version": "2012-10-17", "Statement": whole})
-    arn: str = kms.create_key(Policy=policy)["KeyMetadata"]["Arn"]
-    return arn
-
-
-def _publish(status: Mapping[str, Any], source: Path, output: Path) -> None:
-    """As the owner: encrypt a folder."""
-    owner = IDENTITIES[OWNER_ACCESS_KEY_ID]
-    arguments = ["-d", str(source), "-k", _new_key(status), "-o", str(output)]
-    _command(
-        *("enclave-owner", "encrypt", *arguments),
-        *("--region", REGION, "--endpoint-url", status["kms_endpoint_url"]),
-        AWS_ACCESS_KEY_ID=owner.access_key_id,
-        AWS_SECRET_ACCESS_KEY=owner.secret_access_key,
-    )
-
-
 def _make_package(folder: Path) -> Path:
     folder.mkdir()
     (folder / "enclave.toml").write_text(MANIFEST)
@@ -209,8 +108,8 @@ def _make_package(folder: Path) -> Path:
 
 def _measure_calls(client: BlockingKernelClient, options: argparse.Namespace) -> list[Row]:
     rounds, rows = options.rounds, options.rows
-    empty = _evaluate(client, f"measure_empty(bench, {rounds})")
-    array = _evaluate(client, f"measure_array(bench, {rounds}, {options.mib})")
+    empty = evaluate(client, f"measure_empty(bench, {rounds})")
+    array = evaluate(client, f"measure_array(bench, {rounds}, {options.mib})")
     call, name = "empty call", f"{options.mib} MiB of float64 in, their sum out"
     result = [
         _limit(call, empty["vault"], 120e-6, "at most 120 µs"),
@@ -225,7 +124,7 @@ def _measure_calls(client: BlockingKernelClient, options: argparse.Namespace) ->
     ]
     peer = "multiprocessing.managers (pickle)"
     for text, column in (("str", "texts as str"), ("object", "texts as objects")):
-        figures = _evaluate(client, f"measure_table(bench, {rounds}, {rows}, {text!r})")
+        figures = evaluate(client, f"measure_table(bench, {rounds}, {rows}, {text!r})")
         goal = _THREE_TIMES if text == "str" else None
         name = f"DataFrame of {rows:,} rows, {column}"
         result.append(_compare(name, figures["vault"], figures["manager"], peer, goal))
@@ -243,7 +142,7 @@ def _measure_loads(
         for name in times:
             if name in ("small", "large"):
                 call = f"measure_load(get_ipython(), '{name}.encrypted', '{name}')"
-                seconds = _evaluate(client, call)
+                seconds = evaluate(client, call)
             else:
                 # As long as before a load: a hypervisor takes back memory that nobody uses, and
                 # new memory then has its price.
@@ -273,18 +172,18 @@ def _new_memory(size: int) -> memoryview:
 
 def run(options: argparse.Namespace) -> list[Row]:
     """Measure everything once."""
-    with _enclave() as status, tempfile.TemporaryDirectory(prefix="enclave-bench-") as name:
+    with own_enclave() as status, tempfile.TemporaryDirectory(prefix="enclave-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         plan = make_source(folder, options.mib)
         seal(plan, folder / "bare", key=KEY)
-        _publish(status, folder / "source", folder / "large.encrypted")
+        publish(status, folder / "source", folder / "large.encrypted")
         (folder / "source/weights.bin").unlink()
-        _publish(status, _make_package(folder / "small"), folder / "small.encrypted")
-        with _kernel(folder) as client:
-            _evaluate(client, "1", CELLS.read_text())
+        publish(status, _make_package(folder / "small"), folder / "small.encrypted")
+        with kernel_in(folder) as client:
+            evaluate(client, "1", CELLS.read_text())
             rows = _measure_loads(client, options, folder)
-            _evaluate(client, "1", "%load_encrypted small.encrypted as bench")
+            evaluate(client, "1", "%load_encrypted small.encrypted as bench")
             return [*_measure_calls(client, options), *rows]
 
 

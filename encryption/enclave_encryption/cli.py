@@ -1,8 +1,10 @@
 """`enclave-owner`: what a package's owner types."""
 
 import os
+import secrets
 import signal
 import sys
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,13 +25,19 @@ from enclave_encryption.package_encryption import check_output, encrypt_package
 from enclave_encryption.package_plan import PackagePlan, check_not_expired, plan_package
 from enclave_encryption.progress_bar import progress_bar
 from enclave_encryption.signing_commands import choose_publisher, keygen
+from enclave_encryption.trial_command import try_command
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.incident import INCIDENT_KEY_NAME
 from enclave_protocol.manifest import MANIFEST_NAME
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_label import check_label
 from enclave_protocol.package_reader import read_header
 
 __all__ = ["main"]
+
+_CLEAN_UP_S = 5.0
+"""So long another Ctrl-C does nothing; after that it ends what hangs."""
+_last_interrupt_s = -_CLEAN_UP_S
 
 
 class _InterruptedError(BaseException):
@@ -42,7 +50,10 @@ def main() -> None:
     Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted. Errors are one line
     each on stderr; with ENCLAVE_DEBUG=1 they come with a traceback.
     """
-    sys.exit(_run(sys.argv[1:]))
+    code = _run(sys.argv[1:])
+    # All is cleaned up: another Ctrl-C while Python ends changes nothing.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
@@ -53,6 +64,8 @@ def _run(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, _interrupt)
         code = _owner.main(args=arguments, prog_name="enclave-owner", standalone_mode=False)
     except _InterruptedError:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         return _failed("interrupted; nothing was written", 130)
     except click.ClickException as error:
         error.show()
@@ -65,12 +78,20 @@ def _run(arguments: list[str]) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    global _last_interrupt_s
+    now = time.monotonic()
+    if now < _last_interrupt_s + _CLEAN_UP_S:
+        # What the one before began is not to be left half done.
+        return
+    _last_interrupt_s = now
     raise _InterruptedError
 
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, EnclaveError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"there is no module {error.name}: pip install 'enclave-kernel[owner]'"
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or error}"
@@ -93,6 +114,7 @@ def _owner() -> None:
     \b
     Example:
       enclave-owner init credit_scorer/
+      enclave-owner try credit_scorer/ -c "score([1, 2, 3])"
       enclave-owner keygen -o acme.key
       enclave-owner encrypt -d credit_scorer/ -k alias/packages --sign-with acme.key
       enclave-owner inspect credit-scorer-1.2.0.encrypted
@@ -101,6 +123,7 @@ def _owner() -> None:
 
 
 _owner.add_command(keygen)
+_owner.add_command(try_command)
 
 
 @_owner.command("init")
@@ -112,6 +135,7 @@ def _init(directory: Path, module: str | None, force: bool) -> None:
 
     The code is read, not run: exports come from __all__, or else from the public functions and
     classes; defaults that are no literals are written as "...". Warnings are those of `encrypt`.
+    DIR/incidents.key is written, too, if it is not there: `try --incident` needs it.
 
     \b
     Example:
@@ -123,10 +147,19 @@ def _init(directory: Path, module: str | None, force: bool) -> None:
     text = draft_manifest(directory, module)
     with OutputFile(manifest) as file:
         file.write(text.encode())
+    with_key = ""
+    key = directory / INCIDENT_KEY_NAME
+    if not os.path.lexists(key):
+        with OutputFile(key) as file:
+            file.write(f"{secrets.token_hex(32)}\n".encode())
+        with_key = f" and {INCIDENT_KEY_NAME}"
     # A draft that `encrypt` would refuse has to be corrected first; it says how.
     with suppress(EnclaveError):
         _warn(plan_package(directory))
-    click.echo(f"Wrote {manifest}. Review it, then: enclave-owner encrypt -d {directory} -k KEY_ID")
+    click.echo(
+        f"Wrote {manifest}{with_key}. Review it, then: enclave-owner try {directory}, and "
+        f"enclave-owner encrypt -d {directory} -k KEY_ID"
+    )
 
 
 @_owner.command("encrypt")

@@ -1,19 +1,19 @@
 """Encrypting a planned package: the numbered procedure of docs/spec/encrypted_package.md."""
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from enclave_encryption.data_key import KmsKey
 from enclave_encryption.errors import OutputError
 from enclave_encryption.output_file import OutputFile
 from enclave_encryption.package_plan import PackagePlan
 from enclave_encryption.publisher_keys import PublisherKey
 from enclave_encryption.source_tree import READ_BYTES
 from enclave_protocol.body_digest import BodyDigest
-from enclave_protocol.chunked_encryption import KEY_BYTES, Encryptor
+from enclave_protocol.chunked_encryption import KEY_BYTES, BytesLike, Encryptor
 from enclave_protocol.data_key_commitment import commit_data_key
 from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
@@ -27,7 +27,24 @@ from enclave_protocol.package_signature import (
     verify_signature,
 )
 
-__all__ = ["EncryptedPackage", "check_output", "encrypt_package", "make_label"]
+__all__ = [
+    "EncryptedPackage",
+    "WrappingKey",
+    "check_output",
+    "encrypt_package",
+    "make_label",
+    "write_encrypted",
+]
+
+
+class WrappingKey(Protocol):
+    """What data keys are wrapped with: `KmsKey`, or one that opens nothing else."""
+
+    arn: str
+
+    def wrap(self, data_key: bytes | bytearray, context: Mapping[str, str]) -> bytes:
+        """Return the data key wrapped, bound to this encryption context."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,7 @@ def check_output(output: Path, directory: Path) -> None:
 
 def encrypt_package(
     plan: PackagePlan,
-    key: KmsKey,
+    key: WrappingKey,
     output: Path,
     progress: Callable[[int], None],
     publisher: PublisherKey | None = None,
@@ -98,33 +115,66 @@ def encrypt_package(
     """
     # 1 and 2, scan and checks, are `plan_package`.
     with OutputFile(output) as file:
-        data_key = bytearray(secrets.token_bytes(KEY_BYTES))  # 3
-        try:
-            label = make_label(plan, data_key, None if publisher is None else publisher.signer)  # 4
-            label_bytes = encode_label(label)
-            context = encryption_context(label, label_bytes)
-            slot = KeySlot(key.arn, key.wrap(data_key, context))  # 5
-            encryptor = Encryptor(data_key, body_context(label_bytes))  # 6
-        finally:
-            data_key[:] = bytes(len(data_key))  # 7
-        header = encode_header(label, slot, _no_signature(label))  # 8
-        file.write(header)
         if publisher is None:
-            size = _write_body(file, encryptor, plan, progress, None)  # 9, 10
+            label, size = write_encrypted(plan, key, file.write, progress)
         else:
-            with closing(BodyDigest()) as digest:
-                size = _write_body(file, encryptor, plan, progress, digest)  # 9, 10
-                signature = _sign(publisher, label_bytes, digest.finish())  # 11
-            file.overwrite(0, encode_header(label, slot, signature))
-    size += len(header)
+            label, size = _write_signed(plan, key, file, progress, publisher)
     return EncryptedPackage(output, label, key.arn, size)  # 12, sync and rename, is `OutputFile`
 
 
-def _no_signature(label: Label) -> PackageSignature | None:
-    """Return zeros of a signature's size: the body is not known yet, its place in the file is."""
-    if label.signer is None:
-        return None
-    return PackageSignature(bytes(32), bytes(SIGNATURE_BYTES[label.signer.algorithm]))
+def write_encrypted(
+    plan: PackagePlan,
+    key: WrappingKey,
+    write: Callable[[BytesLike], None],
+    progress: Callable[[int], None],
+) -> tuple[Label, int]:
+    """Hand the encrypted, unsigned file of `plan` to `write`; return its label and size.
+
+    Arguments and errors as for `encrypt_package`; the pieces are overwritten after `write` returns.
+    """
+    label, slot, encryptor = _begin(plan, key, None)
+    header = encode_header(label, slot)  # 8
+    write(header)
+    return label, len(header) + _write_body(write, encryptor, plan, progress)
+
+
+def _write_signed(
+    plan: PackagePlan,
+    key: WrappingKey,
+    file: OutputFile,
+    progress: Callable[[int], None],
+    publisher: PublisherKey,
+) -> tuple[Label, int]:
+    """The same for a publisher who signs: the signature, of the whole body, comes last."""
+    label, slot, encryptor = _begin(plan, key, publisher.signer)
+    unknown = PackageSignature(bytes(32), bytes(SIGNATURE_BYTES[publisher.signer.algorithm]))
+    header = encode_header(label, slot, unknown)  # 8, zeros where the signature will be
+    file.write(header)
+    with closing(BodyDigest()) as digest:
+
+        def write(data: BytesLike) -> None:
+            digest.begin(data)  # beside the writing
+            file.write(data)
+            digest.join()
+
+        size = len(header) + _write_body(write, encryptor, plan, progress)
+        signature = _sign(publisher, encode_label(label), digest.finish())  # 11
+    file.overwrite(0, encode_header(label, slot, signature))
+    return label, size
+
+
+def _begin(
+    plan: PackagePlan, key: WrappingKey, signer: Signer | None
+) -> tuple[Label, KeySlot, Encryptor]:
+    """Make a data key, have it wrapped, and wipe it; return what needs it no more."""
+    data_key = bytearray(secrets.token_bytes(KEY_BYTES))  # 3
+    try:
+        label = make_label(plan, data_key, signer)  # 4
+        label_bytes = encode_label(label)
+        slot = KeySlot(key.arn, key.wrap(data_key, encryption_context(label, label_bytes)))  # 5
+        return label, slot, Encryptor(data_key, body_context(label_bytes))  # 6
+    finally:
+        data_key[:] = bytes(len(data_key))  # 7
 
 
 def _sign(publisher: PublisherKey, label_bytes: bytes, digest: bytes) -> PackageSignature:
@@ -135,11 +185,10 @@ def _sign(publisher: PublisherKey, label_bytes: bytes, digest: bytes) -> Package
 
 
 def _write_body(
-    file: OutputFile,
+    write: Callable[[BytesLike], None],
     encryptor: Encryptor,
     plan: PackagePlan,
     progress: Callable[[int], None],
-    digest: BodyDigest | None,
 ) -> int:
     """Write the encrypted archive; return its size in bytes."""
     size = 0
@@ -149,17 +198,11 @@ def _write_body(
         if needed > len(sealed):
             sealed = memoryview(bytearray(needed))
         written = encryptor.update_into(piece, sealed)
-        if digest is not None:
-            digest.begin(sealed[:written])  # beside the writing
-        file.write(sealed[:written])
-        if digest is not None:
-            digest.join()
+        write(sealed[:written])
         size += written
         progress(len(piece))
     last = encryptor.finalize()  # 10
-    if digest is not None:
-        digest.update(last)
-    file.write(last)
+    write(last)
     return size + len(last)
 
 

@@ -11,6 +11,11 @@ from enclave_encryption.errors import ExportError, OwnerError
 from enclave_encryption.export_check import check_exports
 from enclave_encryption.package_code import PackageCode
 from enclave_encryption.source_tree import SourceTree, scan
+from enclave_protocol.incident import (
+    INCIDENT_KEY_NAME,
+    MAX_INCIDENT_KEY_BYTES,
+    parse_incident_key,
+)
 from enclave_protocol.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -42,12 +47,14 @@ class PackagePlan:
         manifest: With every default filled in.
         manifest_text: Its file; empty if there is none.
         code: The directory's modules.
+        incident_key: What its incident ids are made with; None: they are random.
     """
 
     tree: SourceTree
     manifest: Manifest
     manifest_text: str
     code: PackageCode
+    incident_key: bytes | None
 
     @property
     def file_name(self) -> str:
@@ -62,10 +69,13 @@ def plan_package(directory: Path) -> PackagePlan:
         SourceTreeError: Something in it cannot be packed.
         ManifestError: `enclave.toml` is wrong.
         ExportError: `enclave.toml` and the code disagree.
+        IncidentKeyError: `incidents.key` holds no key.
     """
     tree = scan(directory)
     text = tree.text(MANIFEST_NAME, MAX_MANIFEST_BYTES)
     manifest = Manifest() if text is None else parse_manifest(text)
+    key_text = tree.text(INCIDENT_KEY_NAME, MAX_INCIDENT_KEY_BYTES)
+    incident_key = None if key_text is None else parse_incident_key(key_text.encode())
     code = PackageCode(tree)
     paths = frozenset(file.entry.path for file in tree.files)
     package = manifest.package
@@ -91,7 +101,7 @@ def plan_package(directory: Path) -> PackagePlan:
         scripts=scripts,
     )
     check_exports(manifest, code, paths)
-    return PackagePlan(tree, manifest, text or "", code)
+    return PackagePlan(tree, manifest, text or "", code, incident_key)
 
 
 def check_not_expired(manifest: Manifest, now: datetime) -> None:

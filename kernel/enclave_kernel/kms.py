@@ -5,6 +5,8 @@ this one request. The caller binds the key to the package's header by opening th
 Source: DESIGN section 4, "Key release"; FACTS, "KMS"; THREATS A-04, A-06, A-07, A-14.
 """
 
+import threading
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from cryptography.hazmat.primitives import serialization
@@ -25,9 +27,10 @@ from enclave_protocol.package_errors import PackageTamperedError
 from enclave_protocol.package_header import PackageHeader
 
 if TYPE_CHECKING:
+    from boto3.session import Session
     from mypy_boto3_kms import KMSClient
 
-__all__ = ["DATA_KEY_BYTES", "release_data_key"]
+__all__ = ["DATA_KEY_BYTES", "load_boto3", "release_data_key"]
 
 DATA_KEY_BYTES: Final = 32
 _CONNECT_TIMEOUT_S: Final = 5
@@ -45,6 +48,8 @@ _STATE_CODES = frozenset(
     {"DisabledException", "KMSInvalidStateException", "KeyUnavailableException"}
 )
 _TAMPERED_CODES = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
+# Clients may be used by many threads, but only one at a time may make one.
+_making_clients = threading.Lock()
 
 
 def release_data_key(
@@ -107,13 +112,20 @@ def release_data_key(
     return data_key
 
 
-def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> "KMSClient":
-    """Return a client that takes nothing from environment, files or the metadata service."""
+def load_boto3() -> None:
+    """Do ahead of time what a first client costs: imports, and KMS's description, 0.2 s."""
+    _client("us-east-1", Credentials("none", "none"), None).close()
+
+
+@cache
+def _session() -> "Session":
+    """Return what all clients share: the services' descriptions, and nothing of anybody's.
+
+    It takes nothing from environment, files or the metadata service.
+    """
     # Imported late: 0.2 s, and the supervisor must start fast.
     import boto3
     import botocore.session
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
 
     # An entry (config key, variable, default, conversion) without a variable reads no variable.
     nothing: Any = {
@@ -122,14 +134,13 @@ def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> 
         "credentials_file": (None, None, "/dev/null", None),
         "data_path": (None, None, None, None),
     }
-    session = boto3.session.Session(
-        aws_access_key_id=credentials.access_key_id,
-        aws_secret_access_key=credentials.secret_access_key,
-        aws_session_token=credentials.session_token,
-        region_name=region,
-        botocore_session=botocore.session.Session(session_vars=nothing),
-    )
-    config = Config(  # type: ignore[call-arg]  # the stubs lack ignore_configured_endpoint_urls
+    return boto3.session.Session(botocore_session=botocore.session.Session(session_vars=nothing))
+
+
+def _config() -> Any:
+    from botocore.config import Config
+
+    return Config(  # type: ignore[call-arg]  # the stubs lack ignore_configured_endpoint_urls
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
@@ -139,12 +150,30 @@ def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> 
         use_dualstack_endpoint=False,
         max_pool_connections=1,
     )
-    try:
-        return session.client("kms", endpoint_url=endpoint_url, config=config, verify=True)
-    except (BotoCoreError, ValueError) as error:
-        raise KmsUnreachableError(
-            f"there is no KMS endpoint for region {region!r} and endpoint {endpoint_url!r}: {error}"
-        ) from error
+
+
+def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> "KMSClient":
+    """Return a client for one request, with these credentials and no others."""
+    with _making_clients:
+        session = _session()
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            return session.client(
+                "kms",
+                region_name=region,
+                endpoint_url=endpoint_url,
+                config=_config(),
+                verify=True,
+                aws_access_key_id=credentials.access_key_id,
+                aws_secret_access_key=credentials.secret_access_key,
+                aws_session_token=credentials.session_token,
+            )
+        except (BotoCoreError, ValueError) as error:
+            raise KmsUnreachableError(
+                f"there is no KMS endpoint for region {region!r} and endpoint {endpoint_url!r}: "
+                f"{error}"
+            ) from error
 
 
 def _decrypt(

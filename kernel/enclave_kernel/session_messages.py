@@ -44,6 +44,8 @@ MAX_SESSION_BYTES = 1024 * 1024
 
 RequestId = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 VaultId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+ProcessName = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+"""What the zygote calls a process of its."""
 _FileName = Annotated[str, msgspec.Meta(max_length=4096)]
 _Wall = Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
 _Reason = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -60,13 +62,13 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 class ForkKernel(_Message, frozen=True, tag="fork"):
     """Supervisor to zygote, with six descriptors: five listeners and the session socket."""
 
-    kernel_id: KernelId
+    name: ProcessName
 
 
 class KernelForked(_Message, frozen=True, tag="forked"):
     """Zygote to supervisor: the process exists and waits for `StartKernel`."""
 
-    kernel_id: KernelId
+    name: ProcessName
     pid: int
 
 
@@ -77,14 +79,14 @@ class SignalChild(_Message, frozen=True, tag="signal"):
     hit by mistake.
     """
 
-    kernel_id: KernelId
+    name: ProcessName
     signum: int
 
 
 class KernelExited(_Message, frozen=True, tag="exited"):
     """Zygote to supervisor: `returncode` as in `subprocess`."""
 
-    kernel_id: KernelId
+    name: ProcessName
     returncode: int
 
 

@@ -70,7 +70,7 @@ def _warm_up() -> None:
 class _Child:
     """A forked kernel; with `status` it is the init of a pid namespace, which tells it there."""
 
-    kernel_id: str
+    name: str
     status: int | None
 
 
@@ -127,7 +127,7 @@ class _Zygote:
 
     def _signal(self, message: SignalChild) -> None:
         for pid, child in self._kernels.items():
-            if child.kernel_id != message.kernel_id:
+            if child.name != message.name:
                 continue
             if child.status is not None:
                 # Init passes it on to the kernel's group; SIGKILL ends all of the namespace.
@@ -156,10 +156,10 @@ class _Zygote:
         if self._walled:
             system_call("setns", self._own_pids, CLONE_NEWPID)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        self._kernels[pid] = _Child(message.kernel_id, status)
+        self._kernels[pid] = _Child(message.name, status)
         for descriptor in (*mine, *(() if told is None else (told,))):
             os.close(descriptor)
-        self._send(KernelForked(kernel_id=message.kernel_id, pid=pid))
+        self._send(KernelForked(name=message.name, pid=pid))
 
     def _become_kernel(self, descriptors: list[int], told: int | None, parent: int) -> None:
         """The forked child: leave everything of the zygote behind, never return."""
@@ -196,7 +196,7 @@ class _Zygote:
             child = self._kernels.pop(found.si_pid, None)
             if child is not None:
                 code = _told(child, status)
-                self._send(KernelExited(kernel_id=child.kernel_id, returncode=code))
+                self._send(KernelExited(name=child.name, returncode=code))
 
     def _send(self, message: KernelForked | KernelExited) -> None:
         self._control.sendall(encode_frame(session_messages.encode(message)))

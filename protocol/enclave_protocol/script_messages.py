@@ -32,12 +32,15 @@ __all__ = [
     "check_workspace_path",
     "decode_opening_message",
     "decode_script_reply",
+    "names_output",
     "workspace_path",
 ]
 
 _MAX_ARGUMENTS: Final = 1024
 _MAX_ARGUMENT_CHARS: Final = 8192
 _MAX_FOLDERS: Final = 1024
+_OUTPUT_OPTIONS: Final = frozenset({"-o", "--out", "--output", "--output-dir", "--output_dir"})
+_DEFAULT_OUTPUT: Final = "output"
 
 _RequestId = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -157,3 +160,13 @@ def workspace_path(argument: str) -> tuple[str, str, str] | None:
     if ".." in parts or not parts:
         return None
     return before, "/".join(parts), "/" if path.endswith("/") else ""
+
+
+def names_output(option: str, path: str) -> bool:
+    """Return whether a script's argument names a folder for its output.
+
+    Args:
+        option: The argument in front of it, or what is in front of it in the same one, without `=`.
+        path: Below the workspace.
+    """
+    return option in _OUTPUT_OPTIONS or path == _DEFAULT_OUTPUT

@@ -104,9 +104,13 @@ def opened(kms: MotoKms, path: Path) -> dict[str, tuple[bytes, bool]]:
 def test_init_encrypt_inspect_open(kms: MotoKms, source: Path, tmp_path: Path) -> None:
     assert run("init", source, cwd=tmp_path).returncode == 0
     manifest = (source / "enclave.toml").read_text()
+    key = (source / "incidents.key").read_text()
+    assert len(bytes.fromhex(key)) == 32
     assert 'score = "score(applicants, *, threshold=0.5)"' in manifest
     refused(run("init", source, cwd=tmp_path), "--force")
     assert run("init", source, "--force", cwd=tmp_path).returncode == 0
+    # Ids of packages that are out are looked up with it.
+    assert (source / "incidents.key").read_text() == key
 
     more = ("--region", REGION)
     result = run(*encrypt(kms, source, *more, key="alias/packages"), cwd=tmp_path)
@@ -118,7 +122,13 @@ def test_init_encrypt_inspect_open(kms: MotoKms, source: Path, tmp_path: Path) -
     assert leftovers(tmp_path) == ["credit-scorer", path.name]
 
     files = opened(kms, path)
-    assert sorted(files) == ["credit_scorer.py", "data/weights.bin", "enclave.toml", "run.sh"]
+    assert sorted(files) == [
+        "credit_scorer.py",
+        "data/weights.bin",
+        "enclave.toml",
+        "incidents.key",
+        "run.sh",
+    ]
     for name, (data, executable) in files.items():
         assert data == (source / name).read_bytes()
         assert executable == (name == "run.sh")

@@ -23,7 +23,7 @@ from enclave_encryption.lint.manifest_lint import line_of, lint_manifest
 from enclave_encryption.lint.program import Program
 from enclave_encryption.lint.value import CLEAN, Function, Instance, PackageClass, Value
 from enclave_encryption.package_code import PackageCode
-from enclave_protocol.manifest import MANIFEST_NAME, ExportedClass, Manifest
+from enclave_protocol.manifest import CONTEXT_METHODS, MANIFEST_NAME, ExportedClass, Manifest
 from enclave_protocol.signature import parse_signature
 
 __all__ = ["LintResult", "lint_package"]
@@ -119,7 +119,9 @@ def _follow_class(
         method = parse_signature(signature)[0]
         found = program.method(instance, method)
         if found is not None:
-            shown = manifest.exports.returned_by(f"{name}.{method}")
+            # What `with` calls gives users nothing: they have the object.
+            context = signature in CONTEXT_METHODS
+            shown = "" if context else manifest.exports.returned_by(f"{name}.{method}")
             _enter(interpreter, found, signature, f"{name}.{method}()", shown)
     for attribute in exported.attributes:
         found = program.method(instance, attribute)

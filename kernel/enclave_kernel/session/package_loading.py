@@ -93,7 +93,12 @@ class LoadedPackage:
 
 
 def load_package(
-    file_name: str, link: VaultLink, progress: Progress, *, unsigned: bool = False
+    file_name: str,
+    link: VaultLink,
+    progress: Progress,
+    make: Callable[[LoadedVaultLike, str, VaultLink], VaultClient] = VaultClient,
+    *,
+    unsigned: bool = False,
 ) -> LoadedPackage:
     """Load the encrypted package in a file.
 
@@ -101,6 +106,7 @@ def load_package(
         file_name: As the user typed it; relative to the working directory.
         link: The way to the supervisor.
         progress: Called often; it decides what to show.
+        make: Makes the client, for those who want to know of its calls.
         unsigned: Whether a package without a publisher's signature will do.
 
     Raises:
@@ -110,7 +116,7 @@ def load_package(
         EnclaveError: The vault died, or the enclave is going down.
     """
     with open_encrypted(file_name, unsigned=unsigned) as opened:
-        client = opened.start(link, VaultClient, progress)
+        client = opened.start(link, make, progress)
         return _fill(opened, client, progress)
 
 

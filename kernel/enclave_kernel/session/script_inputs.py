@@ -11,12 +11,10 @@ from enclave_protocol.errors import EnclaveError
 from enclave_protocol.package_archive import Entry, check_path, encode_archive
 from enclave_protocol.package_errors import PackageFormatError
 from enclave_protocol.plain_text import plain_text
-from enclave_protocol.script_messages import workspace_path
+from enclave_protocol.script_messages import names_output, workspace_path
 
 __all__ = ["ScriptInputs", "WorkspaceFileError", "plan_inputs", "read_inputs", "workspace_folder"]
 
-_OUTPUT_OPTIONS: Final = frozenset({"-o", "--out", "--output", "--output-dir", "--output_dir"})
-_DEFAULT_OUTPUT: Final = "output"
 _PIECE_BYTES: Final = 1024 * 1024
 
 
@@ -77,8 +75,7 @@ def plan_inputs(
         found = workspace_path(argument)
         if found is not None:
             option = found[0].removesuffix("=") or previous
-            is_output = option in _OUTPUT_OPTIONS or found[1] == _DEFAULT_OUTPUT
-            (outputs if is_output else inputs)[found[1]] = None
+            (outputs if names_output(option, found[1]) else inputs)[found[1]] = None
         previous = argument
     entries: dict[str, Entry] = {}
     folders = dict(outputs)

@@ -54,8 +54,9 @@ def run_script(
     outputs: tuple[str, ...],
     link: VaultLink,
     progress: Progress,
+    results: Path | None = None,
     *,
-    tell: Callable[[str], None],
+    tell: Callable[[str], None] = lambda _line: None,
     unsigned: bool = False,
 ) -> ScriptResult:
     """Run a script and return when it has ended and its files are in the workspace.
@@ -68,6 +69,7 @@ def run_script(
         outputs: Folders besides `-o` and `/output` whose files come back.
         link: The way to the supervisor.
         progress: Called while files travel; it decides what to show.
+        results: Where its files are put, if not in the workspace.
         tell: Given a line about the publisher, when there is something new about it.
         unsigned: Whether a package without a publisher's signature will do.
 
@@ -83,7 +85,7 @@ def run_script(
         client = opened.start(link, ScriptClient, progress)
         if opened.new_publisher or opened.header.label.signer is None:
             tell(publisher_line(opened.header.label, is_new=opened.new_publisher))
-        files = OutputFiles(workspace, inputs.outputs)
+        files = OutputFiles(results or workspace, inputs.outputs)
         try:
             send_body(opened.stream, client, progress)
             if inputs.entries:
@@ -98,8 +100,9 @@ def run_script(
                 raise vault_failure(ended, file_name)
             written = files.publish()
         except OSError as error:
+            place = results or workspace
             raise EnclaveError(
-                f"what the script wrote cannot be put into {workspace}: {error.strerror or error}"
+                f"what the script wrote cannot be put into {place}: {error.strerror or error}"
             ) from None
         finally:
             files.close()

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from enclave_kernel.isolation.control_groups import ControlGroupError, ControlGroups, GroupLimits
 from enclave_kernel.key_release_errors import WrongEnvironmentError
-from enclave_kernel.kms import release_data_key
+from enclave_kernel.kms import load_boto3, release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
 from enclave_kernel.session_messages import About, KernelPlace
 from enclave_kernel.supervisor import transport
 from enclave_kernel.supervisor.code_folders import code_folders, import_path
 from enclave_kernel.supervisor.control_stream import ControlStream, NoGatewayError
+from enclave_kernel.supervisor.kernel_process import KernelProcesses
 from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownKernelError
 from enclave_kernel.supervisor.package_loader import PackageLoader
 from enclave_kernel.supervisor.publisher_check import PublisherCheck
@@ -115,12 +116,11 @@ class Supervisor:
         vaults.chmod(0o711)
         self._user_ids = UserIds()
         self._pool = VaultPool(vaults, import_path(), self._user_ids)
+        self._processes = KernelProcesses(
+            sockets, cgroups=self._cgroups, make_place=self._place_of_a_kernel
+        )
         self._kernels = KernelTable(
-            sockets,
-            cgroups=self._cgroups,
-            on_ended=self._tell_ended,
-            make_vaults=self._vaults_of,
-            make_place=self._place_of_a_kernel,
+            self._processes, on_ended=self._tell_ended, make_vaults=self._vaults_of
         )
         self._control: ControlStream | None = None
         self._unopened = 0
@@ -159,7 +159,9 @@ class Supervisor:
 
     def _new_zygote(self) -> ZygoteProcess:
         environ = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        return ZygoteProcess(environ, on_exit=self._kernels.ended, on_gone=self._zygote_gone)
+        zygote = ZygoteProcess(environ, on_exit=self._kernels.ended, on_gone=self._zygote_gone)
+        self._processes.prepare(zygote, at_once=True)
+        return zygote
 
     def _zygote_gone(self) -> None:
         self._kernels.all_ended()
@@ -238,6 +240,8 @@ class Supervisor:
         _log.info("listening on %s", self._options.listen)
         # What it says of its walls is what the enclave reports.
         self._pool.prepare_spare()
+        # Whoever loads the first package shall not wait for it.
+        self._key_threads.submit(load_boto3)
         try:
             await self._stopping.wait()
         finally:
@@ -336,7 +340,7 @@ class Supervisor:
             kernel = await self._kernels.launch(body, self._zygote)
             return KernelLaunched(pid=kernel.pid)
         if isinstance(body, SignalKernel):
-            self._zygote.signal(body.kernel_id, body.signum)
+            self._kernels.signal(body.kernel_id, body.signum)
             return Done()
         if isinstance(body, StatusRequest):
             return self._status()

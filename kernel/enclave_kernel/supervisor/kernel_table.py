@@ -8,18 +8,16 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
-from enclave_kernel.isolation.control_groups import ControlGroup, ControlGroups
 from enclave_kernel.session_messages import (
     KernelExited,
     KernelFailed,
-    KernelPlace,
     KernelReady,
     KernelWalled,
     StartKernel,
 )
+from enclave_kernel.supervisor.kernel_process import KernelProcess, KernelProcesses
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
 from enclave_protocol.errors import EnclaveError
@@ -29,7 +27,6 @@ __all__ = ["Kernel", "KernelLaunchError", "KernelTable", "UnknownKernelError", "
 
 _log = logging.getLogger(__name__)
 _READY_TIMEOUT_S = 60.0
-_LISTEN_BACKLOG = 64
 _MAX_KERNELS = 256
 _SIGKILL = 9
 
@@ -57,15 +54,12 @@ class VaultOwner(Protocol):
 
 @dataclass
 class Kernel:
-    """One kernel process and what belongs to it."""
+    """One kernel and what belongs to it."""
 
     kernel_id: str
-    prefix: str
-    place: KernelPlace | None = None
+    process: KernelProcess | None = None
     walls: tuple[str, ...] | None = None
-    pid: int = 0
     started: float = field(default_factory=time.monotonic)
-    cgroup: ControlGroup | None = None
     channel: SessionChannel | None = None
     vaults: VaultOwner | None = None
     ready: asyncio.Future[None] = field(
@@ -73,16 +67,19 @@ class Kernel:
     )
     streams: set[asyncio.Task[None]] = field(default_factory=set)
 
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before there is a process."""
+        return 0 if self.process is None else self.process.pid
+
 
 class KernelTable:
     """All kernels.
 
     Args:
-        directory: Where the listeners' sockets are, only the supervisor's user enters it.
-        cgroups: Memory limits, or None where the system offers none.
+        processes: Where a kernel's process comes from.
         on_ended: Told of every kernel that was launched and ended.
         make_vaults: Makes the owner of a kernel's vaults.
-        make_place: Decides about a kernel's walls; None: there can be none.
 
     Attributes:
         walls: What the kernel that came up last found standing around it; None before the first.
@@ -90,18 +87,14 @@ class KernelTable:
 
     def __init__(
         self,
-        directory: Path,
+        processes: KernelProcesses,
         *,
-        cgroups: ControlGroups | None,
         on_ended: Callable[[KernelEnded], None],
         make_vaults: Callable[[Kernel], VaultOwner],
-        make_place: Callable[[], KernelPlace | None],
     ) -> None:
-        self._directory = directory
-        self._cgroups = cgroups
+        self._processes = processes
         self._on_ended = on_ended
         self._make_vaults = make_vaults
-        self._make_place = make_place
         self.walls: tuple[str, ...] | None = None
         self._kernels: dict[str, Kernel] = {}
 
@@ -144,58 +137,48 @@ class KernelTable:
             raise KernelLaunchError(f"kernel {request.kernel_id} runs already")
         if len(self._kernels) >= _MAX_KERNELS:
             raise KernelLaunchError(f"{_MAX_KERNELS} kernels run already; shut one down first")
-        prefix = str(self._directory / request.kernel_id)
-        kernel = Kernel(request.kernel_id, prefix, self._make_place())
+        kernel = Kernel(request.kernel_id)
         self._kernels[kernel.kernel_id] = kernel
         try:
-            await self._start(kernel, request, zygote)
+            kernel.process = await self._processes.take(request.kernel_id, zygote)
+            self._start(kernel, kernel.process, request)
             await asyncio.wait_for(kernel.ready, _READY_TIMEOUT_S)
         except BaseException as error:
-            if kernel.pid:
-                zygote.signal(kernel.kernel_id, _SIGKILL)
+            if kernel.process is not None:
+                kernel.process.signal(_SIGKILL)
             self._remove(kernel)
             if isinstance(error, TimeoutError):
                 raise KernelLaunchError("the kernel process was not ready within 60 s") from error
             raise
+        finally:
+            self._processes.prepare(zygote)
         return kernel
 
-    async def _start(self, kernel: Kernel, request: LaunchKernel, zygote: ZygoteProcess) -> None:
-        ours, theirs = socket.socketpair()
-        listeners: list[socket.socket] = []
-        try:
-            for number in range(1, len(CHANNELS) + 1):
-                listeners.append(_listen(Path(f"{kernel.prefix}-{number}")))
-            descriptors = [*(sock.fileno() for sock in listeners), theirs.fileno()]
-            kernel.pid = await zygote.fork(kernel.kernel_id, descriptors)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-            for sock in listeners:
-                sock.close()
+    def _start(self, kernel: Kernel, process: KernelProcess, request: LaunchKernel) -> None:
         kernel.vaults = self._make_vaults(kernel)
         kernel.channel = SessionChannel(
-            ours,
+            process.session,
             on_message=lambda message: self._take(kernel, message),
             on_end=lambda: self._channel_ended(kernel),
         )
-        if self._cgroups is not None:
-            # Before the process is told what to be: it allocates nothing until then.
-            kernel.cgroup = self._cgroups.create(kernel.kernel_id)
-            kernel.cgroup.add(kernel.pid)
         kernel.channel.send(
             StartKernel(
                 kernel_id=kernel.kernel_id,
-                endpoint_prefix=kernel.prefix,
+                endpoint_prefix=process.prefix,
                 key=request.key,
                 signature_scheme=request.signature_scheme,
                 cwd=request.cwd,
                 environ=request.environ,
                 arguments=request.arguments,
-                place=kernel.place,
+                place=process.place,
             )
         )
+
+    def signal(self, kernel_id: str, number: int) -> None:
+        """Signal a kernel's process group; if it ended already, nothing happens."""
+        kernel = self._kernels.get(kernel_id)
+        if kernel is not None and kernel.process is not None:
+            kernel.process.signal(number)
 
     def _take(self, kernel: Kernel, message: FromSession) -> None:
         if isinstance(message, KernelWalled):
@@ -220,7 +203,8 @@ class KernelTable:
     def _take_ready(self, kernel: Kernel) -> None:
         if kernel.ready.done():
             return
-        if kernel.place is not None and kernel.walls is None:
+        expected = kernel.process is not None and kernel.process.place is not None
+        if expected and kernel.walls is None:
             kernel.ready.set_exception(KernelLaunchError("the kernel came up without its walls"))
             return
         kernel.ready.set_result(None)
@@ -234,14 +218,16 @@ class KernelTable:
         """Return a connection to one channel of a kernel, `first` already sent into it.
 
         Raises:
-            OSError: The kernel ended meanwhile.
+            OSError: The kernel ended meanwhile, or is not up yet.
         """
+        if kernel.process is None:
+            raise ConnectionRefusedError(f"kernel {kernel.kernel_id} is not up yet")
         number = CHANNELS.index(channel) + 1
         loop = asyncio.get_running_loop()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
-            await loop.sock_connect(sock, f"{kernel.prefix}-{number}")
+            await loop.sock_connect(sock, f"{kernel.process.prefix}-{number}")
             await loop.sock_sendall(sock, first)
         except BaseException:
             sock.close()
@@ -250,7 +236,9 @@ class KernelTable:
 
     def ended(self, message: KernelExited) -> None:
         """A process that the zygote made ended: tell of it and remove what it had."""
-        kernel = self._kernels.get(message.kernel_id)
+        if self._processes.lost(message.name):
+            return
+        kernel = self._by_process(message.name)
         if kernel is None:
             return
         reason = self._reason(kernel, message.returncode)
@@ -265,15 +253,23 @@ class KernelTable:
 
     def all_ended(self) -> None:
         """The zygote is gone and took every kernel with it."""
-        for kernel_id, kernel in list(self._kernels.items()):
-            if kernel.pid:
-                # The kernel process died with the zygote, what it started did not.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(kernel.pid, _SIGKILL)
-            self.ended(KernelExited(kernel_id=kernel_id, returncode=-_SIGKILL))
+        self._processes.close()
+        for kernel in list(self._kernels.values()):
+            if kernel.process is None:
+                continue
+            # The kernel process died with the zygote, what it started did not.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(kernel.pid, _SIGKILL)
+            self.ended(KernelExited(name=kernel.process.name, returncode=-_SIGKILL))
+
+    def _by_process(self, name: str) -> Kernel | None:
+        for kernel in self._kernels.values():
+            if kernel.process is not None and kernel.process.name == name:
+                return kernel
+        return None
 
     def _reason(self, kernel: Kernel, returncode: int) -> str:
-        group = kernel.cgroup
+        group = None if kernel.process is None else kernel.process.cgroup
         if returncode == -_SIGKILL and group is not None and group.killed_for_memory():
             limit = group.limit_bytes // 2**20
             return f"was ended because it needed more than its {limit} MiB of memory"
@@ -287,24 +283,11 @@ class KernelTable:
             kernel.channel.close()
         for stream in kernel.streams:
             stream.cancel()
-        for number in range(1, len(CHANNELS) + 1):
-            with contextlib.suppress(OSError):
-                Path(f"{kernel.prefix}-{number}").unlink()
-        if kernel.cgroup is not None:
-            kernel.cgroup.remove()
+        if kernel.process is not None:
+            kernel.process.remove()
 
     def close(self) -> None:
         """Remove every kernel; their processes end with the zygote."""
+        self._processes.close()
         for kernel in list(self._kernels.values()):
             self._remove(kernel)
-
-
-def _listen(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.bind(str(path))
-        sock.listen(_LISTEN_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

@@ -76,30 +76,30 @@ class ZygoteProcess:
         """The zygote's process id."""
         return self._process.pid
 
-    async def fork(self, kernel_id: str, descriptors: list[int]) -> int:
+    async def fork(self, name: str, descriptors: list[int]) -> int:
         """Fork a kernel process that holds copies of these descriptors; return its pid.
 
         Args:
-            kernel_id: Not in use by a living kernel.
+            name: 16 hexadecimal digits, not in use by a living process.
             descriptors: Five listeners and the session socket.
 
         Raises:
             ZygoteError: The zygote is gone or did not answer within 30 s.
         """
         answer: asyncio.Future[int] = self._loop.create_future()
-        self._forks[kernel_id] = answer
-        frame = encode_frame(session_messages.encode(ForkKernel(kernel_id=kernel_id)))
+        self._forks[name] = answer
+        frame = encode_frame(session_messages.encode(ForkKernel(name=name)))
         try:
             socket.send_fds(self._sock, [frame], descriptors)
             return await asyncio.wait_for(answer, _FORK_TIMEOUT_S)
         except (OSError, TimeoutError) as error:
             raise ZygoteError("the zygote does not fork; see: enclave logs") from error
         finally:
-            self._forks.pop(kernel_id, None)
+            self._forks.pop(name, None)
 
-    def signal(self, kernel_id: str, signum: int) -> None:
+    def signal(self, name: str, signum: int) -> None:
         """Signal a kernel's process group; one that ended already is fine."""
-        message = SignalChild(kernel_id=kernel_id, signum=signum)
+        message = SignalChild(name=name, signum=signum)
         with contextlib.suppress(OSError):
             self._sock.sendall(encode_frame(session_messages.encode(message)))
 
@@ -116,7 +116,7 @@ class ZygoteProcess:
         for payload in self._decoder.feed(data):
             message = session_messages.decode_from_zygote(payload)
             if isinstance(message, KernelForked):
-                answer = self._forks.get(message.kernel_id)
+                answer = self._forks.get(message.name)
                 if answer is not None and not answer.done():
                     answer.set_result(message.pid)
             else:

@@ -16,6 +16,7 @@ from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.callbacks import Callbacks
 from enclave_kernel.vault.exports import ArgumentsError, Export, Exports
 from enclave_kernel.vault.failures import raised
+from enclave_kernel.vault.incidents import Incidents
 from enclave_kernel.vault.live_objects import LiveObjects
 from enclave_kernel.vault.open_iterator import OpenIterator, source_of
 from enclave_kernel.vault.package_runner import PackageRunner
@@ -59,17 +60,24 @@ class Dispatcher:
         exports: All that can be reached.
         policy: The owner's policy, from the verified label.
         output: What a call shows besides its result.
+        incidents: Makes the ids of errors.
 
     Raises:
         BudgetExceededError: The policy cannot be understood.
     """
 
     def __init__(
-        self, channel: CallChannel, exports: Exports, policy: Policy, output: CallOutput
+        self,
+        channel: CallChannel,
+        exports: Exports,
+        policy: Policy,
+        output: CallOutput,
+        incidents: Incidents,
     ) -> None:
         self._channel = channel
         self._output = output
         self._exports = exports
+        self._incidents = incidents
         self._budget = CallBudget(policy)
         self._shown_errors = frozenset(policy.errors)
         self._max_result_bytes = policy.max_result_bytes
@@ -145,7 +153,7 @@ class Dispatcher:
         try:
             value = self._runner.call(target, args, kwargs)
         except BaseException as error:  # SystemExit and what else a package may let out
-            failure = raised(request.request_id, error, self._shown_errors)
+            failure = self._raised(request.request_id, error)
         try:
             self._callbacks.end()
         finally:
@@ -158,6 +166,9 @@ class Dispatcher:
             return self._open(request.request_id, value)
         encoded = self._encode(export, value)
         return Result(request.request_id, encoded.header), encoded.buffers
+
+    def _raised(self, request_id: int, error: BaseException) -> Raised:
+        return raised(request_id, error, self._shown_errors, self._incidents)
 
     def _refuse_if_interrupted(self) -> None:
         if self._runner.interrupted:
@@ -226,7 +237,7 @@ class Dispatcher:
             step, finish = self._runner.run(source)
         except BaseException as error:
             # What Python says of an `__iter__` that does not return an iterator names its type.
-            return raised(request_id, error, frozenset()), ()
+            return raised(request_id, error, frozenset(), self._incidents), ()
         opened = OpenIterator(step, finish, self._encode_item, self._max_result_bytes)
         return IteratorOpened(request_id, self._live.add_iterator(opened)), ()
 
@@ -248,7 +259,7 @@ class Dispatcher:
         if isinstance(batch.failure, RefusedError):
             raise batch.failure
         if batch.failure is not None:
-            return raised(request.request_id, batch.failure, self._shown_errors), ()
+            return self._raised(request.request_id, batch.failure), ()
         reply = Items(
             request.request_id,
             tuple(item.header for item in batch.items),

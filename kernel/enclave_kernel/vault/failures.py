@@ -1,10 +1,10 @@
 """What an exception of the package may show of itself. An exception object never travels."""
 
 import builtins
-import secrets
 from typing import Final
 
 from enclave_kernel.vault.callbacks import CallbackError
+from enclave_kernel.vault.incidents import Incidents
 from enclave_protocol.vault_messages import CALLBACK_ERROR, Raised
 
 __all__ = ["raised"]
@@ -18,7 +18,9 @@ _BUILTIN_ERRORS: Final = {
 }
 
 
-def raised(request_id: int, error: BaseException, shown: frozenset[str]) -> Raised:
+def raised(
+    request_id: int, error: BaseException, shown: frozenset[str], incidents: Incidents
+) -> Raised:
     """Return what the notebook learns of `error`.
 
     Args:
@@ -26,17 +28,18 @@ def raised(request_id: int, error: BaseException, shown: frozenset[str]) -> Rais
         error: Whatever the package let out.
         shown: Names of the built-in types whose message the owner's policy shows. Exact types:
             a subclass, such as UnicodeDecodeError of ValueError, may carry whole documents.
+        incidents: Makes the id.
     """
     if type(error) is CallbackError:
         # What the function raised, the notebook knows.
-        return Raised(request_id, CALLBACK_ERROR, None, secrets.token_hex(8))
+        return Raised(request_id, CALLBACK_ERROR, None, incidents.new(error))
     name = _BUILTIN_ERRORS.get(type(error))
     message = _message(error) if name is not None and name in shown else None
     if name is None:
         # The name of a class of the package's is the owner's: show what it is derived from.
         bases = (_BUILTIN_ERRORS[base] for base in type(error).__mro__ if base in _BUILTIN_ERRORS)
         name = next(bases, "Exception")
-    return Raised(request_id, name, message, secrets.token_hex(8))
+    return Raised(request_id, name, message, incidents.new(error))
 
 
 def _message(error: BaseException) -> str | None:

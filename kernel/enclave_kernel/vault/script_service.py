@@ -18,6 +18,7 @@ from enclave_kernel.vault.budget import CallBudget
 from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.failures import raised
 from enclave_kernel.vault.importer import PackageImporter
+from enclave_kernel.vault.incidents import Incidents
 from enclave_kernel.vault.package_runner import PackageRunner
 from enclave_kernel.vault.script_files import InputFiles, collect_outputs
 from enclave_kernel.vault.standard_output import StandardOutput
@@ -40,6 +41,7 @@ def run_script(
     request: RunScript,
     label: Label,
     importer: PackageImporter,
+    incidents: Incidents,
     inputs: InputFiles,
     channel: CallChannel,
 ) -> None:
@@ -49,6 +51,7 @@ def run_script(
         request: What the notebook asks for.
         label: The package's, authentic.
         importer: The package's sources, all verified; nothing of them ran.
+        incidents: Makes the id of its error.
         inputs: The workspace's files.
         channel: The socket to the notebook's process.
 
@@ -82,7 +85,7 @@ def run_script(
     except KeyboardInterrupt:
         ended = ScriptEnded(_INTERRUPTED, "KeyboardInterrupt")
     except BaseException as error:  # whatever a script lets out
-        failure = raised(request.request_id, error, frozenset(label.policy.errors))
+        failure = raised(request.request_id, error, frozenset(label.policy.errors), incidents)
         ended = ScriptEnded(1, failure.type_name, failure.message, failure.incident)
     output.end()
     pieces = collect_outputs(inputs.root, request.outputs, label.policy.max_result_bytes)
@@ -102,7 +105,7 @@ def _argument(text: str, root: Path) -> str:
 def _run(importer: PackageImporter, file: str) -> None:
     """Run a file as `python FILE` would, its clean-up at exit included."""
     module = types.ModuleType("__main__")
-    module.__file__ = f"{importer.root}/{file}"
+    module.__file__ = path = f"{importer.root}/{file}"
     sys.modules["__main__"] = module
     source = bytes(importer.sources[file])
     code = compile(source, importer.file_name, "exec", dont_inherit=True)
@@ -116,6 +119,8 @@ def _run(importer: PackageImporter, file: str) -> None:
         atexit._run_exitfuncs()
         # Files that it left open are written when they are collected.
         module.__dict__.clear()
+        # For the incident id, if it raised.
+        module.__file__ = path
         gc.collect()
 
 

@@ -11,7 +11,7 @@ import os
 import resource
 import select
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ __all__ = [
     "check_before_filter",
     "check_walls",
     "control_groups_in_force",
+    "missing_walls",
     "open_descriptors",
 ]
 
@@ -34,6 +35,21 @@ _PR_GET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_GET_NO_NEW_PRIVS = 2, 3, 39
 _WRITABLE: Final = ("/dev/shm", "/tmp")  # noqa: S108 (mounts of its own)
 _PROC_SUFFIXES: Final = ("hidepid=2", "hidepid=invisible")
 _CAPABILITIES: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_OWN_USER: Final = "user and group of its own"
+_NO_CAPABILITIES: Final = "no capabilities"
+_OWN_ROOT: Final = "read-only root, own /proc, /dev and /tmp"
+_FILTER: Final = "system call allow-list"
+_CLOSED: Final = "memory closed to tracing and dumps, no new privileges"
+_GROUP: Final = "control group"
+_IN_AN_ENCLAVE: Final = (
+    _OWN_USER,
+    _NO_CAPABILITIES,
+    "namespaces",
+    _OWN_ROOT,
+    _FILTER,
+    _CLOSED,
+    _GROUP,
+)
 
 
 @dataclass(frozen=True)
@@ -75,9 +91,9 @@ def check_walls(expected: Expected) -> tuple[str, ...]:
         OSError: /proc cannot be read.
     """
     wrong = _wrong_process(expected)
-    checked = ["memory closed to tracing and dumps, no new privileges"]
+    checked = [_CLOSED]
     if expected.groups:
-        checked.append(f"{', '.join(sorted(expected.groups))} control group")
+        checked.append(f"{', '.join(sorted(expected.groups))} {_GROUP}")
     if expected.limited and "memory" not in expected.groups:
         checked.append("limit of private memory")
     if expected.uid is not None:
@@ -89,16 +105,25 @@ def check_walls(expected: Expected) -> tuple[str, ...]:
             wrong += vault_breaches()
         names = sorted(link.partition(":")[0] for link in expected.left)
         checked = [
-            "user and group of its own",
-            "no capabilities",
+            _OWN_USER,
+            _NO_CAPABILITIES,
             f"{', '.join(names)} namespaces",
-            "read-only root, own /proc, /dev and /tmp",
-            *(["system call allow-list"] if expected.filtered else []),
+            _OWN_ROOT,
+            *([_FILTER] if expected.filtered else []),
             *checked,
         ]
     if wrong:
         raise LockdownError(f"the vault's walls do not stand: {', '.join(wrong)}")
     return tuple(checked)
+
+
+def missing_walls(standing: Sequence[str]) -> tuple[str, ...]:
+    """Return what stands around a vault in an enclave and does not here.
+
+    Args:
+        standing: From `check_walls`.
+    """
+    return tuple(wall for wall in _IN_AN_ENCLAVE if not any(wall in line for line in standing))
 
 
 def check_before_filter() -> None:

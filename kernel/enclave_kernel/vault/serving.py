@@ -1,7 +1,6 @@
 """Opens one package from the notebook's stream and serves it."""
 
 import importlib
-import secrets
 import socket
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.dispatcher import Dispatcher
 from enclave_kernel.vault.exports import Exports, build_exports
 from enclave_kernel.vault.importer import PackageImporter
+from enclave_kernel.vault.incidents import Incidents, take_incident_key
 from enclave_kernel.vault.script_files import InputFiles
 from enclave_kernel.vault.script_service import run_script
 from enclave_kernel.vault.unpacking import Unpacker
@@ -82,14 +82,17 @@ def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
     try:
         request = _receive_body(package, channel, inputs)
         importer = _importer(package)
+        key = take_incident_key(package.root)
+        incidents = Incidents(key, importer.root, importer.file_name)
         if request is not None:
-            run_script(request, package.header.label, importer, inputs, channel)
+            run_script(request, package.header.label, importer, incidents, inputs, channel)
             return
         policy = package.header.label.policy
         output = CallOutput(channel.send, policy.output)
         # Before its code is imported, which may keep what it finds as sys.stdout.
         output.install()
-        dispatcher = Dispatcher(channel, _import(package, importer), policy, output)
+        exports = _import(package, importer, incidents)
+        dispatcher = Dispatcher(channel, exports, policy, output, incidents)
     except ChannelClosedError:
         return
     except EnclaveError as error:
@@ -151,7 +154,7 @@ def _importer(package: OpeningPackage) -> PackageImporter:
     return PackageImporter(str(package.root), name, package.unpacker.finish())
 
 
-def _import(package: OpeningPackage, importer: PackageImporter) -> Exports:
+def _import(package: OpeningPackage, importer: PackageImporter, incidents: Incidents) -> Exports:
     """Run the package's code.
 
     Raises:
@@ -163,9 +166,9 @@ def _import(package: OpeningPackage, importer: PackageImporter) -> Exports:
     importer.install()
     try:
         module = importlib.import_module(label.package.module)
-    except BaseException:  # whatever it is, its text is the owner's
+    except BaseException as error:  # whatever it is, its text is the owner's
         raise PackageImportError(
-            f"its code failed while it was imported [incident {secrets.token_hex(8)}]: tell its "
+            f"its code failed while it was imported [incident {incidents.new(error)}]: tell its "
             "owner, who sees the error when importing the package in the enclave's environment"
         ) from None
     return build_exports(label, module)

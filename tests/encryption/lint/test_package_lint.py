@@ -658,6 +658,10 @@ def test_whole_weights(tmp_path: Path) -> None:
             return self  # <- reference
         def chained(self, x):
             return self
+        def __enter__(self):
+            return self
+        def __exit__(self, *error):
+            return None
         def dumped(self):
             return {k: TABLE[k] for k in TABLE.files}  # <- weights
         def known(self, x):
@@ -677,7 +681,7 @@ def test_whole_weights(tmp_path: Path) -> None:
     exports += f"""
 [exports.classes.Scorer]
 init = "Scorer(alpha)"
-methods = [{listed}]
+methods = [{listed}, "__enter__()", "__exit__()"]
 attributes = ["size", "raw", "alpha", "coef_", "classes"]
 """
     files = {"m.py": code}

@@ -76,7 +76,7 @@ def test_a_kernel_runs_code_and_is_gone_after_its_shutdown(
     ended = control.next_event()
     assert (ended.kernel_id, ended.returncode) == (request.kernel_id, 0)
     assert not _status(control).kernels
-    assert not list((supervisor.runtime_dir / "k").iterdir())
+    assert not list((supervisor.runtime_dir / "k").glob(f"{request.kernel_id}*"))
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
