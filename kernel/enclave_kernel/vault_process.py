@@ -192,12 +192,13 @@ class VaultProcess:
             raise VaultStartError(f"a vault did not start: {error}") from error
         return vault
 
-    def start(self, header_raw: bytes, data_key: bytearray) -> None:
+    def start(self, header_raw: bytes, data_key: bytearray, *, now_ms: int) -> None:
         """Give the vault its package's header and key; it then takes the body from the notebook.
 
         Args:
             header_raw: Everything before the body, as it is in the file.
             data_key: 32 bytes, wiped here in any case.
+            now_ms: Milliseconds since 1970, as `TrustedClock` has it.
 
         Raises:
             PackageError: The vault refused the header.
@@ -206,7 +207,7 @@ class VaultProcess:
         try:
             if len(data_key) != KEY_BYTES:
                 raise VaultStartError(f"the data key has {len(data_key)} bytes, not {KEY_BYTES}")
-            self._control.sendall(encode_frame(encode_control(StartVault(header_raw))))
+            self._control.sendall(encode_frame(encode_control(StartVault(header_raw, now_ms))))
             # By itself: inside a message it would leave a copy that nobody can wipe.
             self._control.sendall(data_key)
             self._expect(VaultStarted)

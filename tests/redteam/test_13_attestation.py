@@ -22,6 +22,7 @@ from enclave_kernel.key_release_errors import KeyReleaseDeniedError
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.attestation_document import decode_signed_document
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import encode_frame
@@ -84,7 +85,12 @@ class Aws:
         slot = KeySlot(arn, answer["CiphertextBlob"])
         return decode_header(encode_header(label, slot)), key
 
-    def release(self, header: PackageHeader, nsm: SoftwareNsmProcess | None = None) -> bytes:
+    def release(
+        self,
+        header: PackageHeader,
+        nsm: SoftwareNsmProcess | None = None,
+        clock: TrustedClock | None = None,
+    ) -> bytes:
         with NsmClient.open((nsm or self.nsm).endpoint) as client:
             return bytes(
                 release_data_key(
@@ -93,6 +99,7 @@ class Aws:
                     keys=self.pool,
                     credentials=HOST_CREDENTIALS,
                     endpoint_url=self.cloud.endpoint_url,
+                    clock=clock or TrustedClock(),
                 )
             )
 

@@ -6,6 +6,7 @@ import shutil
 import sysconfig
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -102,6 +103,7 @@ class VaultLink:
         self._keys = {package.header_raw: package.key for package in packages}
         self.directory = runtime_dir()
         self.new_publishers = False
+        self.now_ms: int | None = None
         self.vaults: dict[str, VaultProcess] = {}
         self._deaths: dict[str, VaultDeath] = {}
         self._waiters: dict[str, threading.Thread] = {}
@@ -142,7 +144,9 @@ class VaultLink:
         self.vaults[vault_id] = vault
         self._waiters[vault_id] = waiter
         try:
-            vault.start(header_raw, bytearray(key))
+            vault.start(
+                header_raw, bytearray(key), now_ms=self.now_ms or time.time_ns() // 1_000_000
+            )
         except EnclaveError as error:
             self.unload(vault_id)
             raise LoadRefusedError(type(error).__name__, str(error)) from None

@@ -29,6 +29,7 @@ from enclave_kernel.supervisor.publisher_check import PublisherCheck
 from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.supervisor.vault_pool import VaultPool
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.errors import EnclaveError, ProtocolError
 from enclave_protocol.frame import FrameDecoder
 from enclave_protocol.messages import (
@@ -106,6 +107,7 @@ class Supervisor:
         self._pcrs = {i: self._nsm.describe_pcr(i)[1].hex() for i in _PCR_INDICES}
         self._module_id = self._nsm.describe().module_id
         self._keys = RsaPool()
+        self._clock = TrustedClock()
         self._key_threads = ThreadPoolExecutor(_KEY_THREADS, thread_name_prefix="key-release")
         self._cgroups = _groups_for_kernels(options.kernel_memory_bytes)
         sockets = options.runtime_dir / "k"
@@ -170,7 +172,9 @@ class Supervisor:
 
     def _vaults_of(self, kernel: Kernel) -> PackageLoader:
         publishers = PublisherCheck(self._ask_gateway)
-        return PackageLoader(kernel, self._pool, self._release_key, self._about, publishers)
+        return PackageLoader(
+            kernel, self._pool, self._release_key, self._about, publishers, self._clock
+        )
 
     def _about(self, request_id: int) -> About:
         return About(
@@ -200,6 +204,7 @@ class Supervisor:
             keys=self._keys,
             credentials=credentials,
             endpoint_url=self._options.kms_endpoint_url,
+            clock=self._clock,
         )
         releasing = asyncio.get_running_loop().run_in_executor(self._key_threads, release)
         try:

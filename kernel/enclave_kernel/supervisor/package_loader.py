@@ -24,6 +24,7 @@ from enclave_kernel.supervisor.publisher_check import PublisherCheck
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
 from enclave_kernel.supervisor.token_bucket import TokenBucket
 from enclave_kernel.supervisor.vault_pool import VaultPool
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.package_errors import PackageError
@@ -67,6 +68,7 @@ class PackageLoader:
         release_key: Key release.
         about: Says what enclave this is, in a reply to the request of this number.
         publishers: Says whether the user may trust who made a package.
+        clock: Set by every key release.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class PackageLoader:
         release_key: KeyRelease,
         about: Callable[[int], About],
         publishers: PublisherCheck,
+        clock: TrustedClock,
     ) -> None:
         self._owner = owner
         self._pool = pool
         self._release_key = release_key
         self._about = about
         self._publishers = publishers
+        self._clock = clock
         self._vaults: dict[str, _Vault] = {}
         self._deaths: dict[str, asyncio.Future[str]] = {}
         self._loads: dict[int, asyncio.Task[None]] = {}
@@ -186,7 +190,7 @@ class PackageLoader:
             self._deaths[vault_id] = asyncio.get_running_loop().create_future()
             data_key = await self._release_key(header)
             try:
-                await self._pool.start(vault, header.raw, data_key)
+                await self._pool.start(vault, header.raw, data_key, now_ms=self._clock.now_ms())
             finally:
                 # Also when the load is cancelled before the vault's turn came.
                 data_key[:] = bytes(len(data_key))

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from enclave_kernel.isolation.control_groups import (
@@ -165,13 +166,16 @@ class VaultPool:
         except OSError as error:
             raise EnclaveError(f"no control group can be made for a vault: {error}") from error
 
-    async def start(self, vault: VaultProcess, header_raw: bytes, data_key: bytearray) -> None:
-        """Give a vault its package's header and key; the key is wiped here.
+    async def start(
+        self, vault: VaultProcess, header_raw: bytes, data_key: bytearray, *, now_ms: int
+    ) -> None:
+        """Give a vault its package's header and key, and the time; the key is wiped here.
 
         Raises:
             EnclaveError: The vault ended or refused the header.
         """
-        await self._loop.run_in_executor(self._starter, vault.start, header_raw, data_key)
+        start = partial(vault.start, header_raw, data_key, now_ms=now_ms)
+        await self._loop.run_in_executor(self._starter, start)
 
     def end(self, vault: VaultProcess) -> None:
         """Kill a vault; an ended one is fine. Its death is told of as any other."""

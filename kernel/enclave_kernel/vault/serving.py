@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from enclave_kernel.call_channel import CallChannel, ChannelClosedError
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.dispatcher import Dispatcher
 from enclave_kernel.vault.exports import Exports, build_exports
@@ -51,19 +52,25 @@ class WorkspaceRefusedError(PackageError):
 class OpeningPackage:
     """A package whose header is known and whose body is still to come."""
 
-    def __init__(self, header: PackageHeader, unpacker: Unpacker, root: Path) -> None:
+    def __init__(
+        self, header: PackageHeader, unpacker: Unpacker, root: Path, clock: TrustedClock
+    ) -> None:
         self.header = header
+        self.clock = clock
         self.unpacker = unpacker
         self.root = root
 
 
-def open_package(header_raw: bytes, data_key: bytearray, root: Path) -> OpeningPackage:
+def open_package(
+    header_raw: bytes, data_key: bytearray, root: Path, clock: TrustedClock
+) -> OpeningPackage:
     """Return a package ready to take its body.
 
     Args:
         header_raw: Everything before the body, as it is in the file.
         data_key: 32 bytes; the caller wipes it.
         root: Existing, empty directory for the package's data files.
+        clock: Set by the supervisor.
 
     Raises:
         PackageError: The header breaks a rule.
@@ -72,7 +79,7 @@ def open_package(header_raw: bytes, data_key: bytearray, root: Path) -> OpeningP
     if len(header.raw) != len(header_raw):
         raise PackageFormatError("the header has bytes behind its end")
     check_label(header.label)
-    return OpeningPackage(header, Unpacker(header, data_key, root), root)
+    return OpeningPackage(header, Unpacker(header, data_key, root), root, clock)
 
 
 def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
@@ -85,14 +92,16 @@ def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
         key = take_incident_key(package.root)
         incidents = Incidents(key, importer.root, importer.file_name)
         if request is not None:
-            run_script(request, package.header.label, importer, incidents, inputs, channel)
+            run_script(
+                request, package.header.label, importer, incidents, inputs, channel, package.clock
+            )
             return
         policy = package.header.label.policy
         output = CallOutput(channel.send, policy.output)
         # Before its code is imported, which may keep what it finds as sys.stdout.
         output.install()
         exports = _import(package, importer, incidents)
-        dispatcher = Dispatcher(channel, exports, policy, output, incidents)
+        dispatcher = Dispatcher(channel, exports, policy, output, incidents, package.clock)
     except ChannelClosedError:
         return
     except EnclaveError as error:
