@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from enclave_encryption.compiled_files import check_compiled
 from enclave_encryption.errors import ExportError, OwnerError
 from enclave_encryption.export_check import check_exports
 from enclave_encryption.package_code import PackageCode
@@ -101,6 +102,7 @@ def plan_package(directory: Path) -> PackagePlan:
         scripts=scripts,
     )
     check_exports(manifest, code, paths)
+    check_compiled(tree, manifest)
     return PackagePlan(tree, manifest, text or "", code, incident_key)
 
 

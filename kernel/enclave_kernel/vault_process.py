@@ -122,6 +122,7 @@ class VaultProcess:
         sys_path: list[str],
         memory_limit: int | None,
         control_group: ControlGroup | None = None,
+        native: bool = False,
         timeout_s: float = _READY_TIMEOUT_S,
     ) -> "VaultProcess":
         """Start an empty vault and wait until its walls stand.
@@ -138,6 +139,7 @@ class VaultProcess:
                 above need not be); nothing a notebook's user can write to.
             memory_limit: Bytes of private memory; None for no limit.
             control_group: Limits it instead where it can; removed when the vault is gone.
+            native: For a package that brings compiled code: its folder may hold programs.
             timeout_s: Seconds until it must be ready.
 
         Raises:
@@ -174,6 +176,7 @@ class VaultProcess:
             "uid": uid,
             "gid": gid,
             "memory_limit": memory_limit,
+            "native": native,
             "control_groups": {} if control_group is None else control_group.controllers,
         }
         try:

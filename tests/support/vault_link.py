@@ -16,6 +16,7 @@ from enclave_kernel.isolation.control_groups import ControlGroup, ControlGroups
 from enclave_kernel.session.supervisor_link import LoadedVault, LoadRefusedError
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.package_header import decode_header
 from tests.support.sealed_package import SealedPackage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +74,7 @@ def spawn_vault(
     *,
     memory_limit: int | None = None,
     control_group: ControlGroup | None = None,
+    native: bool = False,
 ) -> VaultProcess:
     uid = next(_uids) if os.geteuid() == 0 else None
     return VaultProcess.spawn(
@@ -82,6 +84,7 @@ def spawn_vault(
         sys_path=SYS_PATH,
         memory_limit=memory_limit,
         control_group=control_group,
+        native=native,
     )
 
 
@@ -138,7 +141,8 @@ class VaultLink:
         groups = self._control_groups
         group = None if groups is None else groups.create(vault_id)
         limit = None if group is None else group.limit_bytes
-        vault = self._spawn(self.directory, memory_limit=limit, control_group=group)
+        native = decode_header(header_raw).label.policy.native
+        vault = self._spawn(self.directory, memory_limit=limit, control_group=group, native=native)
         waiter = threading.Thread(target=self._wait, args=(vault_id, vault), daemon=True)
         waiter.start()
         self.vaults[vault_id] = vault

@@ -186,7 +186,7 @@ class PackageLoader:
             self._vault_died(vault_id, death)
 
         try:
-            vault = await self._pool.take(on_death)
+            vault = await self._pool.take(on_death, native=header.label.policy.native)
             self._deaths[vault_id] = asyncio.get_running_loop().create_future()
             data_key = await self._release_key(header)
             try:

@@ -60,26 +60,35 @@ class VaultPool:
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="vault-spawner")
         self._starter = ThreadPoolExecutor(_STARTER_THREADS, thread_name_prefix="vault-starter")
 
-    async def take(self, on_death: Callable[[VaultDeath], None]) -> VaultProcess:
+    async def take(
+        self, on_death: Callable[[VaultDeath], None], *, native: bool = False
+    ) -> VaultProcess:
         """Return an empty vault that passed its self-check; `on_death` hears of its end.
 
         Cancelling it takes effect when the vault that is on its way has come: whoever cancels and
         asks again in a loop has never more than one on its way.
 
+        Args:
+            on_death: Hears of its end.
+            native: For a package with compiled code: such a vault never waits as a spare.
+
         Raises:
             EnclaveError: The vault process did not come up.
         """
-        spare, self._spare = self._spare, None
-        coming = spare if spare is not None else self._spawn_soon()
+        if native:
+            coming = self._spawn_soon(native=True)
+        else:
+            spare, self._spare = self._spare, None
+            coming = spare if spare is not None else self._spawn_soon()
         try:
             vault = await asyncio.shield(coming)
         except asyncio.CancelledError:
-            coming.add_done_callback(self._keep_or_end)
+            coming.add_done_callback(self._end_coming if native else self._keep_or_end)
             await asyncio.wait([coming])
             raise
         if vault not in self._living:
             # The spare died while it waited.
-            return await self.take(on_death)
+            return await self.take(on_death, native=native)
         self._living[vault] = on_death
         self.prepare_spare()
         return vault
@@ -107,10 +116,14 @@ class VaultPool:
         else:
             self.end(coming.result())
 
-    def _spawn_soon(self) -> "asyncio.Future[VaultProcess]":
-        return self._loop.run_in_executor(self._spawner, self._spawn)
+    def _end_coming(self, coming: "asyncio.Future[VaultProcess]") -> None:
+        if not coming.cancelled() and coming.exception() is None:
+            self.end(coming.result())
 
-    def _spawn(self) -> VaultProcess:
+    def _spawn_soon(self, *, native: bool = False) -> "asyncio.Future[VaultProcess]":
+        return self._loop.run_in_executor(self._spawner, self._spawn, native)
+
+    def _spawn(self, native: bool) -> VaultProcess:
         if self._closed:
             raise EnclaveError("the enclave is going down")
         uid = self._user_ids.next() if os.geteuid() == 0 else None
@@ -121,6 +134,7 @@ class VaultPool:
             sys_path=self._sys_path,
             memory_limit=self._memory_limit,
             control_group=self._new_group(),
+            native=native,
         )
         if vault.walls != self.walls:
             _log.info("walls of a vault: %s", "; ".join(vault.walls))

@@ -13,6 +13,7 @@ from enclave_kernel.supervisor.code_folders import import_path
 from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.package_header import decode_header
 
 __all__ = ["LocalVaults"]
 
@@ -75,6 +76,7 @@ class LocalVaults:
                 runtime_dir=self._directory,
                 sys_path=import_path(),
                 memory_limit=self._memory_limit,
+                native=decode_header(header_raw).label.policy.native,
             )
         except EnclaveError as error:
             raise LoadRefusedError(type(error).__name__, f"{file_name}: {error}") from None

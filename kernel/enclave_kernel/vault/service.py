@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from enclave_kernel.vault.lockdown import LockdownError, LockdownSpec, lock_down
+from enclave_kernel.vault.own_root import PACKAGE_FOLDER
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import MAX_FRAME_BYTES, encode_frame
 from enclave_protocol.vault_messages import (
@@ -27,7 +28,6 @@ from enclave_protocol.vault_messages import (
 
 __all__ = ["run"]
 
-_PACKAGE_FOLDER = "package"
 _TEMPORARY_FOLDER = "tmp"
 
 
@@ -90,8 +90,8 @@ def _check_readable(lockdown: LockdownSpec) -> None:
 
 def _prepare(private_dir: Path) -> Path:
     """Make the folders for the package's files and for temporary ones; return the former."""
-    package = private_dir / _PACKAGE_FOLDER
-    package.mkdir(mode=0o700)
+    package = private_dir / PACKAGE_FOLDER
+    package.mkdir(mode=0o700, exist_ok=True)
     temporary = private_dir / _TEMPORARY_FOLDER
     temporary.mkdir(mode=0o700, exist_ok=True)
     os.environ["HOME"] = os.environ["TMPDIR"] = str(temporary)

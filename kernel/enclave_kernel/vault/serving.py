@@ -12,6 +12,7 @@ from enclave_kernel.vault.dispatcher import Dispatcher
 from enclave_kernel.vault.exports import Exports, build_exports
 from enclave_kernel.vault.importer import PackageImporter
 from enclave_kernel.vault.incidents import Incidents, take_incident_key
+from enclave_kernel.vault.requirements import check_requirements
 from enclave_kernel.vault.script_files import InputFiles
 from enclave_kernel.vault.script_service import run_script
 from enclave_kernel.vault.unpacking import Unpacker
@@ -89,6 +90,7 @@ def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
     try:
         request = _receive_body(package, channel, inputs)
         importer = _importer(package)
+        check_requirements(package.header.label.package.requirements)
         key = take_incident_key(package.root)
         incidents = Incidents(key, importer.root, importer.file_name)
         if request is not None:
@@ -160,7 +162,12 @@ def _importer(package: OpeningPackage) -> PackageImporter:
     """
     label = package.header.label.package
     name = f"<encrypted {label.name} {label.version}>"
-    return PackageImporter(str(package.root), name, package.unpacker.finish())
+    return PackageImporter(
+        str(package.root),
+        name,
+        package.unpacker.finish(),
+        native=package.header.label.policy.native,
+    )
 
 
 def _import(package: OpeningPackage, importer: PackageImporter, incidents: Incidents) -> Exports:
