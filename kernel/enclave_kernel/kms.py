@@ -103,6 +103,12 @@ def release_data_key(
         answer = _decrypt(client, header, document, nsm)  # step 3
     finally:
         client.close()
+    if "KeyId" not in answer:
+        # boto3 takes an answer that was cut off, or is no JSON, for one without members.
+        raise KmsUnreachableError(
+            f"the answer of {client.meta.endpoint_url} was cut off, or is not KMS's: try again, "
+            "and check the endpoint if it stays so"
+        )
     if answer.get("KeyId") != arn or answer.get("Plaintext"):  # step 4
         raise KmsUnreachableError(
             f"the endpoint answered for key {answer.get('KeyId')!r:.200} or in plaintext, expected "
@@ -215,10 +221,16 @@ def _decrypt(
 def _refuse(code: str, message: str, arn: str, nsm: NsmClient) -> NoReturn:
     """Raise the error that says what an AWS error code means here."""
     if code in {"AccessDeniedException", "AccessDenied"}:
-        pcr0 = nsm.describe_pcr(0)[1].hex()
+        pcr0 = nsm.describe_pcr(0)[1]
+        advice = (
+            f"ask the owner to run: enclave-owner key-policy -k {arn} --add-pcr0 {pcr0.hex()} "
+            "--apply"
+            if any(pcr0)
+            else "it runs in debug mode, which no owner approves: run it without"
+        )
         raise KeyReleaseDeniedError(
             f"KMS refused the key of this package: the key policy of {arn} does not allow this "
-            f"enclave, whose PCR0 is {pcr0}; ask the owner to approve it in the key policy"
+            f"enclave, whose PCR0 is {pcr0.hex()}; {advice}"
         )
     if code in _TAMPERED_CODES:
         raise PackageTamperedError(

@@ -26,6 +26,7 @@ from enclave_encryption.key_policy.release_check import (
     explained,
 )
 from enclave_encryption.key_policy.release_rule import RuleChange
+from enclave_protocol.plain_text import plain_text
 from enclave_protocol.policy.caller import account_of
 from enclave_protocol.policy.policy_document import MAX_POLICY_BYTES, Decision, parse_policy
 
@@ -74,6 +75,20 @@ def _pcr_option(index: int) -> Callable[[Callable[..., int]], Callable[..., int]
     metavar="KEY=VALUE",
     multiple=True,
     help="Demand this encryption context (package, version, label-sha256); `KEY=` removes it.",
+)
+@click.option(
+    "--revoke-package",
+    "revoke",
+    metavar="NAME[:VERSION]",
+    multiple=True,
+    help="Release this package, or one version of it, to nobody.",
+)
+@click.option(
+    "--restore-package",
+    "restore",
+    metavar="NAME[:VERSION]",
+    multiple=True,
+    help="... and again to whom the rules allow it.",
 )
 @click.option(
     "--principal",
@@ -128,9 +143,11 @@ def key_policy_command(
       enclave-owner key-policy -k alias/packages --pcr0 9ab4... --principal ROLE_ARN --apply
       enclave-owner key-policy -k alias/packages --add-pcr0 77c0... --apply
       enclave-owner key-policy -k alias/packages --remove-pcr0 9ab4... --apply
+      enclave-owner key-policy -k alias/packages --revoke-package scorer:1.1.0 --apply
       enclave-owner key-policy -k alias/packages --pcr0 77c0... --check
     """
-    if check and (apply or options["narrow"] or options["add_pcr0"] or options["remove_pcr0"]):
+    changing = ("narrow", "add_pcr0", "remove_pcr0", "revoke", "restore")
+    if check and (apply or any(options[name] for name in changing)):
         raise click.UsageError("--check only simulates: give it --pcr0, --pcrN, --context")
     if file is not None and apply:
         raise click.UsageError("--policy FILE is for looking: --apply writes to KMS")
@@ -173,6 +190,8 @@ def _change(options: Mapping[str, Any]) -> RuleChange:
         pcrs=pcrs,
         context=parse_context(options["context"]),
         principals=tuple(options["principal"]),
+        revoke=tuple(options["revoke"]),
+        restore=tuple(options["restore"]),
     )
 
 
@@ -180,12 +199,11 @@ def _change_policy(
     target: _Target, rule: RuleChange, options: Mapping[str, Any], *, apply: bool, as_json: bool
 ) -> int:
     """Show the change, and with --apply make it; or judge the policy when nothing is to change."""
-    asked = rule.writes_rule or rule.remove_pcr0 or options["narrow"]
-    if not asked:
+    if not (rule.asks or options["narrow"]):
         return _judge(target, as_json=as_json)
     change = plan_change(target.policy, target.key_arn, rule, narrow=options["narrow"])
     # Whoever only takes away is never refused: the policy was as wide before.
-    refused = bool(change.findings) and rule.writes_rule and not options["allow_widening"]
+    refused = bool(change.findings) and rule.widens and not options["allow_widening"]
     put = apply and change.changes and not refused
     if put and target.admin is not None:
         target.admin.replace_policy(change.before, change.after)
@@ -203,7 +221,7 @@ def _change_policy(
         raise WideningError(
             "refused, for each of these lets somebody have the data key without attestation; "
             "--narrow takes them out of the policy, --allow-widening keeps them",
-            [str(finding) for finding in change.findings] if as_json else [],
+            [plain_text(str(f), limit=None) for f in change.findings] if as_json else [],
         )
     return 0
 

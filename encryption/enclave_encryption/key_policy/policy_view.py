@@ -25,7 +25,7 @@ def print_diff(console: Console, change: PolicyChange) -> None:
         console.print(Text("The key policy is already so.", "dim"))
     for line in lines:
         style = "bold" if line.startswith(("---", "+++")) else _STYLES.get(line[:1], "")
-        console.print(Text(plain_text(line), style), soft_wrap=True)
+        console.print(Text(plain_text(line, limit=None), style), soft_wrap=True)
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
@@ -35,7 +35,9 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
         return
     console.print(Text("Around attestation:", "bold red"))
     for finding in findings:
-        console.print(Text.assemble(("  ✗ ", "red"), plain_text(str(finding))), soft_wrap=True)
+        console.print(
+            Text.assemble(("  ✗ ", "red"), plain_text(str(finding), limit=None)), soft_wrap=True
+        )
 
 
 def print_check(console: Console, checked: CheckedRelease) -> None:
@@ -49,5 +51,5 @@ def print_check(console: Console, checked: CheckedRelease) -> None:
     )
     for name, decision, wanted in rows:
         mark, style = ("✓", "green") if decision.allowed is wanted else ("✗", "red")
-        answer = plain_text(explained(decision, account))
+        answer = plain_text(explained(decision, account), limit=None)
         console.print(Text.assemble((f"  {mark} ", style), f"{name:<20} {answer}"), soft_wrap=True)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from enclave_encryption.errors import KeyPolicyError
 from enclave_encryption.key_policy.attested import attested, images
 from enclave_encryption.key_policy.findings import DENIED
+from enclave_encryption.key_policy.revoked_packages import with_revoked, without_revoked
 from enclave_protocol.policy.kms_request import IMAGE_KEY, PCR_KEY
 from enclave_protocol.policy.policy_document import PolicyDocument
 
@@ -35,6 +36,8 @@ class RuleChange:
         remove_pcr0: Images to revoke, in every statement of the policy.
         pcrs: Values for PCR1, 2, 3 or 8; none for a register removes its condition.
         context: Values by key of the encryption context; none removes a key's condition.
+        revoke: Packages, `NAME` or `NAME:VERSION`, to release to nobody.
+        restore: Such packages to release again.
         principals: ARNs of the roles whose credentials enclaves present; empty keeps them.
     """
 
@@ -45,6 +48,8 @@ class RuleChange:
     pcrs: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     context: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     principals: tuple[str, ...] = ()
+    revoke: tuple[str, ...] = ()
+    restore: tuple[str, ...] = ()
 
     @property
     def sid(self) -> str:
@@ -56,6 +61,16 @@ class RuleChange:
         if not _RULE.fullmatch(self.rule):
             raise KeyPolicyError(f"--rule {self.rule[:80]!r}: letters and digits only, at most 64")
         return RELEASE_SID + self.rule
+
+    @property
+    def widens(self) -> bool:
+        """Whether somebody may get a data key who did not before."""
+        return self.writes_rule or bool(self.restore)
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is to change at all."""
+        return self.widens or bool(self.remove_pcr0 or self.revoke)
 
     @property
     def writes_rule(self) -> bool:
@@ -74,9 +89,10 @@ def changed_statements(
 
     Raises:
         KeyPolicyError: A first release statement without image or principal, or an image to be
-            revoked that no statement lists.
+            revoked that no statement lists; a package to be revoked that is none.
     """
     kept = [dict(statement) for statement in statements]
+    kept = with_revoked(without_revoked(kept, change.restore), change.revoke)
     if change.remove_pcr0:
         kept = _without_images(kept, frozenset(change.remove_pcr0))
     if not change.writes_rule:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from enclave_protocol.plain_text import plain_text
 from enclave_protocol.policy.caller import Caller
 from enclave_protocol.policy.condition import Condition, parse_condition
 from enclave_protocol.policy.policy_error import PolicyError
@@ -47,7 +48,7 @@ class Statement:
     """A parsed statement.
 
     Attributes:
-        name: Its Sid in quotes, or "statement N", counted from 1.
+        name: Its Sid in quotes, fit to be shown, or "statement N", counted from 1.
         allows: Effect is Allow, not Deny.
         principals: (kind, name) pairs; kind is one of `PRINCIPAL_KINDS` or "*".
         except_principals: They come from NotPrincipal.
@@ -163,7 +164,7 @@ def parse_statement(value: Any, number: int, *, variables: bool) -> Statement:
             f"{where}: policy variables in {resource} are not supported: name the key"
         )
     return Statement(
-        name=f'"{sid}"' if sid else where,
+        name=f'"{plain_text(sid)}"' if sid else where,
         allows=value["Effect"] == "Allow",
         principals=_principals(value[principal], where),
         except_principals=principal == "NotPrincipal",

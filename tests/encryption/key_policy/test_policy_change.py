@@ -1,13 +1,16 @@
 """Changing a key policy: images come and go, everything else stays."""
 
+import io
 import json
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from enclave_encryption.errors import KeyPolicyError
 from enclave_encryption.key_policy.measurements import parse_context, parse_pcr
 from enclave_encryption.key_policy.policy_change import plan_change, release_principals
+from enclave_encryption.key_policy.policy_view import print_diff, print_findings
 from enclave_encryption.key_policy.release_check import check_release, explained
 from enclave_encryption.key_policy.release_rule import RuleChange
 from enclave_protocol.policy.policy_document import parse_policy
@@ -151,6 +154,21 @@ def test_several_rules() -> None:
         changed(text, rule="Be ta", pcr0=(NEW,))
 
 
+def test_packages_and_versions_are_revoked() -> None:
+    text = changed(FIRST, revoke=("scorer:1.0", "old", "scorer:1.0"))
+    assert len(by_sid(text)) == 5
+    assert released(text, package="scorer", version="1.1") == [OLD]
+    assert released(text, package="scorer", version="1.0") == []
+    assert released(text, package="old", version="7") == []
+    assert released(changed(text, restore=("old",)), package="old", version="7") == [OLD]
+    assert changed(text, restore=("old", "scorer:1.0")) == FIRST
+    with pytest.raises(KeyPolicyError, match="not revoked"):
+        changed(text, restore=("scorer",))
+    for spec in ("", ":1", "a b", "a:", "a:1:2"):
+        with pytest.raises(KeyPolicyError, match="NAME:VERSION"):
+            changed(text, revoke=(spec,))
+
+
 def test_beside_a_release_by_signer_the_deny_is_for_the_unattested() -> None:
     signer = {
         "Sid": "Signer",
@@ -229,3 +247,19 @@ def test_checks_say_what_decided_and_what_they_could_not_judge() -> None:
     assert explained(checked.unattested, "2") == 'denied by "EnclaveDenyUnattested"'
     with pytest.raises(PolicyError):
         check_release(parse_policy(FIRST), KEY, "AROAEXAMPLE", {0: OLD}, {})
+
+
+def test_a_policy_is_a_strangers_text() -> None:
+    """The policy of a key may come from anybody: it neither breaks lines nor drives a terminal."""
+    hostile = "x\x1b]52;c;x\x07\r\n\u202e"
+    statement = {**MANAGED, "Sid": hostile, "Action": "kms:Decrypt", "Principal": {"AWS": OWNER}}
+    change = plan_change(
+        policy(statement), KEY, RuleChange(pcr0=(OLD,), principals=(PARENT,)), narrow=False
+    )
+    output = io.StringIO()
+    console = Console(file=output, width=80)
+    print_diff(console, change)
+    print_findings(console, change.findings)
+    assert len(change.findings) == 1
+    assert all(line.isprintable() for line in output.getvalue().splitlines())
+    assert OLD in output.getvalue()

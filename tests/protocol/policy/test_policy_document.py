@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from enclave_protocol.policy.caller import Caller
 from enclave_protocol.policy.policy_document import Outcome, parse_policy
@@ -311,6 +313,38 @@ def test_services_are_named_as_services() -> None:
     assert not decide({"Service": "s3.amazonaws.com"})
     assert not decide({"AWS": "*"})
     assert not decide({"Federated": "ec2.amazonaws.com"})
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(_JSON, st.sampled_from(["Sid", "Effect", "Principal", "Action", "Resource", "Condition"]))
+def test_anything_else_in_a_statement_is_refused_or_judged(value: Any, element: str) -> None:
+    text = json.dumps({"Version": "2012-10-17", "Statement": _statement(**{element: value})})
+    try:
+        policy = parse_policy(text)
+    except PolicyError as error:
+        assert "\n" not in str(error)
+    else:
+        policy.evaluate(PolicyRequest(_HOST, "kms:Decrypt", _ARN, {}))
+
+
+@given(st.text(max_size=200) | _JSON.map(json.dumps))
+def test_anything_else_for_a_policy_is_refused(text: str) -> None:
+    with pytest.raises(PolicyError):
+        parse_policy(text)
+
+
+@pytest.mark.parametrize("text", ["[" * 30_000, '{"a":' * 5_000, "1" * 30_000, "\ud800"])
+def test_hostile_json(text: str) -> None:
+    with pytest.raises(PolicyError):
+        parse_policy(text)
 
 
 def test_hostile_wildcards_take_no_time() -> None:
