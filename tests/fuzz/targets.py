@@ -9,15 +9,17 @@ import random
 import socket
 import struct
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from enclave_kernel import session_messages
 from enclave_kernel.call_channel import CallChannel
+from enclave_kernel.session_messages import LoadPackage, decode_from_session
 from enclave_protocol.attestation_document import decode_signed_document
 from enclave_protocol.attestation_errors import AttestationError
 from enclave_protocol.attestation_verify import verify_attestation
@@ -25,10 +27,25 @@ from enclave_protocol.errors import ProtocolError
 from enclave_protocol.frame import FrameDecoder, FrameError, encode_frame
 from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.kms_cms import CmsError, decode_cms, decrypt_cms
+from enclave_protocol.messages import (
+    Attest,
+    Body,
+    Credentials,
+    Envelope,
+    LaunchKernel,
+    MessageError,
+    OpenControl,
+    PinnedKey,
+    PublisherKey,
+    decode_envelope,
+    decode_open,
+    encode,
+)
 from enclave_protocol.nitro_root import AWS_NITRO_ROOT_DER
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_header import decode_header, encode_header
-from enclave_protocol.package_label import check_label
+from enclave_protocol.package_label import check_label, decode_label, encode_label
+from enclave_protocol.package_signature import PackageSignature
 from enclave_protocol.value_codec import (
     EncodedValue,
     ValueRefusedError,
@@ -154,9 +171,85 @@ def _call_frame_seeds() -> list[bytes]:
 
 
 def _package_header(data: bytes) -> None:
-    """Decode the header of a package and everything in its label."""
+    """Decode the header of a package and everything in its label; verify its signature.
+
+    A signature that verifies is of this label and digest, so it is one of the seeds'.
+    """
     with contextlib.suppress(PackageError):
-        check_label(decode_header(data).label)
+        header = decode_header(data)
+        check_label(header.label)
+        header.verify_signature()
+        signed = (header.label_bytes, header.signature)
+        if header.label.signer is not None and signed not in _signed_seeds():
+            raise AssertionError("a signature of nobody's verified")
+
+
+@cache
+def _signed_seeds() -> list[tuple[bytes, PackageSignature | None]]:
+    headers = [decode_header(seed) for seed in _package_seeds()]
+    return [(header.label_bytes, header.signature) for header in headers]
+
+
+def _label(data: bytes) -> None:
+    """Decode a label: what is accepted is the one encoding of what it says."""
+    with contextlib.suppress(PackageError):
+        label = decode_label(data)
+        check_label(label)
+        if encode_label(label) != data:
+            raise AssertionError("a label that is not canonical was accepted")
+
+
+def _label_seeds() -> list[bytes]:
+    return [decode_header(seed).label_bytes for seed in _package_seeds()]
+
+
+def _mutate_label(source: random.Random, data: bytes) -> bytes:
+    """Change some JSON values, so that the result is canonical JSON, or some bytes."""
+    if source.random() < 0.3:
+        return mutate_bytes(source, data)
+    try:
+        root = msgspec.json.decode(data)
+    except msgspec.MsgspecError:
+        return mutate_bytes(source, data)
+    for _ in range(source.randint(1, 3)):
+        place = root
+        while True:
+            key = source.choice(sorted(place))
+            if not isinstance(place[key], dict) or not place[key] or source.random() < 0.2:
+                break
+            place = place[key]
+        place[key] = source.choice(_JSON_VALUES)
+        if not place or not isinstance(root, dict):
+            break
+    return msgspec.json.encode(root, order="sorted")
+
+
+_JSON_VALUES: Final[tuple[Any, ...]] = (
+    *(None, True, 0, -1, 2**53, 2**64 - 1, 0.5, "", "a", "\u202e\x1b[2J", "x" * 5000, [], ["a"]),
+    *({}, {"a": "b"}, {"algorithm": "ed25519", "public_key": "00"}, "f(x, *, y=1)", "e\u0301"),
+)
+
+
+def _control(data: bytes) -> None:
+    """Decode what comes over the control stream, and from a notebook's process."""
+    for decode in (decode_open, decode_envelope, decode_from_session):
+        with contextlib.suppress(MessageError):
+            decode(data)
+
+
+def _control_seeds() -> list[bytes]:
+    launch = LaunchKernel("ab-12", bytes(32), "hmac-sha256", "/", {"LANG": "C"})
+    asked = PublisherKey("ACME Analytics", "0f" * 32, pin=True)
+    bodies: tuple[Body, ...] = (
+        launch,
+        asked,
+        PinnedKey(""),
+        Credentials("AK", "secret"),
+        Attest(b"n" * 32),
+    )
+    envelopes = [encode(Envelope(body, request_id=n)) for n, body in enumerate(bodies)]
+    load = session_messages.encode(LoadPackage(1, "x.encrypted", b"header", unsigned=True))
+    return [*envelopes, encode(OpenControl(1)), load]
 
 
 def _package_seeds() -> list[bytes]:
@@ -164,18 +257,20 @@ def _package_seeds() -> list[bytes]:
 
     vector = (_VECTORS / "package" / "vector-1.0.encrypted").read_bytes()
     own = encode_header(make_label(FILES), KeySlot(KEY_ARN, b"wrapped"))
-    return [decode_header(vector).raw, own]
+    signed = (_VECTORS / "package" / "signed-1.0.encrypted").read_bytes()
+    return [decode_header(vector).raw, decode_header(signed).raw, own]
 
 
 def _attestation(data: bytes) -> None:
-    """Decode an attestation document, and verify it: no mutant may pass."""
+    """Decode an attestation document, and verify it at its own time: no mutant may pass."""
     with contextlib.suppress(AttestationError):
-        decode_signed_document(data)
-    with contextlib.suppress(AttestationError):
-        now = datetime(2022, 1, 1, tzinfo=UTC)
+        now = decode_signed_document(data).document.written
         verify_attestation(data, root=AWS_NITRO_ROOT_DER, now=now, allow_debug=True)
+        if data.removeprefix(b"\xd2") not in _attestation_seeds():  # the tag is nobody's secret
+            raise AssertionError("a document that AWS did not sign was accepted")
 
 
+@cache
 def _attestation_seeds() -> list[bytes]:
     return [path.read_bytes() for path in sorted((_VECTORS / "attestation").glob("*.cbor"))]
 
@@ -228,6 +323,8 @@ TARGETS: Final = {
     "value": Target(_value, _value_seeds, _mutate_value),
     "call_frames": Target(_call_frames, _call_frame_seeds),
     "package_header": Target(_package_header, _package_seeds),
+    "label": Target(_label, _label_seeds, _mutate_label),
+    "control": Target(_control, _control_seeds),
     "attestation": Target(_attestation, _attestation_seeds),
     "cms": Target(_cms, _cms_seeds),
     "frames": Target(_frames, _frame_seeds),
