@@ -1,6 +1,7 @@
 """Key release end to end: real software NSM, real local cloud, real boto3, real CMS."""
 
 import base64
+import hashlib
 import http.server
 import json
 import os
@@ -378,6 +379,33 @@ def test_an_expiry_that_is_none_is_refused(services: Services, expires: str) -> 
     label = msgspec.structs.replace(header.label, policy=policy)
     with pytest.raises(PackageFormatError, match="RFC 3339"):
         services.release(replace(header, label=label))
+
+
+def test_every_release_is_in_the_owners_log(services: Services) -> None:
+    """As CloudTrail has it: which package and version, under which label, to which image."""
+    header, _ = services.package(release_policy(TEST_PCR0), name="logged")
+    denied, _ = services.package(release_policy("0b" * 48), name="denied")
+    services.release(header)
+    with pytest.raises(KeyReleaseDeniedError):
+        services.release(denied)
+    lines = (services.directory / "cloud" / "cloudtrail.jsonl").read_text().splitlines()
+    asked = [json.loads(line) for line in lines]
+    first, second = [event for event in asked if event["eventName"] == "Decrypt"][-2:]
+    label_hash = hashlib.sha256(header.label_bytes).hexdigest()
+    assert first["requestParameters"] == {
+        "keyId": header.kms_key_arn,
+        "encryptionContext": {
+            "package": "logged",
+            "version": "1.2.0",
+            "label-sha256": label_hash,
+        },
+    }
+    seen = first["additionalEventData"]["recipient"]["attestationDocumentEnclaveImageDigest"]
+    assert seen == TEST_PCR0 and "errorCode" not in first
+    assert second["errorCode"] == "AccessDeniedException"
+    assert second["requestParameters"]["encryptionContext"]["package"] == "denied"
+    for secret in (header.wrapped_key, HOST_CREDENTIALS.secret_access_key.encode()):
+        assert base64.b64encode(secret).decode() not in "".join(lines)
 
 
 def test_what_is_sent(services: Services) -> None:

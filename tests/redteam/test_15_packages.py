@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from enclave_encryption.publisher_keys import FileKey
 from enclave_kernel.session.package_loading import load_package
+from enclave_protocol.chunked_encryption import Encryptor
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_header import decode_header
 from tests.redteam import attacks
@@ -75,6 +76,7 @@ def test_z01_labels_that_were_changed(tmp_path: Path, signed: bool) -> None:
         (b'"max_calls":0', b'"max_calls":9'),
         (b"1.2.0", b"1.2.1"),
         (b'"production"', b'"Production"'),
+        *([(b'"ed25519"', b'"ed25510"'), (b'"signer":{', b'"signor":{')] if signed else []),
     ):
         assert example.data.count(old) >= 1
         with pytest.raises(PackageError):
@@ -163,6 +165,28 @@ def test_z06_names_of_other_modules(tmp_path: Path, modern: Arena, path: str) ->
         load_sealed(link, seal_package(files, MANIFEST), tmp_path)
 
 
+def test_z01_a_signed_label_with_another_body(tmp_path: Path) -> None:
+    """Even somebody who has the data key cannot put another body under the publisher's label."""
+    example = make_example(publisher=PUBLISHER)
+    header = decode_header(example.data)
+    code = archive(("credit_scorer.py", b"0", b"import os; os._exit(66)\n"))
+    encryptor = Encryptor(example.data_key, header.context)
+    sealed = bytes(encryptor.update(code)) + encryptor.finalize()
+    with pytest.raises(PackageError):
+        load(header.raw + sealed, example.data_key, tmp_path)
+    stripped = header.raw.replace(b'"signer":{', b'"signer":null,"x":{')
+    with pytest.raises(PackageError):
+        load(stripped + example.data[len(header.raw) :], example.data_key, tmp_path)
+    assert load(example, example.data_key, tmp_path) == [1]
+
+
+@pytest.mark.parametrize("path", ["lib/evil.so", "evil.pyd", "data.bin"])
+def test_z08_undeclared_native_code(tmp_path: Path, modern: Arena, path: str) -> None:
+    files = {**modern.marked.files, path: Path(_ctypes.__file__).read_bytes()}
+    with VaultLink() as link, pytest.raises(PackageError, match="native = true"):
+        load_sealed(link, seal_package(files, MANIFEST), tmp_path)
+
+
 @needs_root
 def test_z08_native_code_in_files(arena: Arena) -> None:
     """A library written to a file does not load. From memory it does: see the threat model."""
@@ -176,6 +200,12 @@ def test_z09_nothing_is_installed(notebook: HostileNotebook) -> None:
     assert notebook.cell(f"m.run({code!r})").error == "EncryptedPackageError"
     code = "import socket; socket.create_connection(('pypi.org', 443), timeout=5)"
     assert notebook.cell(f"m.run({code!r})").error == "EncryptedPackageError"
+
+
+def test_z09_what_the_image_lacks_is_not_looked_for(tmp_path: Path, modern: Arena) -> None:
+    wanted = MANIFEST.replace("[package]", '[package]\nrequirements = ["numpyy>=1"]', 1)
+    with VaultLink() as link, pytest.raises(PackageError, match=r"numpyy>=1 \(not installed\)"):
+        load_sealed(link, seal_package(modern.marked.files, wanted), tmp_path)
 
 
 def test_z10_what_the_encrypted_file_shows(notebook: HostileNotebook) -> None:
