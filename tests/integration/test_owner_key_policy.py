@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,6 +142,7 @@ def test_checks_foretell_what_kms_does(release: Release) -> None:
     old = check(OLD_PCR0, 0)
     assert old["principal"] == HOST_ROLE_ARN
     assert old["attested"]["statement"] == "EnclaveRelease"
+    assert old["attested"]["needs_iam"]  # the parent is in another account
     assert not old["unattested"]["allowed"] and not old["debug"]["allowed"]
     new = check(NEW_PCR0, 1)
     assert (new["attested"]["allowed"], new["attested"]["statement"]) == (
@@ -209,6 +212,20 @@ def test_json_for_scripts(release: Release) -> None:
     assert json.loads(release.owner("key-policy", "-k", arn, "--json"))["findings"] == []
 
 
+def test_a_policy_in_a_file(release: Release, tmp_path: Path) -> None:
+    """Nothing is asked of KMS: there is no such endpoint."""
+    arn = release.release_key()
+    file = tmp_path / "policy.json"
+    file.write_text(release.policy(arn))
+    nowhere = replace(release, cloud=replace(release.cloud, endpoint_url="http://127.0.0.1:9"))
+    command = ("key-policy", "-k", arn, "--policy", file)
+    nowhere.owner(*command, "--check", "--pcr0", OLD_PCR0)
+    nowhere.owner(*command, "--check", "--pcr0", NEW_PCR0, code=1)
+    assert NEW_PCR0 in nowhere.owner(*command, "--add-pcr0", NEW_PCR0)
+    nowhere.owner(*command, "--add-pcr0", NEW_PCR0, "--apply", code=2)
+    assert "full ARN" in nowhere.owner("key-policy", "-k", "alias/x", "--policy", file, code=1)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "needle"),
     [
@@ -223,8 +240,12 @@ def test_json_for_scripts(release: Release) -> None:
         (("--policy", "/dev/null"), 1, "no JSON"),
     ],
 )
-def test_wrong_use(release: Release, options: tuple[str, ...], code: int, needle: str) -> None:
+def test_wrong_use(
+    release: Release, tmp_path: Path, options: tuple[str, ...], code: int, needle: str
+) -> None:
     arn = release.new_key()
-    printed = release.owner("key-policy", "-k", arn, *options, code=code)
+    file = tmp_path / "policy.json"
+    file.write_text(release.policy(arn))
+    printed = release.owner("key-policy", "-k", arn, "--policy", file, *options, code=code)
     assert needle in printed
     assert "Traceback" not in printed

@@ -19,10 +19,16 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from enclave_encryption.publisher_keys import make_key
 from enclave_infra.local_cloud.identities import HOST_SECRET_ACCESS_KEY
 from enclave_kernel.__main__ import main
-from enclave_kernel.key_release_errors import KeyReleaseDeniedError, PackageExpiredError
+from enclave_kernel.key_release_errors import (
+    KeyReleaseDeniedError,
+    KeyReleaseError,
+    PackageExpiredError,
+    WrongEnvironmentError,
+)
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.supervisor.app import Supervisor, SupervisorOptions
 from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.attestation_document import decode_signed_document
 from enclave_protocol.errors import EnclaveError
@@ -269,7 +275,8 @@ def test_a07_an_answer_that_was_given_before(aws: Aws) -> None:
     assert len(pairs) == 4
 
 
-def test_a08_debug_mode(aws: Aws) -> None:
+async def test_a08_o07_debug_mode(aws: Aws) -> None:
+    """Its console can be read: KMS refuses its zeroes for a PCR0, and the enclave does not ask."""
     header, _ = aws.package()
     with software_nsm(
         aws.folder, debug=True, name="debug.sock", root_dir=aws.folder / "root"
@@ -277,6 +284,24 @@ def test_a08_debug_mode(aws: Aws) -> None:
         with NsmClient.open(nsm.endpoint) as client:
             assert not any(client.describe_pcr(0)[1])
         with pytest.raises(KeyReleaseDeniedError):
+            aws.release(header, nsm)
+        options = SupervisorOptions(
+            listen=f"unix:{aws.folder}/s", nsm=nsm.endpoint, runtime_dir=aws.folder
+        )
+        supervisor = Supervisor(options)
+        try:
+            with pytest.raises(WrongEnvironmentError, match="console can be read"):
+                await supervisor._release_key(header)
+        finally:
+            await supervisor._close()
+
+
+def test_g06_an_enclave_that_vouches_for_itself(aws: Aws) -> None:
+    """A developer's has a root of its own: a KMS that trusts another one releases it no key."""
+    header, _ = aws.package()
+    with software_nsm(aws.folder, name="mine.sock", root_dir=aws.folder / "mine") as nsm:
+        assert nsm.pcr0 == aws.nsm.pcr0
+        with pytest.raises(KeyReleaseError):
             aws.release(header, nsm)
 
 

@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from enclave_encryption.key_policy.policy_change import plan_change
+from enclave_encryption.key_policy.release_rule import RuleChange
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
@@ -57,8 +59,9 @@ class Release:
     def release_key(self) -> str:
         """Return the ARN of a key that is released to the image `old` only."""
         arn = self.new_key()
-        first = ("--pcr0", OLD_PCR0, "--principal", HOST_ROLE_ARN)
-        self.owner("key-policy", "-k", arn, *first, "--narrow", "--apply")
+        change = RuleChange(pcr0=(OLD_PCR0,), principals=(HOST_ROLE_ARN,))
+        policy = plan_change(self.policy(arn), arn, change, narrow=True).after
+        self.cloud.owner.put_key_policy(KeyId=arn, PolicyName="default", Policy=policy)
         return arn
 
     def policy(self, arn: str) -> str:

@@ -27,7 +27,6 @@ from enclave_encryption.key_policy.release_check import (
 )
 from enclave_encryption.key_policy.release_rule import RuleChange
 from enclave_protocol.plain_text import plain_text
-from enclave_protocol.policy.caller import account_of
 from enclave_protocol.policy.policy_document import MAX_POLICY_BYTES, Decision, parse_policy
 
 __all__ = ["key_policy_command"]
@@ -270,16 +269,14 @@ def _check(target: _Target, rule: RuleChange, *, as_json: bool) -> int:
 
 
 def _check_json(checked: CheckedRelease) -> dict[str, Any]:
-    account = account_of(checked.principal)
-
     def shown(decision: Decision) -> dict[str, Any]:
         return {
             "allowed": decision.allowed,
             "outcome": decision.outcome.value,
             "statement": decision.statement.name.strip('"') if decision.statement else None,
-            "needs_iam": decision.delegated,
+            "needs_iam": decision.allowed and (decision.delegated or bool(checked.other_account)),
             "unjudged": [statement.name.strip('"') for statement in decision.unjudged],
-            "text": explained(decision, account),
+            "text": explained(decision, checked),
         }
 
     return {

@@ -10,7 +10,6 @@ from enclave_encryption.key_policy.findings import Finding
 from enclave_encryption.key_policy.policy_change import PolicyChange, shown_policy
 from enclave_encryption.key_policy.release_check import CheckedRelease, explained
 from enclave_protocol.plain_text import plain_text
-from enclave_protocol.policy.caller import account_of
 
 __all__ = ["print_check", "print_diff", "print_findings"]
 
@@ -42,7 +41,6 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
 
 def print_check(console: Console, checked: CheckedRelease) -> None:
     """Print the three answers to one principal."""
-    account = account_of(checked.principal)
     console.print(Text(plain_text(checked.principal), "bold"), soft_wrap=True)
     rows = (
         ("in the enclave", checked.attested, True),
@@ -51,5 +49,5 @@ def print_check(console: Console, checked: CheckedRelease) -> None:
     )
     for name, decision, wanted in rows:
         mark, style = ("✓", "green") if decision.allowed is wanted else ("✗", "red")
-        answer = plain_text(explained(decision, account), limit=None)
+        answer = plain_text(explained(decision, checked), limit=None)
         console.print(Text.assemble((f"  {mark} ", style), f"{name:<20} {answer}"), soft_wrap=True)

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from enclave_protocol.policy.caller import Caller
+from enclave_protocol.policy.caller import Caller, account_of
 from enclave_protocol.policy.kms_request import kms_request
 from enclave_protocol.policy.policy_document import Decision, Outcome, PolicyDocument
 
 __all__ = ["CheckedRelease", "check_release", "explained"]
 
 _ACTION: Final = "kms:Decrypt"
-_DEBUG_PCRS: Final = dict.fromkeys(range(16), bytes(48))
+_DEBUG_PCRS: Final = dict.fromkeys((0, 1, 2, 8), bytes(48))
+"""What debug mode zeroes; PCR3 and PCR4 still name the parent."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,23 @@ class CheckedRelease:
 
     Attributes:
         principal: Its ARN.
+        key_arn: The key's.
         attested: With the PCRs asked about.
         unattested: Without attestation document.
         debug: From an enclave in debug mode, whose PCRs are zeros.
     """
 
     principal: str
+    key_arn: str
     attested: Decision
     unattested: Decision
     debug: Decision
+
+    @property
+    def other_account(self) -> str:
+        """The principal's account, if it is not the key's; empty otherwise."""
+        account = account_of(self.principal)
+        return "" if account == self.key_arn.split(":")[4] else account
 
     @property
     def sound(self) -> bool:
@@ -63,15 +72,16 @@ def check_release(
         )
 
     registers = {index: bytes.fromhex(value) for index, value in pcrs.items()}
-    return CheckedRelease(principal, ask(registers), ask(None), ask(_DEBUG_PCRS))
+    debug = {**registers, **_DEBUG_PCRS}
+    return CheckedRelease(principal, key_arn, ask(registers), ask(None), ask(debug))
 
 
-def explained(decision: Decision, account: str) -> str:
+def explained(decision: Decision, checked: CheckedRelease) -> str:
     """Return a decision for people: what it is, and by which statement.
 
     Args:
-        decision: Of an evaluation.
-        account: The caller's, which IAM policies are of.
+        decision: One of `checked`.
+        checked: Whose it is.
     """
     name = decision.statement.name if decision.statement else ""
     unknown = ", ".join(
@@ -79,10 +89,15 @@ def explained(decision: Decision, account: str) -> str:
     )
     aside = f"; cannot be judged here, and counted as a denial: {unknown}" if unknown else ""
     if decision.outcome is Outcome.ALLOW:
+        if checked.other_account:
+            return (
+                f"allowed by {name}, if an IAM policy of account {checked.other_account} allows "
+                "it, too: the key is another account's"
+            )
         if decision.delegated:
             return (
-                f"allowed by {name}, if an IAM policy of account {account} allows it, too: the "
-                "statement names the account, not the principal"
+                f"allowed by {name}, if an IAM policy allows it, too: the statement names the "
+                "account, not the principal"
             )
         return f"allowed by {name}"
     if decision.outcome is Outcome.EXPLICIT_DENY:

@@ -94,8 +94,9 @@ def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
         key = take_incident_key(package.root)
         incidents = Incidents(key, importer.root, importer.file_name)
         if request is not None:
+            label, notebooks = package.header.label, package.unpacker.notebooks
             run_script(
-                request, package.header.label, importer, incidents, inputs, channel, package.clock
+                request, label, importer, notebooks, incidents, inputs, channel, package.clock
             )
             return
         policy = package.header.label.policy

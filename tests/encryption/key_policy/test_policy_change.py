@@ -238,13 +238,25 @@ def test_checks_say_what_decided_and_what_they_could_not_judge() -> None:
     own["Statement"][1]["Condition"]["StringMatches"] = {"a:b": "c"}
     checked = check_release(parse_policy(json.dumps(own)), KEY, PARENT, {0: OLD}, {})
     assert not checked.attested.allowed and not checked.sound
-    text = explained(checked.attested, "222222222222")
+    text = explained(checked.attested, checked)
     assert "no statement allows it" in text
     assert '"EnclaveRelease" (StringMatches on a:b)' in text
     checked = check_release(parse_policy(FIRST), KEY, PARENT, {0: OLD}, {})
     assert checked.sound
-    assert explained(checked.attested, "222222222222") == 'allowed by "EnclaveRelease"'
-    assert explained(checked.unattested, "2") == 'denied by "EnclaveDenyUnattested"'
+    text = explained(checked.attested, checked)
+    assert text.startswith('allowed by "EnclaveRelease", if an IAM policy of account 222222222222')
+    assert explained(checked.unattested, checked) == 'denied by "EnclaveDenyUnattested"'
+    at_home = changed(FIRST, principals=(OWNER,))
+    checked = check_release(parse_policy(at_home), KEY, OWNER, {0: OLD}, {})
+    assert explained(checked.attested, checked) == 'allowed by "EnclaveRelease"'
+    root = {**MANAGED, "Principal": {"AWS": "111111111111"}, "Action": "kms:*", "Condition": {}}
+    checked = check_release(parse_policy(policy(root)), KEY, OWNER, {0: OLD}, {})
+    assert "names the account" in explained(checked.attested, checked)
+    assert not checked.sound and checked.debug.allowed
+    by_place = {"StringEquals": {"kms:RecipientAttestation:PCR3": NEW}}
+    placed = {**MANAGED, "Action": "kms:Decrypt", "Condition": by_place}
+    checked = check_release(parse_policy(policy(placed)), KEY, OWNER, {0: OLD, 3: NEW}, {})
+    assert checked.debug.allowed  # debug mode leaves PCR3 as it is
     with pytest.raises(PolicyError):
         check_release(parse_policy(FIRST), KEY, "AROAEXAMPLE", {0: OLD}, {})
 
