@@ -9,6 +9,7 @@ __all__ = [
     "KmsCredentialsError",
     "KmsThrottledError",
     "KmsUnreachableError",
+    "PackageExpiredError",
     "WrongEnvironmentError",
 ]
 
@@ -35,6 +36,10 @@ class KmsCredentialsError(KeyReleaseError):
 
 class KmsThrottledError(KeyReleaseError):
     """KMS asks to slow down, and did so until the retries ran out."""
+
+
+class PackageExpiredError(KeyReleaseError):
+    """The owner's policy ended the package's use, or the time is not known."""
 
 
 class WrongEnvironmentError(KeyReleaseError):

@@ -21,6 +21,7 @@ from enclave_kernel.key_release_errors import (
 )
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.kms_cms import decrypt_cms
 from enclave_protocol.messages import Credentials
 from enclave_protocol.package_errors import PackageTamperedError
@@ -59,6 +60,7 @@ def release_data_key(
     keys: RsaPool,
     credentials: Credentials,
     endpoint_url: str | None,
+    clock: TrustedClock,
     proxy_url: str | None = None,
 ) -> bytearray:
     """Return the data key of `header`'s package, 32 bytes; the caller wipes the only copy.
@@ -67,7 +69,7 @@ def release_data_key(
     once, and OpenSSL clears it as soon as this returns.
 
     1. Take an RSA-2048 pair that was never used.
-    2. Attest its public half.
+    2. Attest its public half. The document says what time it is: an expired package ends here.
     3. KMS Decrypt with Recipient, KeyId and encryption context, all from the header.
     4. The answer names the same key, and carries no plaintext.
     5. Open the CMS with the private half.
@@ -78,9 +80,11 @@ def release_data_key(
         keys: The pool of unused pairs.
         credentials: For this one call; kept nowhere.
         endpoint_url: None: the public endpoint of the key's region (TLS ends here).
+        clock: Set by the document, for the vault to go on with.
         proxy_url: Carries the connection where the enclave has no network; TLS goes through it.
 
     Raises:
+        PackageExpiredError: The owner's policy ended its use.
         KeyReleaseError: A subclass for what went wrong; one line, says what to do.
         PackageTamperedError: Label or wrapped key altered, or of another package.
         PackageFormatError: The label names no KMS key.
@@ -94,6 +98,8 @@ def release_data_key(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     )
+    clock.observe(document)
+    clock.check(header.label.policy.expires)
     client = _client(region, credentials, endpoint_url, proxy_url)
     try:
         answer = _decrypt(client, header, document, nsm)  # step 3

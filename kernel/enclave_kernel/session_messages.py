@@ -151,12 +151,14 @@ class KernelFailed(_Message, frozen=True, tag="failed"):
 class LoadPackage(_Message, frozen=True, tag="load"):
     """Kernel process to supervisor: a vault for the package with this header, please.
 
-    `file_name` is used in messages to the user only.
+    `file_name` is used in messages to the user only. `unsigned`: the user said that a package
+    without a publisher's signature will do.
     """
 
     request_id: RequestId
     file_name: _FileName
     header: bytes
+    unsigned: bool = False
 
 
 class CancelLoad(_Message, frozen=True, tag="cancel"):
@@ -227,11 +229,13 @@ class About(_Message, frozen=True, tag="about"):
 class PackageLoaded(_Message, frozen=True, tag="loaded"):
     """Supervisor to kernel process, with one descriptor: the socket to the vault.
 
-    The vault has the key; the body goes to it over that socket.
+    The vault has the key; the body goes to it over that socket. `new_publisher`: its key was not
+    known to this user before, and is pinned now.
     """
 
     request_id: RequestId
     vault_id: VaultId
+    new_publisher: bool = False
 
 
 class LoadRefused(_Message, frozen=True, tag="refused"):

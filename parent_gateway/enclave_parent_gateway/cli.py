@@ -24,6 +24,7 @@ from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.lifecycle import bring_down, bring_up, running_status
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.trust_command import trust
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import Attest, Done
 
@@ -282,6 +283,9 @@ def logs(follow: bool) -> None:
             file.close()
     if not files:
         click.echo(f"No logs in {paths.logs}: no enclave ran since boot.")
+
+
+main.add_command(trust)
 
 
 @main.command(

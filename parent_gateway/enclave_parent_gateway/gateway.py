@@ -45,6 +45,7 @@ from enclave_parent_gateway.errors import (
     KernelLaunchError,
 )
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
+from enclave_parent_gateway.publisher_pins import PublisherPins
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import (
@@ -57,6 +58,8 @@ from enclave_protocol.messages import (
     KernelEnded,
     KernelLaunched,
     LaunchKernel,
+    PinnedKey,
+    PublisherKey,
     Shutdown,
     SignalKernel,
     StatusRequest,
@@ -105,6 +108,7 @@ class Gateway:
         self._background: set[asyncio.Task[Any]] = set()
         # One thread: a chain that waits for IMDS must not keep connects waiting.
         self._credentials_thread = ThreadPoolExecutor(1, "credentials")
+        self._pins = PublisherPins(paths)
         self._egress = EgressService(paths, endpoint, addresses or AddressPolicy())
         self._control = ControlStream(
             endpoint,
@@ -193,12 +197,19 @@ class Gateway:
                 self._end(kernel, -int(signal.SIGKILL), "the enclave ended")
 
     async def _answer(self, body: Body) -> Body:
+        if isinstance(body, PublisherKey):
+            return await asyncio.to_thread(self._pinned, body)
         if not isinstance(body, CredentialsRequest):
             raise GatewayError(f"the gateway does not answer {type(body).__name__}")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._credentials_thread, self._backend.credentials, self._paths
         )
+
+    def _pinned(self, asked: PublisherKey) -> PinnedKey:
+        if asked.pin:
+            return PinnedKey(self._pins.pin_new(asked.publisher, asked.fingerprint))
+        return PinnedKey(self._pins.fingerprint(asked.publisher))
 
     async def _enclave_status(self) -> EnclaveStatus:
         reply = await self._control.request(StatusRequest(), timeout_s=_REPLY_TIMEOUT_S)

@@ -43,6 +43,8 @@ __all__ = [
     "OpenChannel",
     "OpenControl",
     "OpenEgress",
+    "PinnedKey",
+    "PublisherKey",
     "Shutdown",
     "SignalKernel",
     "StatusRequest",
@@ -206,6 +208,23 @@ class Credentials(_Message, frozen=True, tag="credentials"):
         return f"Credentials(access_key_id={self.access_key_id!r}, ...)"
 
 
+class PublisherKey(_Message, frozen=True, tag="publisher_key"):
+    """Supervisor to gateway: which key has this user pinned for a publisher?
+
+    With `pin` the gateway pins this one first, if there is none.
+    """
+
+    publisher: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    pin: bool
+
+
+class PinnedKey(_Message, frozen=True, tag="pinned_key"):
+    """Reply to `PublisherKey`: the pinned fingerprint, "" for a publisher that is new."""
+
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+
+
 class EgressWanted(_Message, frozen=True, tag="egress_wanted"):
     """Event from the supervisor: open a stream with this ticket, something waits for the proxy.
 
@@ -258,6 +277,8 @@ Body = (
     | KernelEnded
     | CredentialsRequest
     | Credentials
+    | PublisherKey
+    | PinnedKey
     | EgressWanted
     | Attest
     | Attested

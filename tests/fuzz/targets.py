@@ -14,15 +14,18 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import cbor2
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
+from enclave_kernel import session_messages
 from enclave_kernel.call_channel import CallChannel
+from enclave_kernel.session_messages import LoadPackage, decode_from_session
 from enclave_parent_gateway.egress.client_hello import check_client_hello
 from enclave_parent_gateway.egress.destination import Destination, parse_destination
 from enclave_parent_gateway.egress.errors import ClientHelloError, EgressError
@@ -49,6 +52,8 @@ from enclave_protocol.messages import (
     Open,
     OpenChannel,
     OpenControl,
+    PinnedKey,
+    PublisherKey,
     StatusRequest,
     decode_attested,
     decode_challenge,
@@ -59,7 +64,8 @@ from enclave_protocol.messages import (
 from enclave_protocol.nitro_root import AWS_NITRO_ROOT_DER
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_header import decode_header, encode_header
-from enclave_protocol.package_label import check_label
+from enclave_protocol.package_label import check_label, decode_label, encode_label
+from enclave_protocol.package_signature import PackageSignature
 from enclave_protocol.value_codec import (
     EncodedValue,
     ValueRefusedError,
@@ -187,9 +193,63 @@ def _call_frame_seeds() -> list[bytes]:
 
 
 def _package_header(data: bytes) -> None:
-    """Decode the header of a package and everything in its label."""
+    """Decode the header of a package and everything in its label; verify its signature.
+
+    A signature that verifies is of this label and digest, so it is one of the seeds'.
+    """
     with contextlib.suppress(PackageError):
-        check_label(decode_header(data).label)
+        header = decode_header(data)
+        check_label(header.label)
+        header.verify_signature()
+        signed = (header.label_bytes, header.signature)
+        if header.label.signer is not None and signed not in _signed_seeds():
+            raise AssertionError("a signature of nobody's verified")
+
+
+@cache
+def _signed_seeds() -> list[tuple[bytes, PackageSignature | None]]:
+    headers = [decode_header(seed) for seed in _package_seeds()]
+    return [(header.label_bytes, header.signature) for header in headers]
+
+
+def _label(data: bytes) -> None:
+    """Decode a label: what is accepted is the one encoding of what it says."""
+    with contextlib.suppress(PackageError):
+        label = decode_label(data)
+        check_label(label)
+        if encode_label(label) != data:
+            raise AssertionError("a label that is not canonical was accepted")
+
+
+def _label_seeds() -> list[bytes]:
+    return [decode_header(seed).label_bytes for seed in _package_seeds()]
+
+
+def _mutate_label(source: random.Random, data: bytes) -> bytes:
+    """Change some JSON values, so that the result is canonical JSON, or some bytes."""
+    if source.random() < 0.3:
+        return mutate_bytes(source, data)
+    try:
+        root = msgspec.json.decode(data)
+    except msgspec.MsgspecError:
+        return mutate_bytes(source, data)
+    for _ in range(source.randint(1, 3)):
+        place = root
+        while True:
+            key = source.choice(sorted(place))
+            if not isinstance(place[key], dict) or not place[key] or source.random() < 0.2:
+                break
+            place = place[key]
+        place[key] = source.choice(_JSON_VALUES)
+        if not place or not isinstance(root, dict):
+            break
+    return msgspec.json.encode(root, order="sorted")
+
+
+_JSON_VALUES: Final[tuple[Any, ...]] = (
+    *(None, True, 0, -1, 2**53, 2**64 - 1, 0.5, "", "a", "\u202e\x1b[2J", "x" * 5000, [], ["a"]),
+    *({}, {"a": "b"}, {"algorithm": "ed25519", "public_key": "00"}, "f(x, *, y=1)", "e\u0301"),
+)
 
 
 def _package_seeds() -> list[bytes]:
@@ -197,18 +257,20 @@ def _package_seeds() -> list[bytes]:
 
     vector = (_VECTORS / "package" / "vector-1.0.encrypted").read_bytes()
     own = encode_header(make_label(FILES), KeySlot(KEY_ARN, b"wrapped"))
-    return [decode_header(vector).raw, own]
+    signed = (_VECTORS / "package" / "signed-1.0.encrypted").read_bytes()
+    return [decode_header(vector).raw, decode_header(signed).raw, own]
 
 
 def _attestation(data: bytes) -> None:
-    """Decode an attestation document, and verify it: no mutant may pass."""
+    """Decode an attestation document, and verify it at its own time: no mutant may pass."""
     with contextlib.suppress(AttestationError):
-        decode_signed_document(data)
-    with contextlib.suppress(AttestationError):
-        now = datetime(2022, 1, 1, tzinfo=UTC)
+        now = decode_signed_document(data).document.written
         verify_attestation(data, root=AWS_NITRO_ROOT_DER, now=now, allow_debug=True)
+        if data.removeprefix(b"\xd2") not in _attestation_seeds():  # the tag is nobody's secret
+            raise AssertionError("a document that AWS did not sign was accepted")
 
 
+@cache
 def _attestation_seeds() -> list[bytes]:
     return [path.read_bytes() for path in sorted((_VECTORS / "attestation").glob("*.cbor"))]
 
@@ -258,8 +320,12 @@ def _frame_seeds() -> list[bytes]:
 
 
 def _control(data: bytes) -> None:
-    """Decode what opens a stream, and what is said on it."""
-    for decode in (decode_open, decode_challenge, decode_attested, decode_envelope):
+    """Decode what opens a stream, what is said on it, and what a notebook's process says."""
+    decoders: tuple[Callable[[bytes], object], ...] = (
+        *(decode_open, decode_challenge, decode_attested, decode_envelope),
+        decode_from_session,
+    )
+    for decode in decoders:
         with contextlib.suppress(MessageError):
             decode(data)
 
@@ -271,6 +337,8 @@ def _control_seeds() -> list[bytes]:
         StatusRequest(),
         Attest(bytes(32)),
         Credentials("id", "secret"),
+        PublisherKey("ACME Analytics", "0f" * 32, pin=True),
+        PinnedKey(""),
     )
     envelopes = [encode(Envelope(body, request_id=number)) for number, body in enumerate(bodies)]
     opens: list[Open] = [OpenControl(PROTOCOL_VERSION), OpenChannel("ab", "shell")]
@@ -278,6 +346,7 @@ def _control_seeds() -> list[bytes]:
         *(encode(one) for one in opens),
         encode(Challenge(bytes(32))),
         encode(Attested(b"x")),
+        session_messages.encode(LoadPackage(1, "x.encrypted", b"header", unsigned=True)),
         *envelopes,
     ]
 
@@ -362,6 +431,7 @@ TARGETS: Final = {
     "value": Target(_value, _value_seeds, _mutate_value),
     "call_frames": Target(_call_frames, _call_frame_seeds),
     "package_header": Target(_package_header, _package_seeds),
+    "label": Target(_label, _label_seeds, _mutate_label),
     "attestation": Target(_attestation, _attestation_seeds),
     "cms": Target(_cms, _cms_seeds),
     "frames": Target(_frames, _frame_seeds),

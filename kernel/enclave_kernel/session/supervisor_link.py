@@ -52,10 +52,14 @@ class LoadRefusedError(EnclaveError):
 
 @dataclass(frozen=True)
 class LoadedVault:
-    """A vault that holds the data key and waits for the package's body on `socket`."""
+    """A vault that holds the data key and waits for the package's body on `socket`.
+
+    `new_publisher`: the key that the package is signed with was pinned just now.
+    """
 
     vault_id: str
     socket: socket.socket
+    new_publisher: bool = False
 
 
 class SupervisorLink:
@@ -105,12 +109,13 @@ class SupervisorLink:
             self._frames += self._decoder.feed(data)
         return session_messages.decode_from_supervisor(self._frames.pop(0))
 
-    def load(self, file_name: str, header_raw: bytes) -> LoadedVault:
+    def load(self, file_name: str, header_raw: bytes, *, unsigned: bool = False) -> LoadedVault:
         """Return a vault that has the data key of the package with this header.
 
         Args:
             file_name: As the user wrote it, for messages.
             header_raw: Everything before the package's body.
+            unsigned: Whether a package without a publisher's signature will do.
 
         Raises:
             LoadRefusedError: The supervisor or KMS refused; one line says why.
@@ -118,7 +123,9 @@ class SupervisorLink:
             KeyboardInterrupt: Passed on after the load was cancelled.
         """
         number = next(self._numbers)
-        message = LoadPackage(request_id=number, file_name=file_name, header=header_raw)
+        message = LoadPackage(
+            request_id=number, file_name=file_name, header=header_raw, unsigned=unsigned
+        )
         try:
             reply = self._ask(number, session_messages.encode(message), None)
         except BaseException:
@@ -229,7 +236,7 @@ class SupervisorLink:
                 raise MessageError("the supervisor announced a vault and sent no socket to it")
             sock = socket.socket(fileno=self._descriptors.pop(0))
             sock.set_inheritable(False)
-            reply = LoadedVault(message.vault_id, sock)
+            reply = LoadedVault(message.vault_id, sock, message.new_publisher)
         with self._waiting_lock:
             answers = self._waiting.get(message.request_id)
             if answers is not None:

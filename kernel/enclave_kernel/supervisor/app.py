@@ -27,10 +27,12 @@ from enclave_kernel.supervisor.egress import Egress
 from enclave_kernel.supervisor.kernel_process import KernelProcesses
 from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownKernelError
 from enclave_kernel.supervisor.package_loader import PackageLoader
+from enclave_kernel.supervisor.publisher_check import PublisherCheck
 from enclave_kernel.supervisor.stream_listener import StreamListener
 from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.supervisor.vault_pool import VaultPool
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.channel_binding import NOTEBOOK_USER_DATA
 from enclave_protocol.messages import (
     Attest,
@@ -105,6 +107,7 @@ class Supervisor:
         self._pcrs = {i: self._nsm.describe_pcr(i)[1].hex() for i in _PCR_INDICES}
         self._module_id = self._nsm.describe().module_id
         self._keys = RsaPool()
+        self._clock = TrustedClock()
         self._key_threads = ThreadPoolExecutor(_KEY_THREADS, thread_name_prefix="key-release")
         self._cgroups = _groups_for_kernels(options.kernel_memory_bytes)
         sockets = options.runtime_dir / "k"
@@ -180,7 +183,13 @@ class Supervisor:
 
     def _vaults_of(self, kernel: Kernel) -> PackageLoader:
         return PackageLoader(
-            kernel, self._pool, self._release_key, self._about, self._attest_for_notebook
+            kernel,
+            self._pool,
+            self._release_key,
+            self._about,
+            self._attest_for_notebook,
+            PublisherCheck(self._ask_gateway),
+            self._clock,
         )
 
     def _about(self, request_id: int) -> About:
@@ -216,9 +225,7 @@ class Supervisor:
 
     async def _release_key(self, header: PackageHeader) -> bytearray:
         self._check_environment(header.label.policy.environment)
-        if self._control is None:
-            raise NoGatewayError
-        credentials = await self._control.request(CredentialsRequest())
+        credentials = await self._ask_gateway(CredentialsRequest())
         if not isinstance(credentials, Credentials):
             raise MessageError("the gateway's answer to a request for credentials holds none")
         async with self._way_to_kms() as proxy_url:
@@ -229,6 +236,7 @@ class Supervisor:
                 keys=self._keys,
                 credentials=credentials,
                 endpoint_url=self._options.kms_endpoint_url,
+                clock=self._clock,
                 proxy_url=proxy_url,
             )
             releasing = asyncio.get_running_loop().run_in_executor(self._key_threads, release)
@@ -237,6 +245,11 @@ class Supervisor:
             except asyncio.CancelledError:
                 releasing.add_done_callback(_wipe)
                 raise
+
+    async def _ask_gateway(self, request: Body) -> Body:
+        if self._control is None:
+            raise NoGatewayError
+        return await self._control.request(request)
 
     def _check_environment(self, environment: str) -> None:
         """Refuse a package in an enclave that its owner did not make it for (THREATS A-08)."""
