@@ -31,6 +31,7 @@ from enclave_encryption.package_encryption import make_label
 from enclave_encryption.package_plan import PackagePlan, plan_package
 from enclave_encryption.source_tree import READ_BYTES as FILE_READ_BYTES
 from enclave_protocol.chunked_encryption import Encryptor
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.package_archive import FileStart, encode_archive
 from enclave_protocol.package_header import decode_header, encode_header
 from enclave_protocol.package_reader import READ_BYTES, PackageReader, read_package
@@ -135,7 +136,7 @@ def make_source(folder: Path, mib: int) -> PackagePlan:
 
 def seal(plan: PackagePlan, target: Path, *, key: bytes = KEY) -> None:
     """Encrypt a package to a file as `enclave-owner` does, without KMS."""
-    header = encode_header(make_label(plan, ARN), b"wrapped")
+    header = encode_header(make_label(plan, key), KeySlot(ARN, b"wrapped"))
     encryptor = Encryptor(key, decode_header(header).context)
     buffer = memoryview(bytearray(FILE_READ_BYTES))
     sealed = memoryview(bytearray(encryptor.update_size(FILE_READ_BYTES)))

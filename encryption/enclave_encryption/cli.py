@@ -5,24 +5,25 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
 from enclave_encryption.data_key import KmsKey
 from enclave_encryption.errors import LintError, OwnerError
+from enclave_encryption.key_commands import rekey_command, rotate_key_command
+from enclave_encryption.key_policy.command import key_policy_command
 from enclave_encryption.label_view import label_json, print_label, shown_size
 from enclave_encryption.lint.package_lint import lint_package
 from enclave_encryption.manifest_draft import draft_manifest
 from enclave_encryption.output_file import OutputFile
 from enclave_encryption.package_encryption import check_output, encrypt_package
 from enclave_encryption.package_plan import PackagePlan, check_not_expired, plan_package
+from enclave_encryption.progress_bar import progress_bar
 from enclave_encryption.trial_command import try_command
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.incident import INCIDENT_KEY_NAME
@@ -33,8 +34,6 @@ from enclave_protocol.package_reader import read_header
 
 __all__ = ["main"]
 
-_PROGRESS_AFTER_S = 1.0
-"""What is over sooner needs no bar."""
 _CLEAN_UP_S = 5.0
 """So long another Ctrl-C does nothing; after that it ends what hangs."""
 _last_interrupt_s = -_CLEAN_UP_S
@@ -117,6 +116,7 @@ def _owner() -> None:
       enclave-owner try credit_scorer/ -c "score([1, 2, 3])"
       enclave-owner encrypt -d credit_scorer/ -k alias/packages
       enclave-owner inspect credit-scorer-1.2.0.encrypted
+      enclave-owner key-policy -k alias/packages --pcr0 HEX --principal ROLE_ARN --apply
     """
 
 
@@ -209,11 +209,11 @@ def _encrypt(
     check_output(target, directory)
     key = KmsKey(key_id, region=region, endpoint_url=endpoint_url)
     total = sum(file.entry.size for file in plan.tree.files)
-    with _progress_bar(total) as advance:
+    with progress_bar("Encrypting", total) as advance:
         written = encrypt_package(plan, key, target, advance)
     click.echo(
         f"Wrote {written.path}: {written.label.file_count} files, {shown_size(written.size)}, "
-        f"opens with {written.label.kms_key_arn}"
+        f"opens with {written.kms_key_arn}"
     )
 
 
@@ -265,31 +265,6 @@ def _inspect(file: Path, as_json: bool) -> None:
         print_label(Console(), file, header, size, datetime.now(UTC))
 
 
-@contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
-    """Yield what advances a bar that shows up on a terminal's stderr after a second."""
-    console = Console(stderr=True)
-    progress = Progress(
-        "Encrypting",
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    task = progress.add_task("", total=total)
-    started = time.monotonic()
-    shown = False
-
-    def advance(count: int) -> None:
-        nonlocal shown
-        progress.advance(task, count)
-        if not shown and console.is_terminal and time.monotonic() - started > _PROGRESS_AFTER_S:
-            shown = True
-            progress.start()
-
-    try:
-        yield advance
-    finally:
-        if shown:
-            progress.stop()
+_owner.add_command(key_policy_command)
+_owner.add_command(rekey_command)
+_owner.add_command(rotate_key_command)

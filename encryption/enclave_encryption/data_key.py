@@ -1,55 +1,15 @@
-"""A fresh data key from AWS KMS, wrapped for the package's label."""
+"""A package's data key, wrapped by AWS KMS for the package's label."""
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
 
 from enclave_encryption.errors import KmsError
+from enclave_encryption.kms_connection import KmsConnection
 
-if TYPE_CHECKING:  # boto3 takes a third of a second to import: only `encrypt` pays for it
-    from mypy_boto3_kms import KMSClient
-
-__all__ = ["DataKey", "KmsKey"]
-
-_ARN: Final = re.compile(r"arn:aws[a-z-]*:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+")
-_ANY_ARN: Final = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):\d{12}:(key|alias)/.+")
-_CONNECT_TIMEOUT_S: Final = 5
-_READ_TIMEOUT_S: Final = 20
-
-_HINTS: Final = {
-    "AccessDeniedException": "these credentials may not use key {key}: ask for "
-    "kms:DescribeKey and kms:GenerateDataKey on it",
-    "NotFoundException": "there is no key {key} in {region}: check -k and --region",
-    "DisabledException": "key {key} is disabled: enable it, or use another",
-    "KMSInvalidStateException": "key {key} cannot be used: it is disabled or to be deleted",
-    "InvalidKeyUsageException": "key {key} is not for encryption: use a symmetric one",
-    "InvalidArnException": "{key!r} is not a key id, alias or ARN",
-    "ValidationException": "{key!r} is not a key id, alias or ARN",
-    "UnrecognizedClientException": "AWS does not know these credentials: log in again",
-    "InvalidClientTokenId": "AWS does not know these credentials: log in again",
-    "InvalidSignatureException": "the AWS secret access key is wrong, or this clock is",
-    "ExpiredTokenException": "the AWS session has expired: log in again",
-    "ThrottlingException": "KMS is busy: try again",
-}
+__all__ = ["KmsKey"]
 
 
-@dataclass(frozen=True)
-class DataKey:
-    """A data key, in clear and wrapped.
-
-    Attributes:
-        plaintext: 32 bytes; wiped by whoever received it. Copies inside boto3 are beyond reach.
-        wrapped: What only KMS can unwrap.
-    """
-
-    plaintext: bytearray = field(repr=False)
-    wrapped: bytes
-
-
-class KmsKey:
-    """One KMS key, resolved to its ARN.
+class KmsKey(KmsConnection):
+    """The KMS key that wraps data keys.
 
     Args:
         key_id: Key id, alias (`alias/NAME`) or ARN.
@@ -60,78 +20,22 @@ class KmsKey:
         KmsError: No credentials or region, no such key, not allowed, not reachable.
     """
 
-    def __init__(self, key_id: str, *, region: str | None, endpoint_url: str | None) -> None:
-        arn = _ANY_ARN.fullmatch(key_id)
-        self._shown = key_id
-        self._region = region or (arn["region"] if arn else None)
-        with self._errors():
-            self._client = self._connect(endpoint_url)
-            self.arn = key_id if _ARN.fullmatch(key_id) else self._resolve(key_id)
+    rights = "kms:DescribeKey and kms:Encrypt"
 
-    def generate_data_key(self, context: Mapping[str, str]) -> DataKey:
-        """Return a fresh AES-256 data key bound to the encryption context `context`.
+    def wrap(self, data_key: bytes | bytearray, context: Mapping[str, str]) -> bytes:
+        """Return `data_key` wrapped, bound to the encryption context `context`.
+
+        Args:
+            data_key: 32 bytes; the caller wipes them. Copies inside boto3 are beyond reach.
+            context: The label's.
 
         Raises:
             KmsError: As for the class.
         """
         with self._errors():
-            answer = self._client.generate_data_key(
-                KeyId=self.arn, KeySpec="AES_256", EncryptionContext=dict(context)
+            answer = self._client.encrypt(
+                KeyId=self.arn, Plaintext=bytes(data_key), EncryptionContext=dict(context)
             )
         if answer["KeyId"] != self.arn:
             raise KmsError(f"KMS answered for key {answer['KeyId']}, asked was {self.arn}")
-        return DataKey(bytearray(answer["Plaintext"]), answer["CiphertextBlob"])
-
-    def _connect(self, endpoint_url: str | None) -> "KMSClient":
-        import boto3
-        from botocore.config import Config
-
-        config = Config(
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            read_timeout=_READ_TIMEOUT_S,
-            retries={"mode": "standard", "total_max_attempts": 3},
-        )
-        session = boto3.Session(region_name=self._region)
-        self._region = session.region_name
-        return session.client("kms", endpoint_url=endpoint_url, config=config)
-
-    def _resolve(self, key_id: str) -> str:
-        metadata = self._client.describe_key(KeyId=key_id)["KeyMetadata"]
-        if metadata.get("KeySpec", "SYMMETRIC_DEFAULT") != "SYMMETRIC_DEFAULT":
-            raise KmsError(f"key {key_id} is {metadata['KeySpec']}: use a symmetric one")
-        arn = metadata["Arn"]
-        if not _ARN.fullmatch(arn):
-            raise KmsError(f"KMS calls key {key_id} {arn!r}: expected a key's ARN")
-        return arn
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn what boto3 raises into one line that says what to do."""
-        from botocore import exceptions
-
-        try:
-            yield
-        except exceptions.ClientError as error:
-            raise KmsError(self._explain(error.response)) from error
-        except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError) as error:
-            raise KmsError(
-                "no AWS credentials: run `aws configure` or `aws sso login`, or set AWS_PROFILE"
-            ) from error
-        except exceptions.NoRegionError as error:
-            raise KmsError("no AWS region: give --region, or the key's full ARN") from error
-        except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
-            where = getattr(error, "kwargs", {}).get("endpoint_url", "KMS")
-            raise KmsError(
-                f"{where} is not reachable: check the network, --region and --endpoint-url"
-            ) from error
-        except (exceptions.BotoCoreError, ValueError) as error:
-            line = " ".join(str(error).split())
-            raise KmsError(f"{line.rstrip('.')}: check the AWS configuration") from error
-
-    def _explain(self, response: object) -> str:
-        error = response.get("Error", {}) if isinstance(response, dict) else {}
-        code, message = error.get("Code", "?"), " ".join(str(error.get("Message", "")).split())
-        hint = _HINTS.get(code)
-        if hint is None:
-            return f"KMS refused with {code}: {message}"
-        return hint.format(key=self._shown, region=self._region) + f" ({code})"
+        return answer["CiphertextBlob"]

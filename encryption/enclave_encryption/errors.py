@@ -4,7 +4,17 @@ from collections.abc import Sequence
 
 from enclave_protocol.errors import EnclaveError
 
-__all__ = ["ExportError", "KmsError", "LintError", "OutputError", "OwnerError", "SourceTreeError"]
+__all__ = [
+    "ExportError",
+    "KeyPolicyError",
+    "KmsDeniedError",
+    "KmsError",
+    "LintError",
+    "OutputError",
+    "OwnerError",
+    "SourceTreeError",
+    "WideningError",
+]
 
 
 class OwnerError(EnclaveError):
@@ -32,7 +42,27 @@ class LintError(OwnerError):
 
 
 class KmsError(OwnerError):
-    """AWS KMS gave no data key."""
+    """AWS KMS did not do what it was asked to."""
+
+
+class KmsDeniedError(KmsError):
+    """These credentials may not do that with this key."""
+
+
+class KeyPolicyError(OwnerError):
+    """A key policy, or what it was to become, makes no sense."""
+
+
+class WideningError(KeyPolicyError):
+    """Under the policy somebody could have the data key without attestation.
+
+    Attributes:
+        findings: One line each.
+    """
+
+    def __init__(self, message: str, findings: Sequence[str]) -> None:
+        super().__init__("\n".join((*findings, message)))
+        self.findings = tuple(findings)
 
 
 class OutputError(OwnerError):

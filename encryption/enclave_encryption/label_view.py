@@ -17,11 +17,12 @@ __all__ = ["label_json", "print_label", "shown_expiry", "shown_size"]
 
 
 def label_json(header: PackageHeader, file_bytes: int) -> str:
-    """Return the label, the encryption context and sizes as one JSON object."""
+    """Return the label, KMS key, encryption context and sizes as one JSON object."""
     return msgspec.json.format(
         msgspec.json.encode(
             {
                 "label": header.label,
+                "kms_key_arn": header.kms_key_arn,
                 "encryption_context": header.encryption_context,
                 "header_bytes": len(header.raw),
                 "file_bytes": file_bytes,
@@ -57,7 +58,7 @@ def print_label(
         ("scripts", ", ".join(f"{n} ({s.file})" for n, s in label.scripts.items())),
         ("contents", f"{label.file_count} files, {shown_size(label.archive_bytes)}"),
         ("file", f"{path} ({shown_size(file_bytes)})"),
-        ("KMS key", label.kms_key_arn),
+        ("KMS key", header.kms_key_arn),
         ("context", ", ".join(f"{k}={v}" for k, v in header.encryption_context.items())),
         ("environment", policy.environment),
         ("output", policy.output),

@@ -1,16 +1,19 @@
 """Encrypting a planned package: the numbered procedure of docs/spec/encrypted_package.md."""
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from enclave_encryption.data_key import DataKey, KmsKey
+from enclave_encryption.data_key import KmsKey
 from enclave_encryption.errors import OutputError
 from enclave_encryption.output_file import OutputFile
 from enclave_encryption.package_plan import PackagePlan
 from enclave_encryption.source_tree import READ_BYTES
-from enclave_protocol.chunked_encryption import BytesLike, Encryptor
+from enclave_protocol.chunked_encryption import KEY_BYTES, BytesLike, Encryptor
+from enclave_protocol.data_key_commitment import commit_data_key
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
 from enclave_protocol.package_header import decode_header, encode_header, encryption_context
 from enclave_protocol.package_label import Label, encode_label
@@ -30,8 +33,8 @@ class WrappingKey(Protocol):
 
     arn: str
 
-    def generate_data_key(self, context: Mapping[str, str]) -> DataKey:
-        """Return a fresh data key bound to this encryption context."""
+    def wrap(self, data_key: bytes | bytearray, context: Mapping[str, str]) -> bytes:
+        """Return the data key wrapped, bound to this encryption context."""
         ...
 
 
@@ -41,11 +44,12 @@ class EncryptedPackage:
 
     path: Path
     label: Label
+    kms_key_arn: str
     size: int
 
 
-def make_label(plan: PackagePlan, key_arn: str) -> Label:
-    """Return the label of `plan` encrypted under the KMS key `key_arn`."""
+def make_label(plan: PackagePlan, data_key: bytes | bytearray) -> Label:
+    """Return the label of `plan` encrypted under `data_key`."""
     manifest = plan.manifest
     return Label(
         package=manifest.package,
@@ -53,7 +57,7 @@ def make_label(plan: PackagePlan, key_arn: str) -> Label:
         docs=manifest.docs,
         scripts=manifest.scripts,
         policy=manifest.policy,
-        kms_key_arn=key_arn,
+        data_key_commitment=commit_data_key(data_key),
         archive_bytes=archive_size(file.entry for file in plan.tree.files),
         file_count=len(plan.tree.files),
     )
@@ -87,7 +91,7 @@ def encrypt_package(
 
     Raises:
         SourceTreeError: A file changed or cannot be read any more.
-        KmsError: KMS gave no data key.
+        KmsError: KMS did not wrap the data key.
         OutputError: `output` cannot be written.
 
     Source: docs/spec/encrypted_package.md, "Encrypting".
@@ -95,7 +99,7 @@ def encrypt_package(
     # 1 and 2, scan and checks, are `plan_package`.
     with OutputFile(output) as file:
         label, size = write_encrypted(plan, key, file.write, progress)
-    return EncryptedPackage(output, label, size)  # 10, sync and rename, is `OutputFile`
+    return EncryptedPackage(output, label, key.arn, size)  # 11, sync and rename, is `OutputFile`
 
 
 def write_encrypted(
@@ -108,18 +112,19 @@ def write_encrypted(
 
     Arguments and errors as for `encrypt_package`; the pieces are overwritten after `write` returns.
     """
-    label = make_label(plan, key.arn)  # 3
-    label_bytes = encode_label(label)
-    data_key = key.generate_data_key(encryption_context(label, label_bytes))  # 4
+    data_key = bytearray(secrets.token_bytes(KEY_BYTES))  # 3
     try:
-        header = encode_header(label, data_key.wrapped)  # 5
-        encryptor = Encryptor(data_key.plaintext, decode_header(header).context)  # 6
+        label = make_label(plan, data_key)  # 4
+        context = encryption_context(label, encode_label(label))
+        slot = KeySlot(key.arn, key.wrap(data_key, context))  # 5
+        header = encode_header(label, slot)  # 6
+        encryptor = Encryptor(data_key, decode_header(header).context)  # 7
     finally:
-        data_key.plaintext[:] = bytes(len(data_key.plaintext))  # 7
+        data_key[:] = bytes(len(data_key))  # 8
     write(header)
     size = len(header)
     sealed = memoryview(bytearray(encryptor.update_size(READ_BYTES)))
-    for piece in encode_archive([f.entry for f in plan.tree.files], _reader(plan)):  # 8
+    for piece in encode_archive([f.entry for f in plan.tree.files], _reader(plan)):  # 9
         needed = encryptor.update_size(len(piece))
         if needed > len(sealed):
             sealed = memoryview(bytearray(needed))
@@ -127,7 +132,7 @@ def write_encrypted(
         write(sealed[:written])
         size += written
         progress(len(piece))
-    last = encryptor.finalize()  # 9
+    last = encryptor.finalize()  # 10
     write(last)
     return label, size + len(last)
 

@@ -21,7 +21,6 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from children import ChildFailedError, Children, StoppedError
 from images import write_images
-from key_policy import key_policy
 from rich.console import Console
 
 from enclave_infra.local_cloud.identities import (
@@ -77,23 +76,18 @@ class Demo:
     def publish(self, *, pcr0: str, endpoint_url: str) -> None:
         """As the owner: a KMS key that is released to `pcr0` only, and the encrypted package."""
         with self._doing(3, "the owner creates a key and puts the package together"):
-            policy = key_policy(owner_arn=OWNER.role_arn, user_arn=HOST.role_arn, pcr0=pcr0)
-            key_arn = create_key(policy, endpoint_url)
+            key_arn = create_key(endpoint_url)
+            policy = ("key-policy", "-k", key_arn, "--pcr0", pcr0)
+            at = ("--region", REGION, "--endpoint-url", endpoint_url)
+            self._owner(*policy, "--principal", HOST.role_arn, "--narrow", "--apply", *at)
             package = ROOT / ".cache" / "ocr" / "package"
             self._run(sys.executable, HERE / "build_package.py", "--output", package)
-        self._console.print("      key policy:", style="dim")
-        for statement in policy["Statement"]:
-            line = f"        {json.dumps(statement)}"
-            self._console.print(line, style="dim", markup=False, soft_wrap=True)
+        # Not under a status line from here on: these print themselves.
+        self._owner(*policy, "--check", *at, terminal=True)
         output = self._work / "ocr-1.0.0.encrypted"
         output.unlink(missing_ok=True)
-        # Not under a status line: the command shows its own progress bar.
-        options = ["-o", str(output), "--region", REGION, "--endpoint-url", endpoint_url]
-        self._children.run(
-            [str(BIN / "enclave-owner"), "encrypt", "-d", str(package), "-k", key_arn, *options],
-            env={**self._env, **owner_credentials()},
-            terminal=True,
-        )
+        package_and_key = ("-d", package, "-k", key_arn)
+        self._owner("encrypt", *package_and_key, "-o", output, *at, terminal=True)
         size = f"{output.stat().st_size / 1e6:.1f} MB"
         self._done(f"owner: RapidOCR encrypted to {output.name}, {size}")
 
@@ -185,6 +179,11 @@ class Demo:
         line = f"[green]✓[/] [bold]{self.step}/5[/] {what} [dim]({took:.1f} s)[/]"
         self._console.print(line, soft_wrap=True)
 
+    def _owner(self, *arguments: str | Path, terminal: bool = False) -> str:
+        """Run `enclave-owner` with the owner's credentials; see `Children.run`."""
+        argv = [str(BIN / "enclave-owner"), *map(str, arguments)]
+        return self._children.run(argv, env={**self._env, **owner_credentials()}, terminal=terminal)
+
     def _run(self, command: str, *arguments: str | Path, timeout_s: float = 600) -> str:
         """Run a command of the virtual environment; what it prints goes to the log."""
         argv = [str(BIN / command), *map(str, arguments)]
@@ -197,8 +196,8 @@ def shown(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def create_key(policy: Mapping[str, Any], endpoint_url: str) -> str:
-    """Create a KMS key under `policy` as the owner, and return its ARN."""
+def create_key(endpoint_url: str) -> str:
+    """Create a KMS key as the owner, with KMS's default policy, and return its ARN."""
     kms = boto3.client(
         "kms",
         region_name=REGION,
@@ -207,7 +206,7 @@ def create_key(policy: Mapping[str, Any], endpoint_url: str) -> str:
         aws_secret_access_key=OWNER.secret_access_key,
         config=Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 2}),
     )
-    created = kms.create_key(Description="data keys of the ocr package", Policy=json.dumps(policy))
+    created = kms.create_key(Description="data keys of the ocr package")
     arn: str = created["KeyMetadata"]["Arn"]
     return arn
 

@@ -84,8 +84,8 @@ def release_data_key(
         PackageFormatError: The label names no KMS key.
         NsmError, CmsError: The NSM, or KMS's answer, is unusable.
     """
-    arn = header.label.kms_key_arn
-    region = header.label.region
+    arn = header.kms_key_arn
+    region = header.region
     private_key = keys.get()  # step 1
     document = nsm.attest(  # step 2
         public_key=private_key.public_key().public_bytes(
@@ -97,6 +97,12 @@ def release_data_key(
         answer = _decrypt(client, header, document, nsm)  # step 3
     finally:
         client.close()
+    if "KeyId" not in answer:
+        # boto3 takes an answer that was cut off, or is no JSON, for one without members.
+        raise KmsUnreachableError(
+            f"the answer of {client.meta.endpoint_url} was cut off, or is not KMS's: try again, "
+            "and check the endpoint if it stays so"
+        )
     if answer.get("KeyId") != arn or answer.get("Plaintext"):  # step 4
         raise KmsUnreachableError(
             f"the endpoint answered for key {answer.get('KeyId')!r:.200} or in plaintext, expected "
@@ -182,7 +188,7 @@ def _decrypt(
     """Step 3: the call, its failures translated."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    arn = header.label.kms_key_arn
+    arn = header.kms_key_arn
     try:
         return dict(
             client.decrypt(
@@ -209,10 +215,16 @@ def _decrypt(
 def _refuse(code: str, message: str, arn: str, nsm: NsmClient) -> NoReturn:
     """Raise the error that says what an AWS error code means here."""
     if code in {"AccessDeniedException", "AccessDenied"}:
-        pcr0 = nsm.describe_pcr(0)[1].hex()
+        pcr0 = nsm.describe_pcr(0)[1]
+        advice = (
+            f"ask the owner to run: enclave-owner key-policy -k {arn} --add-pcr0 {pcr0.hex()} "
+            "--apply"
+            if any(pcr0)
+            else "it runs in debug mode, which no owner approves: run it without"
+        )
         raise KeyReleaseDeniedError(
             f"KMS refused the key of this package: the key policy of {arn} does not allow this "
-            f"enclave, whose PCR0 is {pcr0}; ask the owner to approve it in the key policy"
+            f"enclave, whose PCR0 is {pcr0.hex()}; {advice}"
         )
     if code in _TAMPERED_CODES:
         raise PackageTamperedError(

@@ -1,7 +1,8 @@
 """The header: everything of an encrypted package before its body.
 
-Layout, integers big-endian: 8 bytes magic, u16 version, u16 length of the wrapped key, u32 length
-of the label, the label, the wrapped key. The body's key depends on the SHA-512 of all of it.
+Layout, integers big-endian: 8 bytes magic, u16 version, u16 length of the key slot, u32 length
+of the label, the label, the key slot. The body's keys depend on the SHA-512 of all but the key
+slot and its length.
 
 Source: docs/spec/encrypted_package.md, "Header".
 """
@@ -12,6 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+from enclave_protocol.key_slot import (
+    MAX_KEY_SLOT_BYTES,
+    MIN_KEY_SLOT_BYTES,
+    KeySlot,
+    decode_key_slot,
+    encode_key_slot,
+)
 from enclave_protocol.package_errors import PackageFormatError, PackageTruncatedError
 from enclave_protocol.package_label import MAX_LABEL_BYTES, Label, decode_label, encode_label
 
@@ -19,24 +27,22 @@ __all__ = [
     "FORMAT_VERSION",
     "MAGIC",
     "MAX_HEADER_BYTES",
-    "MAX_WRAPPED_KEY_BYTES",
     "PREAMBLE_BYTES",
     "PackageHeader",
     "decode_header",
     "encode_header",
     "encryption_context",
     "header_size",
+    "header_with_slot",
 ]
 
 MAGIC: Final = b"\x89ENCPKG\n"
 """High bit and line feed: a transfer that mangles bytes mangles this, too (as in PNG)."""
 FORMAT_VERSION: Final = 1
-MAX_WRAPPED_KEY_BYTES: Final = 6144
-"""KMS accepts no longer CiphertextBlob."""
-
 _PREAMBLE: Final = struct.Struct(">8sHHI")
+_BOUND: Final = struct.Struct(">8sHI")
 PREAMBLE_BYTES: Final = _PREAMBLE.size
-MAX_HEADER_BYTES: Final = PREAMBLE_BYTES + MAX_LABEL_BYTES + MAX_WRAPPED_KEY_BYTES
+MAX_HEADER_BYTES: Final = PREAMBLE_BYTES + MAX_LABEL_BYTES + MAX_KEY_SLOT_BYTES
 
 
 @dataclass(frozen=True)
@@ -46,19 +52,35 @@ class PackageHeader:
     Attributes:
         label: A claim, until the body's key commitment verified.
         label_bytes: Its encoding.
-        wrapped_key: The data key as KMS wrapped it, 1 to 6144 bytes.
+        slot: Whatever it says, it yields the label's data key or opens nothing.
         raw: The whole header as it is in the file.
     """
 
     label: Label
     label_bytes: bytes
-    wrapped_key: bytes
+    slot: KeySlot
     raw: bytes
 
     @cached_property
     def context(self) -> bytes:
-        """What the body is bound to: SHA-512 of the whole header."""
-        return hashlib.sha512(self.raw).digest()
+        """What the body is bound to: SHA-512 of the header without its key slot."""
+        bound = _BOUND.pack(MAGIC, FORMAT_VERSION, len(self.label_bytes)) + self.label_bytes
+        return hashlib.sha512(bound).digest()
+
+    @property
+    def kms_key_arn(self) -> str:
+        """Full ARN of the KMS key that the data key is wrapped under."""
+        return self.slot.kms_key_arn
+
+    @property
+    def region(self) -> str:
+        """AWS region of the KMS key."""
+        return self.slot.region
+
+    @property
+    def wrapped_key(self) -> bytes:
+        """The data key as KMS wrapped it, 1 to 6144 bytes."""
+        return self.slot.wrapped_key
 
     @property
     def encryption_context(self) -> dict[str, str]:
@@ -79,23 +101,28 @@ def encryption_context(label: Label, label_bytes: bytes) -> dict[str, str]:
     }
 
 
-def encode_header(label: Label, wrapped_key: bytes) -> bytes:
+def encode_header(label: Label, slot: KeySlot) -> bytes:
     """Return the header of a package.
 
     Raises:
-        PackageFormatError: `label` or `wrapped_key` break a rule or limit.
+        PackageFormatError: `label` or `slot` break a rule or limit.
     """
-    label_bytes = encode_label(label)
-    if not 1 <= len(wrapped_key) <= MAX_WRAPPED_KEY_BYTES:
-        raise PackageFormatError(
-            f"the wrapped key has {len(wrapped_key)} bytes, expected 1 to {MAX_WRAPPED_KEY_BYTES}"
-        )
-    preamble = _PREAMBLE.pack(MAGIC, FORMAT_VERSION, len(wrapped_key), len(label_bytes))
-    return preamble + label_bytes + wrapped_key
+    return header_with_slot(encode_label(label), slot)
+
+
+def header_with_slot(label_bytes: bytes, slot: KeySlot) -> bytes:
+    """Return a header with a label that is encoded already, such as another header's.
+
+    Raises:
+        PackageFormatError: `slot` breaks a rule or limit.
+    """
+    slot_bytes = encode_key_slot(slot)
+    preamble = _PREAMBLE.pack(MAGIC, FORMAT_VERSION, len(slot_bytes), len(label_bytes))
+    return preamble + label_bytes + slot_bytes
 
 
 def header_size(preamble: bytes) -> int:
-    """Return the size in bytes of the header that starts with `preamble`, at most 268 304.
+    """Return the size in bytes of the header that starts with `preamble`, at most 268 562.
 
     Args:
         preamble: At least the file's first 16 bytes.
@@ -104,8 +131,8 @@ def header_size(preamble: bytes) -> int:
         PackageTruncatedError: Fewer than 16 bytes, all of them right so far.
         PackageFormatError: Not an encrypted package, another version, a length over its limit.
     """
-    wrapped_key_bytes, label_bytes = _lengths(preamble)
-    return PREAMBLE_BYTES + label_bytes + wrapped_key_bytes
+    slot_bytes, label_bytes = _lengths(preamble)
+    return PREAMBLE_BYTES + label_bytes + slot_bytes
 
 
 def decode_header(data: bytes) -> PackageHeader:
@@ -118,9 +145,9 @@ def decode_header(data: bytes) -> PackageHeader:
         PackageTruncatedError: `data` ends within the header.
         PackageFormatError: Not an encrypted package, or a rule or limit is broken.
     """
-    wrapped_key_bytes, label_length = _lengths(data)
+    slot_bytes, label_length = _lengths(data)
     label_end = PREAMBLE_BYTES + label_length
-    size = label_end + wrapped_key_bytes
+    size = label_end + slot_bytes
     if len(data) < size:
         raise PackageTruncatedError(
             f"the file ends within its header, after {len(data)} of {size} bytes: "
@@ -130,13 +157,13 @@ def decode_header(data: bytes) -> PackageHeader:
     return PackageHeader(
         label=decode_label(label_bytes),
         label_bytes=label_bytes,
-        wrapped_key=bytes(data[label_end:size]),
+        slot=decode_key_slot(bytes(data[label_end:size])),
         raw=bytes(data[:size]),
     )
 
 
 def _lengths(data: bytes) -> tuple[int, int]:
-    """Return the wrapped key's and the label's length, both within their limits."""
+    """Return the key slot's and the label's length, both within their limits."""
     if len(data) < PREAMBLE_BYTES and data[: len(MAGIC)] == MAGIC[: len(data)]:
         raise PackageTruncatedError(
             f"the file has only {len(data)} bytes of a header: copy it again, whole"
@@ -145,18 +172,18 @@ def _lengths(data: bytes) -> tuple[int, int]:
         raise PackageFormatError(
             "not an encrypted package: make one with `enclave-owner encrypt -d DIR -k KEY_ID`"
         )
-    _, version, wrapped_key_bytes, label_bytes = _PREAMBLE.unpack_from(data)
+    _, version, slot_bytes, label_bytes = _PREAMBLE.unpack_from(data)
     if version != FORMAT_VERSION:
         raise PackageFormatError(
             f"format version {version}, expected {FORMAT_VERSION}: update enclave-kernel"
         )
-    if not 1 <= wrapped_key_bytes <= MAX_WRAPPED_KEY_BYTES:
+    if not MIN_KEY_SLOT_BYTES <= slot_bytes <= MAX_KEY_SLOT_BYTES:
         raise PackageFormatError(
-            f"the header announces a wrapped key of {wrapped_key_bytes} bytes, "
-            f"expected 1 to {MAX_WRAPPED_KEY_BYTES}"
+            f"the header announces a key slot of {slot_bytes} bytes, "
+            f"expected {MIN_KEY_SLOT_BYTES} to {MAX_KEY_SLOT_BYTES}"
         )
     if not 2 <= label_bytes <= MAX_LABEL_BYTES:
         raise PackageFormatError(
             f"the header announces a label of {label_bytes} bytes, expected 2 to {MAX_LABEL_BYTES}"
         )
-    return wrapped_key_bytes, label_bytes
+    return slot_bytes, label_bytes

@@ -6,11 +6,11 @@ It is authentic only once the body's key commitment verified; until then it is a
 Source: docs/spec/encrypted_package.md, "Label".
 """
 
-import re
 from typing import Final
 
 import msgspec
 
+from enclave_protocol.data_key_commitment import COMMITMENT_PATTERN
 from enclave_protocol.manifest import (
     NAME_PATTERN,
     VERSION_PATTERN,
@@ -41,15 +41,12 @@ MAX_ARCHIVE_BYTES: Final = 2**40
 MAX_FILES: Final = 65_536
 """Bounds the reader's tables; large trees of small files belong into one data file."""
 
-_KEY_ARN: Final = re.compile(
-    r"arn:aws[a-z-]{0,20}:kms:([a-z0-9-]{1,32}):\d{12}:key/[A-Za-z0-9-]{1,128}"
-)
-
 
 class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is in the file, what of it is reachable, under which key it opens.
+    """What is in the file, what of it is reachable, and which data key opens it.
 
     Attributes:
+        data_key_commitment: Of `data_key_commitment.py`, 64 lower-case hex digits.
         archive_bytes: Size of the plaintext archive.
         file_count: Number of files in it.
     """
@@ -59,23 +56,9 @@ class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     docs: dict[str, str]
     scripts: dict[str, Script]
     policy: Policy
-    kms_key_arn: str
+    data_key_commitment: str
     archive_bytes: int
     file_count: int
-
-    @property
-    def region(self) -> str:
-        """The AWS region of the KMS key.
-
-        Raises:
-            PackageFormatError: `kms_key_arn` is not a key's ARN.
-        """
-        match = _KEY_ARN.fullmatch(self.kms_key_arn)
-        if match is None:
-            raise PackageFormatError(
-                f"the label names the KMS key {self.kms_key_arn[:200]!r}, expected a key's ARN"
-            )
-        return match[1]
 
 
 def encode_label(label: Label) -> bytes:
@@ -150,4 +133,5 @@ def _check_identity(label: Label) -> None:
             f"the label announces an archive of {label.archive_bytes} bytes, expected a "
             f"multiple of 512 up to {MAX_ARCHIVE_BYTES}"
         )
-    _ = label.region  # refuses what is no key ARN
+    if not COMMITMENT_PATTERN.fullmatch(label.data_key_commitment):
+        raise PackageFormatError("the label's data_key_commitment is not 64 hex digits")

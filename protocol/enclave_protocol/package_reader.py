@@ -14,6 +14,7 @@ from enclave_protocol.chunked_encryption import (
     Decryptor,
     sealed_size,
 )
+from enclave_protocol.data_key_commitment import check_data_key
 from enclave_protocol.package_archive import (
     ArchiveEnd,
     ArchiveEvent,
@@ -65,7 +66,7 @@ class PackageReader:
 
     Args:
         header: The file's header.
-        data_key: 32 bytes; the caller wipes it.
+        data_key: 32 bytes, the one the label commits to; the caller wipes it.
         place: Where contents go, asked at every file's start: whole chunks are then decrypted
             right there, and there is no `FileData`. Without it contents come as events.
         file: The file's name, for errors.
@@ -85,6 +86,7 @@ class PackageReader:
         self._body_bytes = sealed_size(header.label.archive_bytes)
         self._fed = 0
         try:
+            check_data_key(data_key, header.label.data_key_commitment)  # 4
             self._decryptor = Decryptor(data_key, header.context)
         except PackageError as error:
             raise error.with_file(file) from None

@@ -138,7 +138,7 @@ def test_init_encrypt_inspect_open(kms: MotoKms, source: Path, tmp_path: Path) -
     for text in ("credit-scorer 0.0.0", "threshold=0.5", kms.key_arn, "Score a table."):
         assert text in shown.stdout
     document = json.loads(run("inspect", path, "--json", cwd=tmp_path).stdout)
-    assert document["label"]["kms_key_arn"] == kms.key_arn
+    assert document["kms_key_arn"] == kms.key_arn
     assert document["encryption_context"]["package"] == "credit-scorer"
     assert document["verified"] is False
 

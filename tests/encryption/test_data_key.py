@@ -1,4 +1,4 @@
-"""The owner's data key: of the key that was asked for, and gone when the file is written."""
+"""The data key: wrapped by the key that was asked for, and gone when the file is written."""
 
 import base64
 from collections.abc import Mapping
@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from enclave_encryption.data_key import DataKey, KmsKey
+from enclave_encryption.data_key import KmsKey
 from enclave_encryption.errors import KmsError
 from enclave_encryption.package_encryption import encrypt_package
 from enclave_encryption.package_plan import PackagePlan, plan_package
+from enclave_protocol.data_key_commitment import commit_data_key
 from enclave_protocol.package_errors import PackageFormatError
+from enclave_protocol.package_header import decode_header
 from tests.support.example_package import FILES, MANIFEST
 from tests.support.moto_kms import CREDENTIALS, REGION, answering_kms
 
 ARN = f"arn:aws:kms:{REGION}:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 OTHER = f"arn:aws:kms:{REGION}:123456789012:key/99999999-12ab-34cd-56ef-1234567890ab"
-KEY = bytes(range(32))
 
 
 @pytest.fixture
@@ -34,41 +35,53 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagePlan:
 def answer(key_id: str, wrapped: bytes = b"wrapped") -> dict[str, str]:
     return {
         "KeyId": key_id,
-        "Plaintext": base64.b64encode(KEY).decode(),
         "CiphertextBlob": base64.b64encode(wrapped).decode(),
     }
 
 
 class WatchedKey(KmsKey):
-    """Keeps the data key that it gave away."""
+    """Keeps the data keys that it wrapped, as it got them and as they were then."""
 
-    given: DataKey
+    def __init__(self, url: str) -> None:
+        super().__init__(ARN, region=None, endpoint_url=url)
+        self.given: list[bytes | bytearray] = []
+        self.seen: list[bytes] = []
 
-    def generate_data_key(self, context: Mapping[str, str]) -> DataKey:
-        self.given = super().generate_data_key(context)
-        assert self.given.plaintext == KEY
-        return self.given
+    def wrap(self, data_key: bytes | bytearray, context: Mapping[str, str]) -> bytes:
+        self.given.append(data_key)
+        self.seen.append(bytes(data_key))
+        return super().wrap(data_key, context)
 
 
 def test_the_data_key_is_wiped(plan: PackagePlan, tmp_path: Path) -> None:
     with answering_kms(200, answer(ARN)) as url:
-        key = WatchedKey(ARN, region=None, endpoint_url=url)
+        key = WatchedKey(url)
         encrypt_package(plan, key, tmp_path / "x", lambda _count: None)
-    assert (tmp_path / "x").exists()
-    assert key.given.plaintext == bytes(32)
+    label = decode_header((tmp_path / "x").read_bytes()).label
+    assert label.data_key_commitment == commit_data_key(key.seen[0])
+    assert key.given == [bytes(32)]
+
+
+def test_every_file_has_its_own_data_key(plan: PackagePlan, tmp_path: Path) -> None:
+    with answering_kms(200, answer(ARN)) as url:
+        key = WatchedKey(url)
+        for name in "abcde":
+            encrypt_package(plan, key, tmp_path / name, lambda _count: None)
+    assert len(set(key.seen)) == 5
+    assert all(len(data_key) == 32 for data_key in key.seen)
 
 
 def test_the_data_key_is_wiped_when_encrypting_fails(plan: PackagePlan, tmp_path: Path) -> None:
     with answering_kms(200, answer(ARN, bytes(70_000))) as url:
-        key = WatchedKey(ARN, region=None, endpoint_url=url)
+        key = WatchedKey(url)
         with pytest.raises(PackageFormatError, match="wrapped key has 70000 bytes"):
             encrypt_package(plan, key, tmp_path / "x", lambda _count: None)
-    assert key.given.plaintext == bytes(32)
+    assert key.given == [bytes(32)] and key.seen != [bytes(32)]
     assert not (tmp_path / "x").exists()
 
 
-def test_a_data_key_of_another_key_is_refused(plan: PackagePlan, tmp_path: Path) -> None:
-    """The label would name a key that cannot open the file."""
+def test_a_data_key_wrapped_by_another_key_is_refused(plan: PackagePlan, tmp_path: Path) -> None:
+    """The file would name a key that cannot open it."""
     with answering_kms(200, answer(OTHER)) as url:
         key = KmsKey(ARN, region=None, endpoint_url=url)
         with pytest.raises(KmsError, match=f"answered for key {OTHER}, asked was {ARN}"):

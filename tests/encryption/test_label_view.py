@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 
 from enclave_encryption.label_view import print_label
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.manifest import ExportedClass, Exports, Policy
-from enclave_protocol.package_header import MAGIC, PackageHeader, decode_header
-from tests.support.example_package import FILES, make_label
+from enclave_protocol.package_header import PackageHeader, decode_header, header_with_slot
+from tests.support.example_package import FILES, KEY_ARN, make_label
 
 COMMAND = [sys.executable, "-c", "from enclave_encryption.cli import main; main()"]
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -24,8 +25,7 @@ HOSTILE = "[/][bold]\x1b]52;c;x\x07\r\n\u202e"
 def header_of(**fields: Any) -> PackageHeader:
     """A header that no owner's tool would write: what these fields say is not checked."""
     data = msgspec.json.encode(msgspec.structs.replace(make_label(FILES), **fields), order="sorted")
-    sizes = (1).to_bytes(2, "big") + (5).to_bytes(2, "big") + len(data).to_bytes(4, "big")
-    return decode_header(MAGIC + sizes + data + b"wrapd")
+    return decode_header(header_with_slot(data, KeySlot(KEY_ARN, b"wrapped")))
 
 
 def test_nothing_in_a_label_is_markup_or_drives_the_terminal() -> None:

@@ -23,6 +23,7 @@ from enclave_protocol.attestation_errors import AttestationError
 from enclave_protocol.attestation_verify import verify_attestation
 from enclave_protocol.errors import ProtocolError
 from enclave_protocol.frame import FrameDecoder, FrameError, encode_frame
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.kms_cms import CmsError, decode_cms, decrypt_cms
 from enclave_protocol.nitro_root import AWS_NITRO_ROOT_DER
 from enclave_protocol.package_errors import PackageError
@@ -159,10 +160,10 @@ def _package_header(data: bytes) -> None:
 
 
 def _package_seeds() -> list[bytes]:
-    from tests.support.example_package import FILES, make_label
+    from tests.support.example_package import FILES, KEY_ARN, make_label
 
     vector = (_VECTORS / "package" / "vector-1.0.encrypted").read_bytes()
-    own = encode_header(make_label(FILES), b"wrapped")
+    own = encode_header(make_label(FILES), KeySlot(KEY_ARN, b"wrapped"))
     return [decode_header(vector).raw, own]
 
 

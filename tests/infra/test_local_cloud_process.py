@@ -123,6 +123,7 @@ def test_keys_survive_a_restart(tmp_path: Path, maker: DocumentMaker) -> None:
         arn = new_key(first)
         blob = first.owner.encrypt(KeyId=arn, Plaintext=b"x", EncryptionContext={"a": "b"})
         first.owner.create_alias(AliasName="alias/kept", TargetKeyId=arn)
+        first.owner.rotate_key_on_demand(KeyId=arn)
         other = first.owner.create_key(Policy=policy, Description="second")["KeyMetadata"]
         first.owner.schedule_key_deletion(KeyId=other["Arn"], PendingWindowInDays=7)
     with local_cloud(tmp_path, root_cert=root) as second:

@@ -4,6 +4,7 @@ import base64
 import http.server
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
 from enclave_protocol.attestation_document import decode_signed_document
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.kms_cms import CmsFormatError, CmsOpenError
 from enclave_protocol.messages import Credentials
 from enclave_protocol.package_errors import PackageFormatError, PackageTamperedError
@@ -40,7 +42,9 @@ from enclave_protocol.package_header import (
     PackageHeader,
     decode_header,
     encode_header,
+    encryption_context,
 )
+from enclave_protocol.package_label import encode_label
 from tests.support.attestation_documents import make_documents
 from tests.support.example_package import FILES, make_label
 from tests.support.local_services import (
@@ -69,12 +73,11 @@ class Services:
         return self.package_under(arn, **label)
 
     def package_under(self, arn: str, **label: Any) -> tuple[PackageHeader, bytes]:
-        full = msgspec.structs.replace(make_label(FILES, **label), kms_key_arn=arn)
-        context = decode_header(encode_header(full, b"placeholder")).encryption_context
-        answer = self.cloud.owner.generate_data_key(
-            KeyId=arn, KeySpec="AES_256", EncryptionContext=context
-        )
-        return decode_header(encode_header(full, answer["CiphertextBlob"])), answer["Plaintext"]
+        key = secrets.token_bytes(32)
+        full = make_label(FILES, data_key=key, **label)
+        context = encryption_context(full, encode_label(full))
+        answer = self.cloud.owner.encrypt(KeyId=arn, Plaintext=key, EncryptionContext=context)
+        return decode_header(encode_header(full, KeySlot(arn, answer["CiphertextBlob"]))), key
 
     def release(
         self,
@@ -130,7 +133,7 @@ def test_wrong_pcr0_in_the_policy(services: Services) -> None:
     header, _ = services.package(release_policy("0b" * 48))
     with pytest.raises(KeyReleaseDeniedError) as caught:
         services.release(header)
-    _one_line(caught.value, TEST_PCR0, header.label.kms_key_arn, "key policy")
+    _one_line(caught.value, TEST_PCR0, header.kms_key_arn, "key policy")
 
 
 def test_another_image_is_denied_and_named(services: Services, tmp_path: Path) -> None:
@@ -158,7 +161,7 @@ def test_without_recipient_the_policy_refuses(services: Services) -> None:
     with pytest.raises(host.exceptions.ClientError, match="AccessDeniedException"):
         host.decrypt(
             CiphertextBlob=header.wrapped_key,
-            KeyId=header.label.kms_key_arn,
+            KeyId=header.kms_key_arn,
             EncryptionContext=header.encryption_context,
         )
 
@@ -172,7 +175,7 @@ def test_the_owner_may_not_decrypt_either(services: Services) -> None:
 def test_altered_label(services: Services) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     label = msgspec.structs.replace(header.label, file_count=header.label.file_count + 1)
-    altered = decode_header(encode_header(label, header.wrapped_key))
+    altered = decode_header(encode_header(label, header.slot))
     with pytest.raises(PackageTamperedError) as caught:
         services.release(altered)
     _one_line(caught.value, "altered")
@@ -184,41 +187,53 @@ def test_altered_wrapped_key(services: Services, position: int) -> None:
     wrapped = bytearray(header.wrapped_key)
     wrapped[position] ^= 1
     with pytest.raises(PackageTamperedError):
-        services.release(decode_header(encode_header(header.label, bytes(wrapped))))
+        services.release(
+            decode_header(
+                encode_header(header.label, replace(header.slot, wrapped_key=bytes(wrapped)))
+            )
+        )
 
 
 def test_wrapped_key_of_another_package_under_the_same_key(services: Services) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
-    other, _ = services.package_under(header.label.kms_key_arn, name="other")
+    other, _ = services.package_under(header.kms_key_arn, name="other")
     with pytest.raises(PackageTamperedError):
-        services.release(decode_header(encode_header(header.label, other.wrapped_key)))
+        services.release(
+            decode_header(
+                encode_header(header.label, replace(header.slot, wrapped_key=other.wrapped_key))
+            )
+        )
 
 
 def test_wrapped_key_of_another_kms_key(services: Services) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     other, _ = services.package(release_policy(TEST_PCR0))
     with pytest.raises(PackageTamperedError):
-        services.release(decode_header(encode_header(header.label, other.wrapped_key)))
+        services.release(
+            decode_header(
+                encode_header(header.label, replace(header.slot, wrapped_key=other.wrapped_key))
+            )
+        )
 
 
 def test_no_such_key(services: Services) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
-    arn = header.label.kms_key_arn[:-12] + "0" * 12
-    label = msgspec.structs.replace(header.label, kms_key_arn=arn)
+    arn = header.kms_key_arn[:-12] + "0" * 12
+    slot = replace(header.slot, kms_key_arn=arn)
     with pytest.raises(KeyUnavailableError, match=arn):
-        services.release(decode_header(encode_header(label, header.wrapped_key)))
+        services.release(decode_header(encode_header(header.label, slot)))
 
 
-def test_label_without_a_key_arn(services: Services) -> None:
+def test_key_slot_without_a_key_arn(services: Services) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
-    label = msgspec.structs.replace(header.label, kms_key_arn="arn:aws:s3:::bucket")
+    slot = replace(header.slot, kms_key_arn="arn:aws:s3:::bucket")
     with pytest.raises(PackageFormatError):
-        services.release(replace(header, label=label))
+        services.release(replace(header, slot=slot))
 
 
 def test_disabled_and_deleted_keys(services: Services) -> None:
     header, data_key = services.package(release_policy(TEST_PCR0))
-    arn = header.label.kms_key_arn
+    arn = header.kms_key_arn
     services.cloud.owner.disable_key(KeyId=arn)
     with pytest.raises(KeyUnavailableError, match="DisabledException"):
         services.release(header)
@@ -264,7 +279,7 @@ def test_stale_document(services: Services, minutes: int) -> None:
         assert decode_signed_document(document).document.pcrs[0].hex() == TEST_PCR0
         request: Any = {
             "CiphertextBlob": header.wrapped_key,
-            "KeyId": header.label.kms_key_arn,
+            "KeyId": header.kms_key_arn,
             "EncryptionContext": header.encryption_context,
             "Recipient": {
                 "KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256",
@@ -332,7 +347,7 @@ def test_what_is_sent(services: Services) -> None:
     keys = set()
     for request in asked:
         body = request["body"]
-        assert body["KeyId"] == header.label.kms_key_arn
+        assert body["KeyId"] == header.kms_key_arn
         assert body["EncryptionContext"] == header.encryption_context
         recipient = body["Recipient"]
         assert recipient["KeyEncryptionAlgorithm"] == "RSAES_OAEP_SHA_256"
@@ -375,7 +390,7 @@ def test_answers_of_a_false_or_failing_endpoint(
 ) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     if isinstance(answer, dict):
-        known = {"KeyId": header.label.kms_key_arn} if answer.get("KeyId", 0) is None else {}
+        known = {"KeyId": header.kms_key_arn} if answer.get("KeyId", 0) is None else {}
         answer = json.dumps(answer | known).encode()
     with _endpoint(status, answer) as (url, asked), pytest.raises(error) as caught:
         services.release(header, endpoint_url=url)
@@ -386,12 +401,16 @@ def test_answers_of_a_false_or_failing_endpoint(
 def test_a_wrapped_value_that_is_no_data_key(services: Services) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     answer = services.cloud.owner.encrypt(
-        KeyId=header.label.kms_key_arn,
+        KeyId=header.kms_key_arn,
         Plaintext=bytes(31),
         EncryptionContext=header.encryption_context,
     )
     with pytest.raises(PackageTamperedError, match="31 bytes, expected 32"):
-        services.release(decode_header(encode_header(header.label, answer["CiphertextBlob"])))
+        services.release(
+            decode_header(
+                encode_header(header.label, KeySlot(header.kms_key_arn, answer["CiphertextBlob"]))
+            )
+        )
 
 
 _RELEASER = """

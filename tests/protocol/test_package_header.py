@@ -6,14 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enclave_protocol.data_key_commitment import check_data_key, commit_data_key
+from enclave_protocol.key_slot import (
+    MAX_KEY_SLOT_BYTES,
+    MAX_WRAPPED_KEY_BYTES,
+    KeySlot,
+    decode_key_slot,
+    encode_key_slot,
+)
 from enclave_protocol.package_errors import (
     PackageError,
     PackageFormatError,
+    PackageTamperedError,
     PackageTruncatedError,
 )
 from enclave_protocol.package_header import (
     MAX_HEADER_BYTES,
-    MAX_WRAPPED_KEY_BYTES,
     PREAMBLE_BYTES,
     decode_header,
     encode_header,
@@ -30,7 +38,8 @@ from enclave_protocol.package_reader import read_header
 from tests.support.example_package import FILES, KEY_ARN, make_label
 
 LABEL = make_label(FILES)
-HEADER = encode_header(LABEL, b"wrapped")
+SLOT = KeySlot(KEY_ARN, b"wrapped")
+HEADER = encode_header(LABEL, SLOT)
 
 
 def changed(**fields: object) -> Label:
@@ -43,13 +52,14 @@ def test_round_trip() -> None:
     assert header.wrapped_key == b"wrapped"
     assert header.raw == HEADER
     assert header_size(HEADER[:PREAMBLE_BYTES]) == len(HEADER)
-    assert header.context == hashlib.sha512(HEADER).digest()
+    bound = HEADER[:10] + HEADER[12 : 16 + len(header.label_bytes)]
+    assert header.context == hashlib.sha512(bound).digest()
+    assert (header.kms_key_arn, header.region) == (KEY_ARN, "eu-central-1")
     assert header.encryption_context == {
         "package": "credit-scorer",
         "version": "1.2.0",
         "label-sha256": hashlib.sha256(encode_label(LABEL)).hexdigest(),
     }
-    assert header.label.region == "eu-central-1"
 
 
 def test_reader_takes_nothing_behind_the_header() -> None:
@@ -90,15 +100,17 @@ def test_altered_header_never_decodes_to_the_same(offset: int, flip: int) -> Non
         header = decode_header(bytes(data))
     except PackageError:
         return
-    assert (header.label, header.wrapped_key) != (LABEL, b"wrapped")
+    assert (header.label, header.slot) != (LABEL, SLOT)
 
 
 def test_largest_header() -> None:
     label = changed(docs={"score": ""})
     filler = MAX_LABEL_BYTES - len(encode_label(label))
     label = changed(docs={"score": "x" * filler})
-    header = encode_header(label, bytes(MAX_WRAPPED_KEY_BYTES))
-    assert len(header) == MAX_HEADER_BYTES == header_size(header)
+    arn = f"arn:aws{'x' * 20}:kms:{'r' * 32}:{'1' * 12}:key/{'k' * 128}"
+    header = encode_header(label, KeySlot(arn, bytes(MAX_WRAPPED_KEY_BYTES)))
+    # The ARNs there can be are shorter than the slot allows for.
+    assert len(header) == MAX_HEADER_BYTES - (256 - len(arn)) == header_size(header)
     assert decode_header(header).label == label
     with pytest.raises(PackageFormatError, match="shorten"):
         encode_label(changed(docs={"score": "x" * (filler + 1)}))
@@ -106,7 +118,7 @@ def test_largest_header() -> None:
         decode_label(b" " * (MAX_LABEL_BYTES + 1))
     for wrapped in (b"", bytes(MAX_WRAPPED_KEY_BYTES + 1)):
         with pytest.raises(PackageFormatError, match="wrapped key"):
-            encode_header(LABEL, wrapped)
+            encode_header(LABEL, KeySlot(KEY_ARN, wrapped))
 
 
 GOOD = encode_label(LABEL)
@@ -132,8 +144,9 @@ def test_only_canonical_labels_decode(data: bytes) -> None:
     "fields",
     [
         {"file_count": 0}, {"file_count": 65_537}, {"archive_bytes": 0}, {"archive_bytes": 513},
-        {"archive_bytes": 2**40 + 512}, {"kms_key_arn": ""}, {"kms_key_arn": "alias/x"},
-        {"kms_key_arn": KEY_ARN + "\n"},
+        {"archive_bytes": 2**40 + 512},
+        {"data_key_commitment": ""}, {"data_key_commitment": "A" * 64},
+        {"data_key_commitment": "a" * 63}, {"data_key_commitment": "a" * 64 + "\n"},
         {"package": msgspec.structs.replace(LABEL.package, name="")},
         {"package": msgspec.structs.replace(LABEL.package, version="../1")},
     ],
@@ -144,6 +157,39 @@ def test_rules_hold_both_ways(fields: dict[str, object]) -> None:
         encode_label(label)
     with pytest.raises(PackageFormatError):
         decode_label(msgspec.json.encode(label, order="sorted"))
+
+
+@pytest.mark.parametrize("arn", ["", "alias/x", KEY_ARN + "\n", "arn:aws:s3:::b", KEY_ARN + "é"])
+def test_a_key_slot_names_a_key(arn: str) -> None:
+    with pytest.raises(PackageFormatError):
+        encode_key_slot(KeySlot(arn, b"wrapped"))
+    data = len(arn.encode()).to_bytes(2, "big") + arn.encode() + b"wrapped"
+    with pytest.raises(PackageFormatError):
+        decode_key_slot(data)
+
+
+@given(st.binary(max_size=300))
+def test_a_key_slot_has_one_encoding(data: bytes) -> None:
+    for candidate in (data, encode_key_slot(SLOT)[:-7] + data):
+        try:
+            slot = decode_key_slot(candidate)
+        except PackageFormatError:
+            continue
+        assert encode_key_slot(slot) == candidate
+    with pytest.raises(PackageFormatError):
+        decode_key_slot(bytes(MAX_KEY_SLOT_BYTES + 1))
+
+
+def test_a_label_commits_to_one_data_key() -> None:
+    keys = [bytes(32), bytes(31) + b"\x01", bytes(range(32))]
+    for key in keys:
+        check_data_key(key, commit_data_key(key))
+        for other in keys:
+            if other != key:
+                with pytest.raises(PackageTamperedError):
+                    check_data_key(other, commit_data_key(key))
+    with pytest.raises(PackageFormatError):
+        check_data_key(bytes(31), commit_data_key(bytes(32)))
 
 
 def test_exports_are_checked_by_who_uses_them() -> None:

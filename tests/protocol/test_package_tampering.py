@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 
 from enclave_protocol.chunked_encryption import CHUNK_BYTES, PREFIX_BYTES, SEALED_CHUNK_BYTES
 from enclave_protocol.package_archive import ArchiveEnd, FileData, FileStart
-from enclave_protocol.package_errors import PackageError, PackageFormatError, PackageTruncatedError
+from enclave_protocol.package_errors import (
+    PackageError,
+    PackageFormatError,
+    PackageTamperedError,
+    PackageTruncatedError,
+)
 from enclave_protocol.package_header import PackageHeader
 from enclave_protocol.package_reader import read_package
-from tests.support.example_package import FILES, ExamplePackage, make_example
+from tests.support.example_package import FILES, KEY_ARN, ExamplePackage, make_example
 from tests.support.held_key import HeldKey
 
 HELD = HeldKey()
@@ -32,6 +37,8 @@ class Opened:
         path = ""
 
         def unwrap(header: PackageHeader) -> bytearray:
+            if header.kms_key_arn != KEY_ARN:  # as KMS: no other key opens it
+                raise PackageTamperedError("another KMS key")
             return package.held.unwrap(header.wrapped_key, header.encryption_context)
 
         def place(start: FileStart) -> bytearray | None:

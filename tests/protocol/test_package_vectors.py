@@ -12,6 +12,7 @@ import pytest
 
 from enclave_protocol import package_errors
 from enclave_protocol.chunked_encryption import Decryptor, Encryptor, sealed_size
+from enclave_protocol.data_key_commitment import commit_data_key
 from enclave_protocol.package_archive import ArchiveEnd, FileData, FileEnd, FileStart
 from enclave_protocol.package_header import decode_header, encode_header
 from enclave_protocol.package_reader import read_package
@@ -102,14 +103,29 @@ def test_package_vector() -> None:
         "label-sha256": PACKAGE["label_sha256"],
     }
     assert header.label.package.description == "Grüße"
-    assert encode_header(header.label, header.wrapped_key) == header.raw
-    files = read_vector(PACKAGE_DATA)
+    assert header.kms_key_arn == PACKAGE["kms_key_arn"]
+    assert header.label.data_key_commitment == PACKAGE["data_key_commitment"]
+    assert commit_data_key(bytes.fromhex(PACKAGE["data_key"])) == PACKAGE["data_key_commitment"]
+    assert encode_header(header.label, header.slot) == header.raw
+    check_files(read_vector(PACKAGE_DATA))
+
+
+def check_files(files: dict[str, tuple[bytes, bool]]) -> None:
     assert files.keys() == PACKAGE["files"].keys()
     for path, expected in PACKAGE["files"].items():
         data, executable = files[path]
         assert len(data) == expected["bytes"]
         assert hashlib.sha256(data).hexdigest() == expected["sha256"]
         assert executable == expected["executable"]
+
+
+@pytest.mark.parametrize("case", PACKAGE["rekeyed"], ids=names(PACKAGE["rekeyed"]))
+def test_rekeyed_package_vector(case: dict[str, Any]) -> None:
+    rekeyed = edited(PACKAGE_DATA, case)
+    header = decode_header(rekeyed)
+    assert header.slot != decode_header(PACKAGE_DATA).slot
+    assert header.context.hex() == PACKAGE["context"]
+    check_files(read_vector(rekeyed))
 
 
 @pytest.mark.parametrize("case", PACKAGE["invalid"], ids=names(PACKAGE["invalid"]))

@@ -116,6 +116,12 @@ class Arena:
             yield VaultPlace(self._load(link).proxy, old_kernel=self.old_kernel)
 
     @contextmanager
+    def two_vaults(self, groups: ControlGroups) -> Iterator[tuple[VaultPlace, VaultPlace]]:
+        """Return two vaults of their own, each in a group of these."""
+        with new_link(self.spawner, groups) as link:
+            yield VaultPlace(self._load(link).proxy), VaultPlace(self._load(link).proxy)
+
+    @contextmanager
     def another_notebook(self) -> Iterator[NotebookPlace]:
         """Return a notebook of its own; it may die."""
         with self.supervisor.control() as control:

@@ -361,6 +361,35 @@ def datagrams(name: str) -> Outcomes:
     return tried
 
 
+def telemetry(port: int, socket_path: str) -> Outcomes:
+    """O-06, W-15: tell somebody outside, by what libraries do it with."""
+    import logging.handlers
+    import smtplib
+    import urllib.request
+
+    tried: Outcomes = {}
+    address = ("127.0.0.1", port)
+
+    def log_by(make: Any) -> None:
+        handler = make()
+        # A handler tells nobody that it failed, unless asked.
+        failed: list[Any] = []
+        handler.handleError = failed.append
+        handler.handle(logging.makeLogRecord({"msg": "users-data"}))
+        connected = handler.sock if isinstance(handler, logging.handlers.SocketHandler) else True
+        handler.close()
+        if failed or connected is None:
+            raise ValueError
+
+    url = f"http://127.0.0.1:{port}/?users-data"
+    attempt(tried, "http", lambda: urllib.request.urlopen(url, timeout=5).close())
+    attempt(tried, "smtp", lambda: smtplib.SMTP(*address, timeout=5).close())
+    attempt(tried, "socket log", log_by, lambda: logging.handlers.SocketHandler(*address))
+    attempt(tried, "syslog", log_by, lambda: logging.handlers.SysLogHandler(socket_path))
+    attempt(tried, "datagram log", log_by, lambda: logging.handlers.DatagramHandler(*address))
+    return tried
+
+
 def forged_credentials() -> Outcomes:
     """S-13: claim to be pid 1 and root."""
     tried: Outcomes = {}

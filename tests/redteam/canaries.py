@@ -39,6 +39,7 @@ name = "marked"
 version = "1.0"
 module = "marked"
 description = "What the owner says in public."
+publisher = "ACME Analytics"
 [exports.functions]
 run = "run(code)"
 predict = "predict(x, scale=..., *, rows=2)"
@@ -316,12 +317,17 @@ class MarkedPackage:
         """Return the parts whose marker is in `data`, in any encoding that is looked for."""
         if isinstance(data, str):
             data = data.encode("utf-8", "surrogatepass")
-        likely = {part: self.markers[part] for part in _BINARY}
-        if any(form in data for form in _forms(self.prefix)):
-            likely = dict(self.markers)
+        # Wide characters are the same with zeros between them; most of a memory is zeros anyway.
+        text = data.translate(None, b"\0")
+        likely = {}
+        if any(form in text for form in _forms(self.prefix)):
+            likely = {part: self.markers[part] for part in self.markers if part not in _BINARY}
         found = {
-            part for part, marker in likely.items() if any(form in data for form in _forms(marker))
+            part for part, marker in likely.items() if any(form in text for form in _forms(marker))
         }
+        for part in _BINARY:
+            if any(form in data for form in _forms(self.markers[part])):
+                found.add(part)
         if self.key is not None and any(form in data for form in _forms(self.key)):
             found.add("key")
         return found
@@ -376,12 +382,8 @@ def _npy(numbers: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> bytes:
 
 
 def _forms(marker: bytes) -> tuple[bytes, ...]:
-    """Return how a marker may be written: as it is, as wide characters, in hexadecimal digits."""
-    forms = [marker, marker.hex().encode()]
-    if marker.isascii():
-        text = marker.decode()
-        forms += [text.encode("utf-16-le"), text.encode("utf-32-le"), marker[::-1]]
-    return tuple(forms)
+    """Return how a marker may be written: as it is, backwards, in hexadecimal digits."""
+    return marker, marker[::-1], marker.hex().encode()
 
 
 def _memory(pid: int) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 Sent as source to where they run (`places.payload`): the standard library and `attempt` only.
 """
 
+import _thread
 import contextlib
 import ctypes
 import fcntl
@@ -14,6 +15,8 @@ import socket
 import struct
 import subprocess
 import tempfile
+import threading
+import time
 from typing import Any
 
 from tests.redteam.attempt import (
@@ -257,6 +260,21 @@ def fork_many(count: int) -> int:
     return len(pids)
 
 
+def thread_many(count: int) -> int:
+    """X-01: the same with threads, which count as much and cost less."""
+    before, done, made = len(os.listdir("/proc/self/task")), threading.Event(), 0
+    threading.stack_size(2**16)
+    with contextlib.suppress(RuntimeError):
+        while made < count:
+            _thread.start_new_thread(done.wait, ())
+            made += 1
+    done.set()
+    threading.stack_size(0)
+    while len(os.listdir("/proc/self/task")) > before:
+        time.sleep(0.01)
+    return made
+
+
 def open_many(count: int) -> int:
     """X-03: open files until it fails or `count` are open; how many were."""
     with contextlib.suppress(OSError, ValueError):
@@ -271,6 +289,32 @@ def open_many(count: int) -> int:
         for descriptor in found:
             os.close(descriptor)
     return len(found)
+
+
+def spin(processes: int, start: float, end: float) -> float:
+    """X-05: compute with many processes, from one moment to another of the clock that all share.
+
+    All on one processor: with others free, nobody would take anything away from anybody.
+    Returns the seconds of processor time that they got together.
+    """
+    before = os.times()
+    pids = []
+    for _ in range(processes):
+        pid = os.fork()
+        if pid == 0:
+            # Some kernels share processors out among sessions.
+            os.setsid()
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+            while time.monotonic() < start:
+                time.sleep(0.001)
+            while time.monotonic() < end:
+                sum(range(1000))
+            os._exit(0)
+        pids.append(pid)
+    for pid in pids:
+        os.waitpid(pid, 0)
+    after = os.times()
+    return after.children_user - before.children_user
 
 
 def fill_files(folder: str, count: int) -> int:
@@ -379,7 +423,7 @@ def regain() -> Outcomes:
 
 def _raise_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard + 1))
+    system_call("prlimit64", 0, resource.RLIMIT_NOFILE, packed(soft, hard + 1), 0)
 
 
 def files_out_there(paths: list[str]) -> Outcomes:

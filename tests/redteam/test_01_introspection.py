@@ -346,12 +346,27 @@ def test_i19_completion(notebook: HostileNotebook) -> None:
     assert notebook.value("m._client._last_request") == before + 1
 
 
-@pytest.mark.xfail(strict=True, reason="jedi reads the attribute to complete what comes behind it")
 def test_i19_completion_behind_an_attribute(notebook: HostileNotebook) -> None:
-    notebook.cell("model = m.best()")
-    before = notebook.value("m._client._last_request")
-    notebook.ask(notebook.client.complete("model.bias.", len("model.bias.")))
-    assert notebook.value("m._client._last_request") == before
+    """With jedi, which reads a property to see what comes behind it, and without."""
+    notebook.cell("model = m.best(); many = [model]; ip = get_ipython()")
+    try:
+        for jedi in (True, False):
+            notebook.cell(f"ip.Completer.use_jedi = {jedi}")
+            assert notebook.value("ip.Completer.use_jedi") is jedi
+            before = notebook.value("m._client._last_request")
+            for text in (
+                *("model.bias.", "many[0].bias.", "model.bias[0].", "x = model.bias\nx."),
+                *("m.best().bias.", "m.predict([1.0]).", "model.clone().bias.", "f(model.bias."),
+            ):
+                notebook.ask(notebook.client.complete(text, len(text)))
+                for detail in (0, 1):
+                    notebook.ask(notebook.client.inspect(text.rstrip("."), None, detail))
+            assert notebook.value("m._client._last_request") == before
+            # The control: somebody who does read it asks the vault.
+            assert notebook.value("model.bias") == 6.0
+            assert notebook.value("m._client._last_request") == before + 1
+    finally:
+        notebook.cell("ip.Completer.use_jedi = True")
 
 
 def test_i20_type_names(notebook: HostileNotebook) -> None:

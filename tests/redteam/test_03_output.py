@@ -1,12 +1,20 @@
 """THREATS E.3: output, logs and display. Owners who err, users who look, owners who attack."""
 
 import os
+import socket
+import socketserver
+import threading
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from enclave_protocol import vault_messages as vm
+from tests.redteam import attacks
 from tests.redteam.arena import Arena
 from tests.redteam.conftest import needs_root
 from tests.redteam.hostile_notebook import HostileNotebook
+from tests.redteam.places import achieved
 
 _NOISES = ["print", "stderr", "write", "printf", "logging", "traceback", "warning", "faulthandler"]
 
@@ -85,6 +93,46 @@ def test_o05_logs_that_leave(notebook: HostileNotebook) -> None:
     assert "listening on" in logs  # it is the log
     assert marker not in logs
     assert not notebook.marked.found_in_bytes(logs)
+
+
+@needs_root
+def test_o06_w15_telemetry(modern: Arena, tmp_path: Path) -> None:
+    """Whatever a package's libraries report with: nobody hears it, and there is no service for it.
+
+    What a vault can say to its supervisor is a closed list, and ends when it has its key.
+    """
+    heard: list[bytes] = []
+
+    class Listener(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            said = b""
+            self.request.settimeout(0.3)  # a mail server speaks first
+            with suppress(OSError):
+                said = self.request.recv(4096)
+            heard.append(said)
+            greeting = b"HTTP/1.0 200 OK\r\n\r\n" if said.startswith(b"GET") else b"220 mail\r\n"
+            with suppress(OSError):
+                self.request.sendall(greeting)
+
+    log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Listener) as server, log:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        path = str(tmp_path / "log")
+        log.bind(path)
+        log.setblocking(False)
+        port = server.server_address[1]
+        assert achieved(modern.plain().run(attacks.telemetry, port, path)) == {
+            *("http", "smtp", "socket log", "syslog", "datagram log")
+        }
+        assert b"users-data" in b"".join(heard) and b"users-data" in log.recv(4096)
+        heard.clear()
+        assert achieved(modern.vault.run(attacks.telemetry, port, path)) == set()
+        server.shutdown()
+        assert heard == []
+        with pytest.raises(BlockingIOError):
+            log.recv(4096)
+    said = {kind.__name__ for kind in vm.ControlMessage.__args__}
+    assert said == {"VaultReady", "StartVault", "VaultStarted", "VaultFailed"}
 
 
 def test_o08_history_and_output_caches(notebook: HostileNotebook) -> None:

@@ -4,16 +4,23 @@ That the codec itself holds is shown by tests/protocol and fuzzed by tests/fuzz;
 come where an attacker can put them, and the vault lives on.
 """
 
+import os
+import random
 import struct
 import threading
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 
 from enclave_kernel.session.package_failures import VaultDiedError
 from enclave_protocol import vault_messages as vm
+from enclave_protocol.value_codec import encode_arguments
 from tests.redteam.arena import Arena
 
 _PACK = msgspec.msgpack.encode
@@ -136,6 +143,33 @@ def test_d06_too_many_items(modern: Arena) -> None:
 def _resident(modern: Arena) -> int:
     with open(f"/proc/{modern.payload_pid}/statm") as file:  # noqa: PTH123 (of the vault)
         return int(file.read().split()[1]) * 4096
+
+
+def test_d07_random_changes(modern: Arena) -> None:
+    """Well-formed arguments with a few bytes changed: a call, a refusal, or the package's error."""
+    dice = random.Random(int.from_bytes(os.urandom(4)))
+    examples = [
+        encode_arguments(args, {})
+        for args in (
+            ([1, 2.5, True, None, "x", b"y", (3,), {4}, {"k": [5]}],),
+            (np.arange(6.0).reshape(2, 3),),
+            (pd.DataFrame({"a": [1, 2], "b": ["x", None], "c": pd.Categorical(["u", "v"])}),),
+            (pa.table({"a": [1, None], "b": [["x"], []]}),),
+            (datetime.now(UTC), Decimal("1.5"), 10**30),
+        )
+    ]
+    before = _resident(modern)
+    seen = set()
+    for _ in range(3000):
+        example = dice.choice(examples)
+        header = bytearray(example.header)
+        for _ in range(dice.randint(1, 4)):
+            header[dice.randrange(len(header))] = dice.randrange(256)
+        reply = sent(modern, bytes(header), tuple(map(bytes, example.buffers)))
+        seen.add(type(reply).__name__)
+    assert "Refused" in seen and seen <= {"Refused", "Result", "Raised"}
+    assert _resident(modern) - before < 128 * 2**20
+    assert modern.vault.package.predict([1.0])[0] == 2.0
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ result = [open(f"/proc/self/{name}", "rb").read() for name in ("cmdline", "comm"
     assert b"vault-" not in command and not modern.marked.found_in_bytes(command)
 
 
-def test_f03_files_of_other_people(modern: Arena, user: NotebookPlace) -> None:
+def test_f03_y09_files_of_other_people(modern: Arena, user: NotebookPlace) -> None:
     with tempfile.TemporaryDirectory(prefix="redteam-other-") as folder:
         Path(folder).chmod(0o755)
         path = Path(folder) / "data.csv"
@@ -76,6 +76,23 @@ def test_f04_what_a_package_writes(notebook: HostileNotebook) -> None:
         assert not shown.error, shown.text
         assert notebook.value(f"os.path.exists('{folder}/{name}')") is False
         assert not Path(folder, name).exists()
+
+
+def _writable(pid: int | str) -> set[str]:
+    """Return the file systems, by device number, that a process may write to."""
+    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    return {line.split()[2] for line in lines if "rw" in line.split()[5].split(",")}
+
+
+def test_f05_nothing_to_swap_under_anybody(notebook: HostileNotebook) -> None:
+    """A notebook and its vault share no file system that either may write to: no race is left."""
+    ours, vault = _writable("self"), _writable(notebook.vault_pid)
+    user = _writable(notebook.pid)
+    device = notebook.folder.stat().st_dev
+    assert f"{os.major(device)}:{os.minor(device)}" in ours
+    assert vault and user
+    # /proc is a new one in each: it has device numbers, too.
+    assert vault & user == set() and vault & ours == set()
 
 
 def test_f06_no_files_in_place_of_a_package(notebook: HostileNotebook) -> None:

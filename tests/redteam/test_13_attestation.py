@@ -4,6 +4,7 @@ What only AWS's own KMS and a real enclave can show is not here: see docs/threat
 """
 
 import json
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,19 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from enclave_infra.local_cloud.identities import HOST_SECRET_ACCESS_KEY
 from enclave_kernel.__main__ import main
-from enclave_kernel.key_release_errors import KeyReleaseDeniedError
+from enclave_kernel.key_release_errors import (
+    KeyReleaseDeniedError,
+    KeyReleaseError,
+    WrongEnvironmentError,
+)
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.supervisor.app import Supervisor, SupervisorOptions
 from enclave_protocol.attestation_document import decode_signed_document
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import encode_frame
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.kms_cms import decrypt_cms
 from enclave_protocol.messages import (
     PROTOCOL_VERSION,
@@ -34,7 +41,13 @@ from enclave_protocol.messages import (
     encode,
 )
 from enclave_protocol.package_errors import PackageTamperedError
-from enclave_protocol.package_header import PackageHeader, decode_header, encode_header
+from enclave_protocol.package_header import (
+    PackageHeader,
+    decode_header,
+    encode_header,
+    encryption_context,
+)
+from enclave_protocol.package_label import encode_label
 from tests.redteam import attacks, kernel_attacks
 from tests.redteam.arena import Arena
 from tests.redteam.conftest import needs_root
@@ -50,6 +63,7 @@ from tests.support.local_services import (
     release_policy,
     software_nsm,
 )
+from tests.support.package_owner import PackageOwner, write_package
 from tests.support.process_memory import occurrences
 
 
@@ -68,12 +82,12 @@ class Aws:
         return self.wrapped(arn, name)
 
     def wrapped(self, arn: str, name: str) -> tuple[PackageHeader, bytes]:
-        label = msgspec.structs.replace(make_label(FILES, name=name), kms_key_arn=arn)
-        context = decode_header(encode_header(label, b"x")).encryption_context
-        answer = self.cloud.owner.generate_data_key(
-            KeyId=arn, KeySpec="AES_256", EncryptionContext=context
-        )
-        return decode_header(encode_header(label, answer["CiphertextBlob"])), answer["Plaintext"]
+        key = secrets.token_bytes(32)
+        label = make_label(FILES, name, key)
+        context = encryption_context(label, encode_label(label))
+        answer = self.cloud.owner.encrypt(KeyId=arn, Plaintext=key, EncryptionContext=context)
+        slot = KeySlot(arn, answer["CiphertextBlob"])
+        return decode_header(encode_header(label, slot)), key
 
     def release(self, header: PackageHeader, nsm: SoftwareNsmProcess | None = None) -> bytes:
         with NsmClient.open((nsm or self.nsm).endpoint) as client:
@@ -92,7 +106,7 @@ class Aws:
         return dict(
             self.cloud.host.decrypt(
                 CiphertextBlob=header.wrapped_key,
-                KeyId=header.label.kms_key_arn,
+                KeyId=header.kms_key_arn,
                 EncryptionContext=header.encryption_context,
                 **recipient,
             )
@@ -177,9 +191,21 @@ def test_a04_the_key_of_another_package(aws: Aws) -> None:
     arn = aws.cloud.owner.create_key(Policy=release_policy(TEST_PCR0))["KeyMetadata"]["Arn"]
     first, _ = aws.wrapped(arn, "first")
     second, _ = aws.wrapped(arn, "second")
-    mixed = decode_header(encode_header(first.label, second.wrapped_key))
+    mixed = decode_header(encode_header(first.label, second.slot))
     with pytest.raises(PackageTamperedError):
         aws.release(mixed)
+
+
+def test_a05_whoever_it_claims_to_be_from(notebook: HostileNotebook) -> None:
+    """KMS proves secrecy and not origin: a name in a label is no publisher until it is proved."""
+    load = "%load_encrypted marked.encrypted as claimed"
+    try:
+        for cell in (load, "%encrypted"):
+            shown = notebook.cell(cell)
+            assert not shown.error and "ACME" not in shown.text
+            assert "unknown" in shown.text
+    finally:
+        notebook.cell("%unload_encrypted claimed")
 
 
 def test_a06_the_endpoint_is_not_the_parents_to_choose(aws: Aws) -> None:
@@ -188,7 +214,7 @@ def test_a06_the_endpoint_is_not_the_parents_to_choose(aws: Aws) -> None:
     with pytest.raises(SystemExit):
         main([*options, "--kms-endpoint-url", "http://x"])
     header, _ = aws.package()
-    assert header.label.kms_key_arn.split(":")[3] == header.label.region
+    assert header.kms_key_arn.split(":")[3] == header.region
 
 
 def test_a07_an_answer_that_was_given_before(aws: Aws) -> None:
@@ -202,7 +228,8 @@ def test_a07_an_answer_that_was_given_before(aws: Aws) -> None:
     assert len(pairs) == 4
 
 
-def test_a08_debug_mode(aws: Aws) -> None:
+async def test_a08_o07_debug_mode(aws: Aws) -> None:
+    """Its console can be read: KMS refuses its zeroes for a PCR0, and the enclave does not ask."""
     header, _ = aws.package()
     with software_nsm(
         aws.folder, debug=True, name="debug.sock", root_dir=aws.folder / "root"
@@ -211,13 +238,31 @@ def test_a08_debug_mode(aws: Aws) -> None:
             assert not any(client.describe_pcr(0)[1])
         with pytest.raises(KeyReleaseDeniedError):
             aws.release(header, nsm)
+        options = SupervisorOptions(
+            listen=f"unix:{aws.folder}/s", nsm=nsm.endpoint, runtime_dir=aws.folder
+        )
+        supervisor = Supervisor(options)
+        try:
+            with pytest.raises(WrongEnvironmentError, match="console can be read"):
+                await supervisor._release_key(header)
+        finally:
+            await supervisor._close()
+
+
+def test_g06_an_enclave_that_vouches_for_itself(aws: Aws) -> None:
+    """A developer's has a root of its own: a KMS that trusts another one releases it no key."""
+    header, _ = aws.package()
+    with software_nsm(aws.folder, name="mine.sock", root_dir=aws.folder / "mine") as nsm:
+        assert nsm.pcr0 == aws.nsm.pcr0
+        with pytest.raises(KeyReleaseError):
+            aws.release(header, nsm)
 
 
 def test_a09_an_image_that_was_withdrawn(aws: Aws) -> None:
     header, key = aws.package()
     assert aws.release(header) == key
     aws.cloud.owner.put_key_policy(
-        KeyId=header.label.kms_key_arn, PolicyName="default", Policy=release_policy("ab" * 48)
+        KeyId=header.kms_key_arn, PolicyName="default", Policy=release_policy("ab" * 48)
     )
     with pytest.raises(KeyReleaseDeniedError):
         aws.release(header)
@@ -249,7 +294,11 @@ def test_a10_a_version_that_was_revoked(aws: Aws) -> None:
 
 def test_a11_each_package_has_its_own_key(aws: Aws) -> None:
     arn = aws.cloud.owner.create_key(Policy=release_policy(TEST_PCR0))["KeyMetadata"]["Arn"]
-    assert len({aws.wrapped(arn, "same")[1] for _ in range(5)}) == 5
+    folder = write_package(aws.folder / "same", {"same.py": "x = 1\n"})
+    owner = PackageOwner(aws.cloud.endpoint_url)
+    made = [owner.encrypt(folder, arn, aws.folder / f"{n}.encrypted") for n in range(3)]
+    commitments = {decode_header(path.read_bytes()).label.data_key_commitment for path in made}
+    assert len(commitments) == 3
 
 
 @needs_root
@@ -282,9 +331,9 @@ def test_a13_attestation_on_request(modern: Arena) -> None:
         assert b"document" not in data
 
 
-def test_a14_another_key_or_region_in_the_label(aws: Aws) -> None:
+def test_a14_another_key_in_the_key_slot(aws: Aws) -> None:
     header, _ = aws.package()
     other = aws.cloud.owner.create_key(Policy=release_policy(TEST_PCR0))["KeyMetadata"]["Arn"]
-    swapped = msgspec.structs.replace(header.label, kms_key_arn=other)
+    swapped = KeySlot(other, header.wrapped_key)
     with pytest.raises(PackageTamperedError):
-        aws.release(decode_header(encode_header(swapped, header.wrapped_key)))
+        aws.release(decode_header(encode_header(header.label, swapped)))

@@ -5,10 +5,12 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from enclave_kernel.session.package_loading import load_package
-from enclave_protocol.package_errors import PackageError
+from enclave_kernel.session_messages import LoadPackage
+from enclave_protocol.package_errors import PackageError, PackageFormatError, PackageTamperedError
 from enclave_protocol.package_header import decode_header
 from tests.redteam import attacks
 from tests.redteam.arena import Arena
@@ -67,7 +69,6 @@ def test_z01_labels_that_were_changed(tmp_path: Path) -> None:
     example = make_example()
     for old, new in (
         (b'"score(applicants, *, threshold=0.5)"', b'"score(applicants, *, threshold=0.9)"'),
-        (b"eu-central-1", b"eu-central-2"),
         (b"1.2.0", b"1.2.1"),
         (b'"production"', b'"Production"'),
     ):
@@ -156,6 +157,27 @@ def test_z06_names_of_other_modules(tmp_path: Path, modern: Arena, path: str) ->
     files = {**modern.marked.files, path: "raise RuntimeError"}
     with VaultLink() as link, pytest.raises(PackageError, match="already installed"):
         load_sealed(link, seal_package(files, MANIFEST), tmp_path)
+
+
+@pytest.mark.parametrize("position", [0, -1], ids=["first-byte", "last-byte"])
+def test_z07_verified_before_it_is_parsed(tmp_path: Path, position: int) -> None:
+    """An archive that does not parse, and one byte changed: the byte is what it fails for.
+
+    The root process is sent the header and nothing else of a file.
+    """
+    files = {"credit_scorer.py": _SOURCE.encode(), "x": b"x"}
+    broken = archive(("../x", b"0", b"x"), ("credit_scorer.py", b"0", _SOURCE.encode()))
+    example = make_example(files, archive=broken, announced_files=2)
+    with pytest.raises(PackageFormatError):
+        load(example, example.data_key, tmp_path)
+    changed = bytearray(example.data)
+    first = example.header_bytes + 56  # behind salt and commitment
+    changed[first if position == 0 else -1] ^= 1
+    with pytest.raises(PackageTamperedError):
+        load(bytes(changed), example.data_key, tmp_path)
+    assert {field.name for field in msgspec.structs.fields(LoadPackage)} == {
+        *("request_id", "file_name", "header")
+    }
 
 
 @needs_root

@@ -1,6 +1,8 @@
 """The oracle itself: it finds what is there, in whatever way it is written."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.redteam.arena import Arena
@@ -23,8 +25,15 @@ def test_it_finds_every_marker_in_every_form(tmp_path: Path) -> None:
     (tmp_path / "deep" / "leak.bin").write_bytes(marked.markers["blob"])
     (tmp_path / marked.markers["file_name"].decode()).touch()
     assert marked.found_in_files([tmp_path]) == {"blob", "file_name"}
-    # This process made them: the search of memory finds all of them here.
-    assert marked.found_in_process(os.getpid()) == {*PARTS, "numbers", "key"}
+    hold = "import signal, sys; kept = sys.stdin.buffer.read(); print(flush=True); signal.pause()"
+    command = [sys.executable, "-I", "-S", "-c", hold]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"-".join([*marked.markers.values(), marked.key]))
+        process.stdin.close()
+        process.stdout.readline()
+        assert marked.found_in_process(process.pid) == {*PARTS, "numbers", "key"}
+        process.kill()
 
 
 def test_a_vault_holds_every_marker_but_the_key(modern: Arena) -> None:

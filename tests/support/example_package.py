@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import msgspec
 
 from enclave_protocol.chunked_encryption import Encryptor
+from enclave_protocol.data_key_commitment import commit_data_key
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.manifest import parse_manifest
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
 from enclave_protocol.package_header import (
@@ -50,7 +52,9 @@ class ExamplePackage:
     files: Mapping[str, bytes]
 
 
-def make_label(files: Mapping[str, bytes], name: str = "credit-scorer") -> Label:
+def make_label(
+    files: Mapping[str, bytes], name: str = "credit-scorer", data_key: bytes = bytes(32)
+) -> Label:
     manifest = parse_manifest(MANIFEST.format(name=name))
     entries = [Entry(path, len(data)) for path, data in files.items()]
     return Label(
@@ -59,7 +63,7 @@ def make_label(files: Mapping[str, bytes], name: str = "credit-scorer") -> Label
         docs=manifest.docs,
         scripts=manifest.scripts,
         policy=manifest.policy,
-        kms_key_arn=KEY_ARN,
+        data_key_commitment=commit_data_key(data_key),
         archive_bytes=archive_size(entries),
         file_count=len(entries),
     )
@@ -79,13 +83,13 @@ def make_example(
     """
     held = held or HeldKey()
     files = {path: files[path] for path in sorted(files, key=str.encode)}
-    label = make_label(files, name)
+    data_key = secrets.token_bytes(32)
+    label = make_label(files, name, data_key)
     if announced_files is not None:
         label = msgspec.structs.replace(label, file_count=announced_files)
     label_bytes = encode_label(label)
-    data_key = secrets.token_bytes(32)
     wrapped = held.wrap(data_key, encryption_context(label, label_bytes))
-    header = encode_header(label, wrapped)
+    header = encode_header(label, KeySlot(KEY_ARN, wrapped))
     encryptor = Encryptor(data_key, decode_header(header).context)
     body = bytearray()
     if archive is None:

@@ -83,9 +83,19 @@ def encode_label(label: dict[str, Any]) -> bytes:
     return json.dumps(label, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def make_header(label_bytes: bytes, wrapped_key: bytes) -> bytes:
-    preamble = b"\x89ENCPKG\n" + struct.pack(">HHI", 1, len(wrapped_key), len(label_bytes))
-    return preamble + label_bytes + wrapped_key
+def make_header(label_bytes: bytes, arn: str, wrapped_key: bytes) -> bytes:
+    slot = struct.pack(">H", len(arn)) + arn.encode() + wrapped_key
+    preamble = b"\x89ENCPKG\n" + struct.pack(">HHI", 1, len(slot), len(label_bytes))
+    return preamble + label_bytes + slot
+
+
+def context_of(label_bytes: bytes) -> bytes:
+    bound = b"\x89ENCPKG\n" + struct.pack(">HI", 1, len(label_bytes)) + label_bytes
+    return hashlib.sha512(bound).digest()
+
+
+def data_key_commitment(key: bytes) -> str:
+    return hkdf_expand_sha512(key, b"enclave-package/v1/data-key-commitment", 32).hex()
 
 
 def make_package(
@@ -93,20 +103,24 @@ def make_package(
     files: dict[str, tuple[bytes, bool]],
     *,
     key: bytes,
+    arn: str,
     wrapped_key: bytes,
     salt: bytes,
 ) -> bytes:
     archive = pack_tar(files)
     label = {**label, "archive_bytes": len(archive), "file_count": len(files)}
-    header = make_header(encode_label(label), wrapped_key)
-    return header + seal(key, hashlib.sha512(header).digest(), salt, archive)
+    label_bytes = encode_label({**label, "data_key_commitment": data_key_commitment(key)})
+    header = make_header(label_bytes, arn, wrapped_key)
+    return header + seal(key, context_of(label_bytes), salt, archive)
 
 
 def open_package(data: bytes, key: bytes) -> tuple[dict[str, Any], dict[str, tuple[bytes, bool]]]:
-    magic, version, wrapped_size, label_size = struct.unpack_from(">8sHHI", data)
+    magic, version, slot_size, label_size = struct.unpack_from(">8sHHI", data)
     if magic != b"\x89ENCPKG\n" or version != 1:
         raise ValueError("magic")
-    end = 16 + label_size + wrapped_size
-    context = hashlib.sha512(data[:end]).digest()
-    label: dict[str, Any] = json.loads(data[16 : 16 + label_size])
-    return label, unpack_tar(unseal(key, context, data[end:]))
+    end = 16 + label_size + slot_size
+    label_bytes = data[16 : 16 + label_size]
+    label: dict[str, Any] = json.loads(label_bytes)
+    if not hmac.compare_digest(label["data_key_commitment"], data_key_commitment(key)):
+        raise ValueError("data key")
+    return label, unpack_tar(unseal(key, context_of(label_bytes), data[end:]))

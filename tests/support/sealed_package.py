@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enclave_protocol.chunked_encryption import Encryptor
+from enclave_protocol.data_key_commitment import commit_data_key
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.manifest import parse_manifest
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
 from enclave_protocol.package_header import decode_header, encode_header
@@ -39,18 +41,18 @@ def seal_package(
     }
     entries = [Entry(path, len(contents[path])) for path in sorted(contents, key=str.encode)]
     parsed = parse_manifest(manifest)
+    key = secrets.token_bytes(32)
     label = Label(
         package=parsed.package,
         exports=parsed.exports,
         docs=parsed.docs,
         scripts=parsed.scripts,
         policy=parsed.policy,
-        kms_key_arn=KEY_ARN,
+        data_key_commitment=commit_data_key(key),
         archive_bytes=archive_size(entries),
         file_count=len(entries) if file_count is None else file_count,
     )
-    header_raw = encode_header(label, secrets.token_bytes(184))
-    key = secrets.token_bytes(32)
+    header_raw = encode_header(label, KeySlot(KEY_ARN, secrets.token_bytes(184)))
 
     def read(entry: Entry) -> Iterator[bytes]:
         yield contents[entry.path]

@@ -107,9 +107,10 @@ def label() -> dict[str, Any]:
             "expires": "",
             "environment": "production",
         },
-        "kms_key_arn": "arn:aws:kms:eu-central-1:123456789012:key/1234-abcd",
     }
 
+
+ARN = "arn:aws:kms:eu-central-1:123456789012:key/1234-abcd"
 
 FILES = {
     "vector.py": (b"def score(x, *, threshold=0.5):\n    return x\n", False),
@@ -122,15 +123,22 @@ FILES = {
 def write_package_vectors(folder: Path) -> None:
     key, wrapped = derive("package key"), b"wrapped:" + derive("wrapped")
     salt = derive("package salt", 24)
-    whole = plain.make_package(label(), FILES, key=key, wrapped_key=wrapped, salt=salt)
+    whole = plain.make_package(label(), FILES, key=key, arn=ARN, wrapped_key=wrapped, salt=salt)
     (folder / "vector-1.0.encrypted").write_bytes(whole)
-    header_bytes = 16 + int.from_bytes(whole[12:16], "big") + len(wrapped)
+    slot_at = 16 + int.from_bytes(whole[12:16], "big")
+    header_bytes = slot_at + 2 + len(ARN) + len(wrapped)
+    commitment_at = whole.index(b'"data_key_commitment":"') + 23
     size, version_at = len(whole), whole.index(b'"1.0"') + 1
     cases: list[tuple[str, int, int, str, str]] = [
         ("magic altered", 0, 1, "88", "PackageFormatError"),
         ("version 2", 9, 1, "02", "PackageFormatError"),
-        ("no wrapped key", 10, 2, "0000", "PackageFormatError"),
-        ("wrapped key of 6145 bytes", 10, 2, "1801", "PackageFormatError"),
+        ("no key slot", 10, 2, "0000", "PackageFormatError"),
+        ("key slot of 6403 bytes", 10, 2, "1903", "PackageFormatError"),
+        ("no wrapped key", 10, 2, f"{2 + len(ARN):04x}", "PackageFormatError"),
+        ("ARN longer than the key slot", slot_at, 2, "ffff", "PackageFormatError"),
+        ("ARN altered to none", slot_at + 2, 1, "62", "PackageFormatError"),
+        ("data key commitment altered", commitment_at, 1, "30", "PackageTamperedError"),
+        ("data key commitment no hex", commitment_at, 1, "67", "PackageFormatError"),
         ("label of 256 KiB and a byte", 12, 4, "00040001", "PackageFormatError"),
         ("label not canonical", 16, 1, "7b20", "PackageFormatError"),
         (
@@ -140,7 +148,6 @@ def write_package_vectors(folder: Path) -> None:
             "32",
             "PackageTamperedError",
         ),
-        ("wrapped key altered", header_bytes - 1, 1, "ff", "PackageTamperedError"),
         ("salt altered", header_bytes, 1, "ff", "PackageTamperedError"),
         ("body altered", header_bytes + 60, 1, "ff", "PackageTamperedError"),
         ("byte appended", len(whole), 0, "00", "PackageTamperedError"),
@@ -157,15 +164,22 @@ def write_package_vectors(folder: Path) -> None:
         ("last byte missing", len(whole) - 1, 1, "", "PackageTruncatedError"),
     ]
     keys = ("name", "offset", "removed", "inserted", "error")
+    # What `rekey` does: as long as the data key is the label's, the slot may say anything.
+    rekeyed = [
+        ("wrapped key replaced", header_bytes - 1, 1, "ff"),
+        ("another KMS key", slot_at + 2 + len(ARN) - 1, 1, "65"),
+    ]
     description = {
         "file": "vector-1.0.encrypted",
         "data_key": key.hex(),
         "wrapped_key": wrapped.hex(),
         "header_bytes": header_bytes,
         "label_sha256": hashlib.sha256(
-            plain.encode_label(json.loads(whole[16 : header_bytes - len(wrapped)]))
+            plain.encode_label(json.loads(whole[16:slot_at]))
         ).hexdigest(),
-        "context": hashlib.sha512(whole[:header_bytes]).hexdigest(),
+        "context": plain.context_of(whole[16:slot_at]).hex(),
+        "kms_key_arn": ARN,
+        "data_key_commitment": plain.data_key_commitment(key),
         "files": {
             path: {
                 "bytes": len(data),
@@ -174,6 +188,7 @@ def write_package_vectors(folder: Path) -> None:
             }
             for path, (data, executable) in FILES.items()
         },
+        "rekeyed": [dict(zip(keys[:4], case, strict=True)) for case in rekeyed],
         "invalid": [dict(zip(keys, case, strict=True)) for case in cases],
     }
     _write_json(folder / "package.json", description)

@@ -8,7 +8,7 @@ ciphertext with tag; associated data: ARN and context as canonical JSON.
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -58,16 +58,23 @@ def key_arn_of(blob: bytes) -> str:
     return _split(blob)[0]
 
 
-def unwrap(material: bytes, arn: str, context: Mapping[str, str], blob: bytes) -> bytes:
+def unwrap(materials: Sequence[bytes], arn: str, context: Mapping[str, str], blob: bytes) -> bytes:
     """Return the plaintext of `blob`.
+
+    Args:
+        materials: The key's, the newest first: what it had before a rotation still opens blobs.
+        arn: The key's ARN.
+        context: The encryption context.
+        blob: As `wrap` made it.
 
     Raises:
         AwsError: InvalidCiphertextException: altered, another key or another context.
     """
     _, rest = _split(blob)
-    try:
-        return AESGCM(material).decrypt(
-            rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], _associated_data(arn, context)
-        )
-    except (InvalidTag, ValueError) as error:
-        raise _invalid() from error
+    nonce, sealed = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
+    for material in materials:
+        try:
+            return AESGCM(material).decrypt(nonce, sealed, _associated_data(arn, context))
+        except (InvalidTag, ValueError):
+            continue
+    raise _invalid()

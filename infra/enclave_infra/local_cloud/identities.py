@@ -6,6 +6,8 @@ They separate the roles of owner and parent instance; they protect nothing, and 
 from dataclasses import dataclass
 from typing import Final
 
+from enclave_protocol.policy.caller import Caller
+
 __all__ = [
     "HOST_ACCESS_KEY_ID",
     "HOST_SECRET_ACCESS_KEY",
@@ -41,6 +43,11 @@ class Identity:
     def session_arn(self) -> str:
         """How the caller appears in messages, as with an assumed role."""
         return f"arn:aws:sts::{self.account}:assumed-role/{self.role}/local"
+
+    @property
+    def caller(self) -> Caller:
+        """Who it is to a key policy."""
+        return Caller(self.role_arn, account=self.account, session_arn=self.session_arn)
 
 
 IDENTITIES: Final = {

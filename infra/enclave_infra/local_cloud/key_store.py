@@ -23,7 +23,8 @@ from enclave_protocol.errors import EnclaveError
 __all__ = ["KeyStore", "StateError"]
 
 _FILE_NAME = "kms.json"
-_FORMAT = 1
+_FORMAT = 2
+_MATERIAL_BYTES = 32
 _SAVED_FIELDS = (
     *("id", "account_id", "region", "policy", "description", "key_state", "enabled"),
     *("creation_date", "key_rotation_status"),
@@ -46,6 +47,7 @@ class KeyStore:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / _FILE_NAME
+        self._retired: dict[str, tuple[bytes, ...]] = {}
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = directory.stat()
@@ -105,9 +107,18 @@ class KeyStore:
             for backend in list(kms_backends[identity.account].values()):
                 yield from list(backend.keys.values())
 
+    def materials(self, key: Key) -> tuple[bytes, ...]:
+        """Return a key's material, 32 bytes each, the newest first."""
+        return (key.key_material, *self._retired.get(key.arn, ()))
+
+    def rotate(self, key: Key) -> None:
+        """Give a key new material; the old one is kept for what it wrapped."""
+        self._retired[key.arn] = self.materials(key)
+        key.key_material = os.urandom(_MATERIAL_BYTES)
+
     def save(self) -> None:
         """Write all keys, whole or not at all."""
-        state = {"format": _FORMAT, "keys": [_encode(key) for key in self._keys()]}
+        state = {"format": _FORMAT, "keys": [self._encode(key) for key in self._keys()]}
         temporary = self._path.with_name(f".{_FILE_NAME}.{secrets.token_hex(8)}")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -117,7 +128,7 @@ class KeyStore:
         temporary.replace(self._path)
 
     def _load(self, state: dict[str, Any]) -> None:
-        if state["format"] != _FORMAT:
+        if state["format"] not in (1, _FORMAT):
             raise ValueError(f"format {state['format']!r}")
         for saved in state["keys"]:
             self._restore(saved)
@@ -136,21 +147,25 @@ class KeyStore:
         for name in _SAVED_FIELDS:
             setattr(key, name, saved[name])
         key.arn = f"arn:aws:kms:{key.region}:{key.account_id}:key/{key.id}"
-        key.key_material = base64.b64decode(saved["material"], validate=True)
+        key.key_material, *retired = (
+            base64.b64decode(material, validate=True)
+            for material in saved.get("materials") or [saved["material"]]  # format 1
+        )
+        if retired:
+            self._retired[key.arn] = tuple(retired)
         key.deletion_date = deletion_date
         backend.keys[key.id] = key
         for alias in saved["aliases"]:
             backend.create_alias(key.id, alias)
 
+    def _encode(self, key: Key) -> dict[str, Any]:
+        saved: dict[str, Any] = {name: getattr(key, name) for name in _SAVED_FIELDS}
+        saved["materials"] = [base64.b64encode(m).decode() for m in self.materials(key)]
+        saved["aliases"] = sorted(key.aliases)
+        saved["deletion_date"] = key.deletion_date.isoformat() if key.deletion_date else None
+        return saved
+
 
 def _utc_now() -> datetime:
     # moto's dates carry no time zone and are UTC.
     return datetime.now(UTC).replace(tzinfo=None)
-
-
-def _encode(key: Key) -> dict[str, Any]:
-    saved: dict[str, Any] = {name: getattr(key, name) for name in _SAVED_FIELDS}
-    saved["material"] = base64.b64encode(key.key_material).decode()
-    saved["aliases"] = sorted(key.aliases)
-    saved["deletion_date"] = key.deletion_date.isoformat() if key.deletion_date else None
-    return saved

@@ -18,11 +18,15 @@ from moto.kms.models import Key
 from enclave_infra.local_cloud import ciphertext
 from enclave_infra.local_cloud.aws_errors import AwsError
 from enclave_infra.local_cloud.cms_encoding import CmsShape, encrypt_cms
+from enclave_infra.local_cloud.grants import check_new_grant, grant_allows
 from enclave_infra.local_cloud.identities import Identity
-from enclave_infra.local_cloud.key_policy import Decision, PolicyRequest, parse_policy
+from enclave_infra.local_cloud.key_policy import parse_key_policy
 from enclave_infra.local_cloud.key_store import KeyStore
 from enclave_infra.local_cloud.kms_parameters import KmsParameters
 from enclave_infra.local_cloud.recipient import Recipient, RecipientVerifier
+from enclave_protocol.policy.kms_request import kms_request
+from enclave_protocol.policy.policy_document import Outcome
+from enclave_protocol.policy.statement import PolicyRequest
 
 __all__ = ["KmsService", "MotoCall"]
 
@@ -32,12 +36,16 @@ MotoCall = Callable[[str, dict[str, Any], str, str], dict[str, Any]]
 _MAX_PLAINTEXT_BYTES: Final = 4096
 _MAX_RANDOM_BYTES: Final = 1024
 _READ: Final = frozenset(
-    {"DescribeKey", "GetKeyPolicy", "GetKeyRotationStatus", "ListKeyPolicies", "ListResourceTags"}
+    {
+        *("DescribeKey", "GetKeyPolicy", "GetKeyRotationStatus", "ListKeyPolicies"),
+        *("ListGrants", "ListKeyRotations", "ListResourceTags"),
+    }
 )
 _MANAGE: Final = frozenset(
     {
         *("EnableKey", "DisableKey", "ScheduleKeyDeletion", "CancelKeyDeletion", "PutKeyPolicy"),
         *("UpdateKeyDescription", "EnableKeyRotation", "DisableKeyRotation"),
+        *("RevokeGrant", "RotateKeyOnDemand"),
         *("TagResource", "UntagResource"),
     }
 )
@@ -145,19 +153,23 @@ class KmsService:
     def _authorize(
         self, call: _Call, key: Key, action: str, context: dict[str, str] | None = None
     ) -> None:
-        """Evaluate the key's policy.
+        """Evaluate the key's policy, and its grants where the policy says nothing.
 
         Raises:
             AwsError: AccessDeniedException.
         """
-        decision = parse_policy(key.policy).evaluate(self._request(call, key, action, context))
+        policy = parse_key_policy(key.policy)
+        outcome = policy.evaluate(self._request(call, key, action, context)).outcome
         if call.caller.account != key.account_id and action not in _CROSS_ACCOUNT:
-            decision = Decision.IMPLICIT_DENY
-        if decision is Decision.ALLOW:
+            outcome = Outcome.IMPLICIT_DENY
+        if outcome is Outcome.ALLOW or (
+            outcome is Outcome.IMPLICIT_DENY
+            and grant_allows(key, call.caller.caller, action, context)
+        ):
             return
         reason = (
             "with an explicit deny in a resource-based policy"
-            if decision is Decision.EXPLICIT_DENY
+            if outcome is Outcome.EXPLICIT_DENY
             else f"because no resource-based policy allows the kms:{action} action"
         )
         raise AwsError(
@@ -169,22 +181,14 @@ class KmsService:
     def _request(
         self, call: _Call, key: Key, action: str, context: dict[str, str] | None = None
     ) -> PolicyRequest:
-        caller = call.caller
-        keys: dict[str, list[str]] = {
-            "kms:calleraccount": [caller.account],
-            "aws:principalarn": [caller.role_arn],
-            "aws:principalaccount": [caller.account],
-            "aws:principaltype": ["AssumedRole"],
-            "aws:requestedregion": [call.region],
-            "aws:securetransport": ["false"],
-        }
-        if context:
-            keys["kms:encryptioncontextkeys"] = list(context)
-            for name, value in context.items():
-                keys.setdefault(f"kms:encryptioncontext:{name.lower()}", []).append(value)
-        if call.recipient is not None:
-            keys |= call.recipient.context()
-        return PolicyRequest(caller, f"kms:{action}", key.arn, keys)
+        return kms_request(
+            call.caller.caller,
+            f"kms:{action}",
+            key.arn,
+            context=context,
+            pcrs=None if call.recipient is None else call.recipient.pcrs,
+            more={"aws:RequestedRegion": call.region, "aws:SecureTransport": "false"},
+        )
 
     def _key(
         self, call: _Call, name: str, action: str, context: dict[str, str] | None = None
@@ -213,7 +217,7 @@ class KmsService:
             )
         policy = call.parameters.optional_text("Policy")
         if policy is not None:
-            parse_policy(policy)
+            parse_key_policy(policy)
         chosen = {"KeySpec": spec, "KeyUsage": usage}
         answer = self._moto("CreateKey", values | chosen, call.caller.account, call.region)
         backend = self._store.backend(call.caller.account, call.region)
@@ -241,16 +245,18 @@ class KmsService:
         if operation in _MANAGE_LIVING and key.key_state == "PendingDeletion":
             raise AwsError("KMSInvalidStateException", f"{key.arn} is pending deletion.")
         answer = self._moto(operation, values, key.account_id, call.region)
+        if operation == "RotateKeyOnDemand":
+            self._store.rotate(key)  # moto only notes it
         if operation in _MANAGE:
             self._store.save()
         return answer
 
     def _check_lockout(self, call: _Call, key: Key, policy: str) -> None:
         """Refuse a policy under which its author could not change it again."""
-        parsed = parse_policy(policy)
+        parsed = parse_key_policy(policy)
         if call.parameters.values.get("BypassPolicyLockoutSafetyCheck") is True:
             return
-        if parsed.evaluate(self._request(call, key, "PutKeyPolicy")) is not Decision.ALLOW:
+        if not parsed.evaluate(self._request(call, key, "PutKeyPolicy")).allowed:
             raise AwsError(
                 "MalformedPolicyDocumentException",
                 "The new key policy will not allow you to update the key policy in the future.",
@@ -278,11 +284,9 @@ class KmsService:
         name = call.parameters.text("KeyId")
         key = self._store.find(name, account=call.caller.account, region=call.region)
         self._authorize(call, key, "CreateGrant")
-        raise AwsError(
-            "UnsupportedOperationException",
-            "the key policy allows this grant, which would bypass its attestation conditions; the "
-            "local cloud evaluates key policies only",
-        )
+        check_new_grant(call.parameters)
+        values = call.parameters.values | {"KeyId": key.id}
+        return self._moto("CreateGrant", values, key.account_id, call.region)
 
     # Cryptographic operations
 
@@ -313,7 +317,7 @@ class KmsService:
                     "The key ID in the request does not identify a CMK that can perform this "
                     "operation.",
                 )
-        return key, ciphertext.unwrap(key.key_material, key.arn, context, blob)
+        return key, ciphertext.unwrap(self._store.materials(key), key.arn, context, blob)
 
     def _re_encrypt(self, call: _Call) -> dict[str, Any]:
         source_context = call.parameters.context("SourceEncryptionContext")

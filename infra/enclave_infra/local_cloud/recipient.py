@@ -30,15 +30,6 @@ class Recipient:
     public_key: rsa.RSAPublicKey
     pcrs: Mapping[int, bytes]
 
-    def context(self) -> dict[str, list[str]]:
-        """Return the `kms:RecipientAttestation:*` condition keys, in lower case."""
-        found = {
-            f"kms:recipientattestation:pcr{index}": [value.hex()]
-            for index, value in self.pcrs.items()
-        }
-        found["kms:recipientattestation:imagesha384"] = [self.pcrs[0].hex()]
-        return found
-
 
 class RecipientVerifier:
     """Checks documents under one root.

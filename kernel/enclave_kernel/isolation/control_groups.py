@@ -1,6 +1,7 @@
 """Limits by control groups, version 1 (the enclave) or 2 (a developer's machine)."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ _ROOT: Final = Path("/sys/fs/cgroup")
 _REMEDY: Final = "start the enclave as root, or without a memory limit"
 _NODES: Final = ("1:3", "1:5", "1:7", "1:8", "1:9")
 """null, zero, full, random, urandom: to be read and written, never made."""
+_SHARES_OF_ONE, _WEIGHT_OF_ONE, _MAX_WEIGHT = 1024, 100, 10_000
+"""What the kernel gives a group, and a process that is in none (version 1, version 2)."""
 
 
 class ControlGroupError(EnclaveError):
@@ -22,7 +25,7 @@ class ControlGroupError(EnclaveError):
 
 @dataclass(frozen=True)
 class GroupLimits:
-    """Limits of one group.
+    """Limits of one group. Processors are shared: what many want, each group gets as much of.
 
     Attributes:
         memory_bytes: What its processes may use together, files in a tmpfs included.
@@ -127,20 +130,36 @@ class ControlGroups:
                 if controller == "memory":
                     raise
                 continue
+            if controller == "cpu":
+                # All groups together are to count as a process on every processor, not as one.
+                with contextlib.suppress(OSError):
+                    (base / "cpu.shares").write_text(str(_SHARES_OF_ONE * (os.cpu_count() or 1)))
             yield controller, base
 
     def _make_version_2(self, name: str) -> Iterator[tuple[str, Path]]:
         base = _ROOT / name
         available = (_ROOT / "cgroup.controllers").read_text().split()
         usable = [controller for controller in self._wanted() if controller in available]
-        enable = " ".join(f"+{controller}" for controller in usable)
-        (_ROOT / "cgroup.subtree_control").write_text(enable)
-        base.mkdir()
-        (base / "cgroup.subtree_control").write_text(enable)
+        for place in (_ROOT, base):
+            if place is base:
+                base.mkdir()
+            for controller in tuple(usable):
+                try:
+                    (place / "cgroup.subtree_control").write_text(f"+{controller}")
+                except OSError:
+                    # Some kernels refuse it while there are real-time processes.
+                    if controller != "cpu":
+                        raise
+                    usable.remove(controller)
+        if "cpu" in usable:
+            weight = min(_MAX_WEIGHT, _WEIGHT_OF_ONE * (os.cpu_count() or 1))
+            with contextlib.suppress(OSError):
+                (base / "cpu.weight").write_text(str(weight))
         yield from ((controller, base) for controller in usable)
 
     def _wanted(self) -> Iterator[str]:
         yield "memory"
+        yield "cpu"
         if self._limits.tasks is not None:
             yield "pids"
         if self._limits.devices:

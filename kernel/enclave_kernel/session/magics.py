@@ -4,7 +4,7 @@ import builtins
 import keyword
 import re
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
@@ -30,6 +30,8 @@ __all__ = [
     "NotLoadedError",
     "load_ipython_extension",
 ]
+
+_CHOOSE: Final = "choose another with %load_encrypted FILE as NAME"
 
 
 class NameNotBindableError(EnclaveError):
@@ -62,8 +64,8 @@ class EncryptedMagics(Magics):
         Example:
           %load_encrypted credit-scorer-1.2.0.encrypted as scorer
 
-        Without `as NAME` the name is the one the package's label gives. Loading it again under
-        a name replaces the package that was loaded under it.
+        Without `as NAME` the name is the one the package's label gives, if nothing else has it.
+        Loading it again under a name replaces the package that was loaded under it.
         """
         # Late: it needs NumPy, which must not be imported before the kernel was forked, and which
         # a notebook without packages need not wait for.
@@ -72,15 +74,17 @@ class EncryptedMagics(Magics):
         with in_one_line():
             file_name, name = _parse_load(line)
             if name is not None:
-                _check_bindable(name)
+                self._check_bindable(name)
             progress = LoadProgress()
             try:
                 loaded = load_package(file_name, self._link(), progress)
             finally:
                 progress.finish()
             try:
-                name = name or _default_name(loaded.label)
-                _check_bindable(name)
+                if name is None:
+                    name = _default_name(loaded.label)
+                    self._check_bindable(name)
+                    self._check_free(name)
             except EnclaveError:
                 loaded.client.close()
                 raise
@@ -130,6 +134,26 @@ class EncryptedMagics(Magics):
         namespace: dict[str, Any] = self.shell.user_ns
         return namespace
 
+    def _check_bindable(self, name: str) -> None:
+        # Neither may `open` or `print` be replaced, nor what IPython keeps: In, Out, exit, _.
+        own = {} if self.shell is None else self.shell.user_ns_hidden
+        if (
+            not name.isidentifier()
+            or keyword.iskeyword(name)
+            or hasattr(builtins, name)
+            or name in own
+        ):
+            raise NameNotBindableError(f"{name!r} cannot be the package's name: {_CHOOSE}")
+
+    def _check_free(self, name: str) -> None:
+        # The owner chose this name: `pd` or `df` must stay what the user made it (THREATS W-11).
+        loaded = self.packages.get(name)
+        namespace = self._namespace()
+        if name in namespace and (loaded is None or namespace[name] is not loaded.proxy):
+            raise NameNotBindableError(
+                f"{name!r}, the name the package's label gives, is something of yours: {_CHOOSE}"
+            )
+
     def _link(self) -> "VaultLink":
         return supervisor_link(self.shell)
 
@@ -149,15 +173,6 @@ def _parse_load(line: str) -> tuple[str, str | None]:
 def _default_name(label: "Label") -> str:
     module = label.package.module.rpartition(".")[2]
     return module or re.sub(r"\W", "_", label.package.name)
-
-
-def _check_bindable(name: str) -> None:
-    # The owner chose the default: it must not replace `open` or `print` in the user's notebook.
-    if not name.isidentifier() or keyword.iskeyword(name) or hasattr(builtins, name):
-        raise NameNotBindableError(
-            f"{name!r} cannot be the package's name: choose another with "
-            "%load_encrypted FILE as NAME"
-        )
 
 
 def _title(label: "Label") -> str:

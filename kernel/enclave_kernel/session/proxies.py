@@ -333,7 +333,11 @@ def _attribute_proxy(client: VaultClient, label: Label, class_name: str, name: s
             raise error.with_traceback(None) from None
 
     qualified = f"{class_name}.{name}"
-    return property(with_package_frame(get, label, name, qualified), doc=_doc(label, qualified))
+    getter = with_package_frame(get, label, name, qualified)
+    # jedi completes what comes behind a property by reading it, unless it says what it returns:
+    # pressing Tab must ask the vault for nothing (THREATS I-19). What it is nobody knows before.
+    getter.__annotations__ = {"return": object}
+    return property(getter, doc=_doc(label, qualified))
 
 
 def _positional_names(signature: inspect.Signature) -> Sequence[str]:

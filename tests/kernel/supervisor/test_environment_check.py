@@ -11,8 +11,9 @@ from enclave_kernel.key_release_errors import WrongEnvironmentError
 from enclave_kernel.supervisor.app import Supervisor, SupervisorOptions
 from enclave_kernel.supervisor.control_stream import NoGatewayError
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.package_header import PackageHeader, decode_header, encode_header
-from tests.support.example_package import FILES, make_label
+from tests.support.example_package import FILES, KEY_ARN, make_label
 from tests.support.local_services import software_nsm
 
 
@@ -25,7 +26,9 @@ def directory() -> Iterator[Path]:
 def _header(environment: str) -> PackageHeader:
     label = make_label(FILES)
     policy = msgspec.structs.replace(label.policy, environment=environment)
-    return decode_header(encode_header(msgspec.structs.replace(label, policy=policy), b"wrapped"))
+    return decode_header(
+        encode_header(msgspec.structs.replace(label, policy=policy), KeySlot(KEY_ARN, b"wrapped"))
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.messages import (
     EnclaveStatus,
     KernelLaunched,
@@ -19,7 +20,7 @@ from enclave_protocol.messages import (
     StatusRequest,
 )
 from enclave_protocol.package_header import encode_header
-from tests.support.example_package import FILES, make_label
+from tests.support.example_package import FILES, KEY_ARN, make_label
 from tests.support.supervisor_process import (
     Control,
     Refused,
@@ -65,7 +66,7 @@ def _launch(supervisor: SupervisorProcess, control: Control) -> LaunchKernel:
 
 
 def test_a_burst_of_cancelled_loads_makes_no_herd_of_vaults(supervisor: SupervisorProcess) -> None:
-    header = encode_header(make_label(FILES), b"wrapped")
+    header = encode_header(make_label(FILES), KeySlot(KEY_ARN, b"wrapped"))
     with supervisor.control() as control:
         hostile = _launch(supervisor, control)
         with supervisor.client(hostile) as client:

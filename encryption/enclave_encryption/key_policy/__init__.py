@@ -1,0 +1,1 @@
+"""Key policies of packages' KMS keys: written, judged, simulated, shown."""
