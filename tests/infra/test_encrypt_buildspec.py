@@ -234,7 +234,7 @@ def test_only_the_approved_enclave_gets_the_data_key(
 
     request: Mapping[str, Any] = {
         "CiphertextBlob": header.wrapped_key,
-        "KeyId": header.label.kms_key_arn,
+        "KeyId": header.slot.kms_key_arn,
         "EncryptionContext": header.encryption_context,
     }
     maker.now = datetime.now(UTC)

@@ -97,7 +97,7 @@ def test_the_role_may_do_this_and_nothing_else(
     (log,) = [found for found in granted if found.startswith(group)]
     assert granted.pop(log) == {"logs:CreateLogStream", "logs:PutLogEvents"}
     assert granted == {
-        _KEY: {"kms:DescribeKey", "kms:GenerateDataKey"},
+        _KEY: {"kms:Encrypt"},
         "arn:aws:s3:::sharing/packages/*": {"s3:PutObject"},
         "arn:aws:s3:::owner-tools/tools.zip": {"s3:GetObject", "s3:GetObjectVersion"},
         resource: actions,

@@ -2,13 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.deployed_stack import DeployedStack, MotoAccount, load_template, moto_account
-from tests.support.policy_decisions import Decision, decide
+from tests.support.policy_decisions import Outcome, decide
 
 _OWNER = "111111111111"
 _ADMIN = f"arn:aws:iam::{_OWNER}:role/key-admin"
@@ -47,7 +49,7 @@ def closed(owner: MotoAccount) -> dict[str, Any]:
     return found
 
 
-def _decrypt(policy: dict[str, Any], role: str, pcr0: str | None) -> Decision:
+def _decrypt(policy: dict[str, Any], role: str, pcr0: str | None) -> Outcome:
     context = {"kms:RecipientAttestation:ImageSha384": pcr0} if pcr0 else {}
     return decide(policy, role, "kms:Decrypt", _ARN, context)
 
@@ -68,27 +70,27 @@ def test_the_key(owner: MotoAccount, stack: DeployedStack) -> None:
 
 def test_approved_enclaves_of_the_parent_decrypt(policy: dict[str, Any]) -> None:
     for pcr0 in (_OLD, _NEW, _NEW.upper()):
-        assert _decrypt(policy, _PARENT, pcr0) is Decision.ALLOW
+        assert _decrypt(policy, _PARENT, pcr0) is Outcome.ALLOW
 
 
 @pytest.mark.parametrize("pcr0", [None, _OTHER, _DEBUG, _OLD + _NEW, f"{_OLD},{_NEW}", ""])
 @pytest.mark.parametrize("role", _EVERYBODY)
 def test_nothing_else_decrypts(policy: dict[str, Any], role: str, pcr0: str | None) -> None:
-    assert _decrypt(policy, role, pcr0) is Decision.EXPLICIT_DENY
+    assert _decrypt(policy, role, pcr0) is Outcome.EXPLICIT_DENY
 
 
 @pytest.mark.parametrize("role", sorted(set(_EVERYBODY) - {_PARENT}))
 def test_an_approved_enclave_with_another_role_gets_nothing(
     policy: dict[str, Any], role: str
 ) -> None:
-    assert _decrypt(policy, role, _OLD) is Decision.IMPLICIT_DENY
+    assert _decrypt(policy, role, _OLD) is Outcome.IMPLICIT_DENY
 
 
 def test_before_an_image_is_approved_nobody_decrypts(closed: dict[str, Any]) -> None:
     assert "EnclaveRelease" not in {statement["Sid"] for statement in closed["Statement"]}
     for role in _EVERYBODY:
         for pcr0 in (None, _OLD, _DEBUG):
-            assert _decrypt(closed, role, pcr0) is Decision.EXPLICIT_DENY
+            assert _decrypt(closed, role, pcr0) is Outcome.EXPLICIT_DENY
 
 
 @pytest.mark.parametrize("role", _EVERYBODY)
@@ -96,8 +98,8 @@ def test_nobody_re_encrypts_or_grants(
     policy: dict[str, Any], closed: dict[str, Any], role: str
 ) -> None:
     for found in (policy, closed):
-        assert decide(found, role, "kms:CreateGrant", _ARN) is Decision.EXPLICIT_DENY
-        assert decide(found, role, "kms:ReEncryptFrom", _ARN) is Decision.EXPLICIT_DENY
+        assert decide(found, role, "kms:CreateGrant", _ARN) is Outcome.EXPLICIT_DENY
+        assert decide(found, role, "kms:ReEncryptFrom", _ARN) is Outcome.EXPLICIT_DENY
 
 
 def test_what_each_role_may(policy: dict[str, Any]) -> None:
@@ -111,16 +113,56 @@ def test_what_each_role_may(policy: dict[str, Any]) -> None:
         return {
             action
             for action in actions
-            if decide(policy, role, f"kms:{action}", _ARN) is Decision.ALLOW
+            if decide(policy, role, f"kms:{action}", _ARN) is Outcome.ALLOW
         }
 
-    assert may(_PIPELINE) == {"DescribeKey", "GenerateDataKey"}
+    assert may(_PIPELINE) == {"Encrypt"}
     assert may(_ADMIN) == {
         *("DescribeKey", "DisableKey", "EnableKey", "EnableKeyRotation", "GetKeyPolicy"),
         *("PutKeyPolicy", "ScheduleKeyDeletion"),
     }
     for role in (_PARENT, _SOMEBODY, _PIPELINE.replace(_OWNER, "222222222222")):
         assert may(role) == set()
+
+
+def _tool(policy: dict[str, Any], *options: str) -> "subprocess.CompletedProcess[str]":
+    """Run `enclave-owner key-policy` on a policy that it reads from stdin."""
+    command = [sys.executable, "-m", "enclave_encryption", "key-policy", "-k", _ARN]
+    return subprocess.run(
+        [*command, "--policy", "-", "--json", *options],
+        input=json.dumps(policy),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_owners_tool_finds_no_way_around(
+    policy: dict[str, Any], closed: dict[str, Any]
+) -> None:
+    for found in (policy, closed):
+        result = _tool(found)
+        assert (result.returncode, json.loads(result.stdout)["findings"]) == (0, [])
+    wider = {**policy["Statement"][0], "Sid": "Wider", "Action": "kms:CreateGrant"}
+    result = _tool({**policy, "Statement": [*policy["Statement"], wider]})
+    assert result.returncode == 1
+
+
+def test_the_owners_tool_foretells_a_release(policy: dict[str, Any]) -> None:
+    for pcr0, code in ((_OLD, 0), (_NEW, 0), (_OTHER, 1)):
+        assert _tool(policy, "--check", "--pcr0", pcr0).returncode == code
+
+
+def test_stack_and_tool_write_the_same(policy: dict[str, Any], closed: dict[str, Any]) -> None:
+    """An owner approves by a parameter of the stack or with the tool, and may change over."""
+    result = _tool(closed, "--pcr0", _OLD, "--add-pcr0", _NEW, "--principal", _PARENT)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["policy"] == policy
+    only_new = _tool(policy, "--remove-pcr0", _OLD)
+    assert only_new.returncode == 0
+    after = json.loads(only_new.stdout)["policy"]
+    assert _decrypt(after, _PARENT, _NEW) is Outcome.ALLOW
+    assert _decrypt(after, _PARENT, _OLD) is Outcome.EXPLICIT_DENY
 
 
 def test_what_counts_as_a_list_of_images() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.deployed_stack import DeployedStack, MotoAccount, moto_account
-from tests.support.policy_decisions import Decision, decide
+from tests.support.policy_decisions import Outcome, decide
 
 _HOST = "222222222222"
 _PUBLISHER = "arn:aws:iam::111111111111:role/enclave-encryptor"
@@ -61,13 +61,13 @@ def test_the_policy_is_one_that_s3_takes(host: MotoAccount, policy: dict[str, An
 @pytest.mark.parametrize(
     ("role", "action", "path", "decision"),
     [
-        (_PUBLISHER, "s3:PutObject", "packages/scorer-1.0.0.encrypted", Decision.ALLOW),
-        (_PUBLISHER, "s3:PutObject", "tools/parent.zip", Decision.IMPLICIT_DENY),
-        (_PUBLISHER, "s3:PutObjectAcl", "packages/x", Decision.IMPLICIT_DENY),
-        (_PUBLISHER, "s3:GetObject", "packages/x", Decision.IMPLICIT_DENY),
-        (_PUBLISHER, "s3:GetObjectVersion", "packages/x", Decision.IMPLICIT_DENY),
-        (_PUBLISHER, "s3:DeleteObject", "packages/x", Decision.IMPLICIT_DENY),
-        (_PUBLISHER, "s3:DeleteObjectVersion", "packages/x", Decision.IMPLICIT_DENY),
+        (_PUBLISHER, "s3:PutObject", "packages/scorer-1.0.0.encrypted", Outcome.ALLOW),
+        (_PUBLISHER, "s3:PutObject", "tools/parent.zip", Outcome.IMPLICIT_DENY),
+        (_PUBLISHER, "s3:PutObjectAcl", "packages/x", Outcome.IMPLICIT_DENY),
+        (_PUBLISHER, "s3:GetObject", "packages/x", Outcome.IMPLICIT_DENY),
+        (_PUBLISHER, "s3:GetObjectVersion", "packages/x", Outcome.IMPLICIT_DENY),
+        (_PUBLISHER, "s3:DeleteObject", "packages/x", Outcome.IMPLICIT_DENY),
+        (_PUBLISHER, "s3:DeleteObjectVersion", "packages/x", Outcome.IMPLICIT_DENY),
         (_PUBLISHER.replace("encryptor", "other"), "s3:PutObject", "packages/x", None),
         (_PUBLISHER.replace("1111", "3333"), "s3:PutObject", "packages/x", None),
         (f"arn:aws:iam::{_HOST}:role/parent", "s3:PutObject", "packages/x", None),
@@ -79,10 +79,10 @@ def test_the_publisher_puts_and_nothing_else(
     role: str,
     action: str,
     path: str,
-    decision: Decision | None,
+    decision: Outcome | None,
 ) -> None:
     arn = f"arn:aws:s3:::{stack.outputs['BucketName']}/{path}"
-    expected = decision or Decision.IMPLICIT_DENY
+    expected = decision or Outcome.IMPLICIT_DENY
     assert decide(policy, role, action, arn, _SECURE) is expected
 
 
@@ -91,7 +91,7 @@ def test_the_publisher_has_nothing_on_the_bucket_itself(
     policy: dict[str, Any], stack: DeployedStack, action: str
 ) -> None:
     arn = f"arn:aws:s3:::{stack.outputs['BucketName']}"
-    assert decide(policy, _PUBLISHER, action, arn, _SECURE) is Decision.IMPLICIT_DENY
+    assert decide(policy, _PUBLISHER, action, arn, _SECURE) is Outcome.IMPLICIT_DENY
 
 
 @pytest.mark.parametrize("path", ["", "/packages/x", "/tools/x"])
@@ -102,4 +102,4 @@ def test_without_tls_everybody_is_refused(
     for role in (_PUBLISHER, f"arn:aws:iam::{_HOST}:role/admin"):
         for action in ("s3:PutObject", "s3:GetObject", "s3:ListBucket"):
             decision = decide(policy, role, action, arn, {"aws:SecureTransport": "false"})
-            assert decision is Decision.EXPLICIT_DENY
+            assert decision is Outcome.EXPLICIT_DENY

@@ -4,10 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from enclave_infra.local_cloud.identities import Identity
-from enclave_infra.local_cloud.key_policy import Decision, PolicyRequest, parse_policy
+from enclave_protocol.policy.caller import Caller
+from enclave_protocol.policy.kms_request import kms_request
+from enclave_protocol.policy.policy_document import Outcome, parse_policy
 
-__all__ = ["Decision", "decide"]
+__all__ = ["Outcome", "decide"]
 
 
 def decide(
@@ -16,8 +17,8 @@ def decide(
     action: str,
     resource: str,
     context: Mapping[str, str] | None = None,
-) -> Decision:
-    """Return the decision on a request of a role.
+) -> Outcome:
+    """Return the decision on a request of a role; nothing in the policy is left unjudged.
 
     Args:
         policy: The policy's JSON as a value.
@@ -26,10 +27,7 @@ def decide(
         resource: ARN of what it is about.
         context: Further condition keys and their values.
     """
-    account, role = role_arn.split(":")[4], role_arn.partition(":role/")[2]
-    keys = {"aws:PrincipalArn": role_arn, "aws:PrincipalAccount": account, **(context or {})}
-    caller = Identity("", "", account, role)
-    values = {key.lower(): [value] for key, value in keys.items()}
-    return parse_policy(json.dumps(policy)).evaluate(
-        PolicyRequest(caller, action, resource, values)
-    )
+    request = kms_request(Caller.of(role_arn), action, resource, more=context)
+    decision = parse_policy(json.dumps(policy)).evaluate(request)
+    assert decision.unjudged == ()
+    return decision.outcome
