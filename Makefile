@@ -27,7 +27,7 @@ bench: .venv/.ready ## Measure against the stock kernel, openssl, RPyC and multi
 	@command -v openssl >/dev/null || .ci/apt-install openssl
 	@$(PYTHON) -c 'import rpyc' 2>/dev/null || \
 		$(PYTHON) -m pip install --quiet --quiet -e '.[bench]'
-	@missed=0; for name in kernel package_crypto vault_call release; do \
+	@missed=0; for name in kernel package_crypto vault_call release proxy; do \
 		$(PYTHON) -m benchmarks.$$name || missed=1; \
 	done; exit $$missed
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from enclave_encryption.errors import ExportError
 from enclave_encryption.package_code import FUNCTION, Definition, Module, PackageCode
+from enclave_encryption.package_scripts import SCRIPT_SUFFIXES
 from enclave_protocol.manifest import CONTEXT_METHODS, ExportedClass, Manifest, did_you_mean
 from enclave_protocol.signature import parse_signature
 
@@ -29,7 +30,7 @@ def check_exports(manifest: Manifest, code: PackageCode, paths: frozenset[str]) 
         if script.file not in paths:
             raise ExportError(
                 f"[scripts] {name}: there is no file {script.file!r}"
-                f"{did_you_mean(script.file, (path for path in paths if path.endswith('.py')))}"
+                f"{did_you_mean(script.file, (p for p in paths if p.endswith(SCRIPT_SUFFIXES)))}"
             )
     exports = manifest.exports
     if not manifest.package.module:

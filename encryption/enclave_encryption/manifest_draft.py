@@ -4,13 +4,16 @@ import ast
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from enclave_encryption.errors import ExportError
-from enclave_encryption.package_code import FUNCTION, Module, PackageCode
+from enclave_encryption.package_code import FUNCTION, Definition, Module, PackageCode
 from enclave_encryption.package_plan import DEFAULT_VERSION, choose_module, default_name
+from enclave_encryption.package_scripts import SCRIPT_SUFFIXES, named_scripts
 from enclave_encryption.source_tree import scan
-from enclave_protocol.manifest import CONTEXT_METHODS, MANIFEST_NAME, NAME_PATTERN, parse_manifest
+from enclave_protocol.manifest import CONTEXT_METHODS, MANIFEST_NAME, parse_manifest
+from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.signature import format_signature, parse_signature
 
@@ -31,20 +34,21 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
     tree = scan(directory)
     code = PackageCode(tree)
     name = default_name(directory)
-    module = code.module(module_name or choose_module(code, name))
-    if module is None:
-        raise ExportError(f"there is no module {module_name!r} in {directory}")
+    runnable = (file.entry.path for file in tree.files if _is_script(code, file.entry.path))
+    scripts = named_scripts(runnable)
+    module = None
+    # A directory of notebooks exports nothing, and is a package all the same.
+    if module_name or code.top_level() or not scripts:
+        module = code.module(module_name or choose_module(code, name))
+        if module is None:
+            raise ExportError(f"there is no module {module_name!r} in {directory}")
     functions: dict[str, str] = {}
     classes: dict[str, tuple[Module, ast.ClassDef]] = {}
     docs: dict[str, str] = {}
     returns: dict[str, str] = {}
-    for exported in _exported_names(code, module.name):
-        found = code.definition(module, exported)
-        if found is None:
-            continue  # a constant or something from elsewhere: not callable as far as we see
-        definition = found[1]
+    for exported, where, definition in _definitions(code, module):
         if isinstance(definition, ast.ClassDef):
-            classes[exported] = found[0], definition
+            classes[exported] = where, definition
             for method in definition.body:
                 if isinstance(method, FUNCTION) and _is_generator(method):
                     returns[f"{exported}.{method.name}"] = "iter"
@@ -53,7 +57,8 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
                 returns[exported] = "iter"
             functions[exported] = _signature(exported, definition, bound=False)
         _add_doc(docs, exported, definition)
-    lines = _package_lines(name, module.name, ast.get_docstring(module.tree))
+    docstring = None if module is None else ast.get_docstring(module.tree)
+    lines = _package_lines(name, "" if module is None else module.name, docstring)
     lines += ["", "[exports]", "# Nothing else is reachable. Remove what users need not call."]
     lines += [_table_line("functions", functions)]
     lines += ['# Results by reference or in batches: score = "CLASS", or "iter", or "none".']
@@ -63,11 +68,6 @@ def draft_manifest(directory: Path, module_name: str | None) -> str:
         lines += _class_lines(exported, bases, docs)
     lines += ["", "[docs]", "# Users read these."]
     lines += [f"{_key(key)} = {_quoted(text)}" for key, text in docs.items()]
-    scripts = {
-        file.entry.path[:-3]: file.entry.path
-        for file in tree.files
-        if "/" not in file.entry.path and _is_script(code, file.entry.path)
-    }
     if scripts:
         lines += ["", "[scripts]"]
         lines += [
@@ -142,6 +142,18 @@ def _class_lines(name: str, bases: list[ast.ClassDef], docs: dict[str, str]) -> 
     ]
 
 
+def _definitions(
+    code: PackageCode, module: Module | None
+) -> Iterator[tuple[str, Module, Definition]]:
+    if module is None:
+        return
+    for exported in _exported_names(code, module.name):
+        found = code.definition(module, exported)
+        # None: a constant or something from elsewhere, not callable as far as we see.
+        if found is not None:
+            yield exported, *found
+
+
 def _exported_names(code: PackageCode, module_name: str) -> list[str]:
     module = code.module(module_name)
     if module is None:
@@ -211,8 +223,10 @@ def _is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def _is_script(code: PackageCode, path: str) -> bool:
-    if not path.endswith(".py") or not NAME_PATTERN.fullmatch(path[:-3]):
+    if "/" in path or not path.endswith(SCRIPT_SUFFIXES):
         return False
+    if path.endswith(NOTEBOOK_SUFFIX):
+        return True
     if not path[:-3].isidentifier():
         return True  # cannot be imported, so it is there to be run
     module = code.module(path[:-3])

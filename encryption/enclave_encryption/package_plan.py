@@ -10,6 +10,7 @@ import msgspec
 from enclave_encryption.errors import ExportError, OwnerError
 from enclave_encryption.export_check import check_exports
 from enclave_encryption.package_code import PackageCode
+from enclave_encryption.package_scripts import check_notebooks, named_scripts
 from enclave_encryption.source_tree import SourceTree, scan
 from enclave_protocol.incident import (
     INCIDENT_KEY_NAME,
@@ -84,12 +85,8 @@ def plan_package(directory: Path) -> PackagePlan:
         module = choose_module(code, package.name or directory.resolve().name)
     scripts = manifest.scripts
     if text is None:
-        # Runnable as it is: a directory of scripts needs no manifest.
-        scripts = {
-            path[:-3]: Script(file=path)
-            for path in sorted(paths)
-            if "/" not in path and path.endswith(".py") and NAME_PATTERN.fullmatch(path[:-3])
-        }
+        # Runnable as it is: a directory of scripts and notebooks needs no manifest.
+        scripts = {name: Script(file=path) for name, path in named_scripts(paths).items()}
     manifest = msgspec.structs.replace(
         manifest,
         package=msgspec.structs.replace(
@@ -101,6 +98,7 @@ def plan_package(directory: Path) -> PackagePlan:
         scripts=scripts,
     )
     check_exports(manifest, code, paths)
+    check_notebooks(scripts, tree)
     return PackagePlan(tree, manifest, text or "", code, incident_key)
 
 

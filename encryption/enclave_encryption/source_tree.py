@@ -19,7 +19,7 @@ from enclave_protocol.package_errors import PackageError
 
 __all__ = ["READ_BYTES", "SKIPPED_NAMES", "SourceFile", "SourceTree", "scan"]
 
-SKIPPED_NAMES: Final = frozenset({"__pycache__", ".git", ".DS_Store"})
+SKIPPED_NAMES: Final = frozenset({"__pycache__", ".ipynb_checkpoints", ".git", ".DS_Store"})
 """Never packed, at any depth: derived from the rest, or not part of what is published."""
 
 READ_BYTES: Final = 32 * 16 * 1024

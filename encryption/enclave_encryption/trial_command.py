@@ -27,6 +27,7 @@ from enclave_encryption.trial_view import (
     steps_object,
 )
 from enclave_protocol.incident import INCIDENT_KEY_NAME, is_incident
+from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 
 if TYPE_CHECKING:
     from enclave_encryption.trial import Trial
@@ -238,8 +239,13 @@ def _script_file(plan: PackagePlan, script: str) -> str:
     """Return the path of a script that is named as for `%run_encrypted`."""
     scripts = plan.manifest.scripts
     if script in scripts:
-        return scripts[script].file
+        script = scripts[script].file
     files = sorted(declared.file for declared in scripts.values())
+    if script in files and script.endswith(NOTEBOOK_SUFFIX):
+        raise OwnerError(
+            f"{script} is a notebook, and try has no Jupyter for your side of it: look at it in "
+            "yours, and at the user's with %run_encrypted"
+        )
     if script not in files:
         raise OwnerError(
             f"the package has no script {script!r}; it has: {', '.join(files) or 'none'}"

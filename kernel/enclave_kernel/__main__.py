@@ -53,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
 async def _run(options: argparse.Namespace) -> None:
     # Late, so that --help and wrong arguments answer at once.
     from enclave_kernel.supervisor.app import Supervisor, SupervisorOptions
+    from enclave_kernel.supervisor.egress import make_room_for_connections
+
+    make_room_for_connections()
 
     memory = options.kernel_memory_mib
     supervisor = Supervisor(

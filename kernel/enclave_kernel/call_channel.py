@@ -16,7 +16,14 @@ import numpy as np
 
 from enclave_kernel.sealed_memory import read_sealed, write_sealed
 from enclave_protocol.errors import ProtocolError
-from enclave_protocol.script_messages import InputChunk, OutputChunk, RunScript, ScriptEnded
+from enclave_protocol.script_messages import (
+    CellEnded,
+    CellOutput,
+    InputChunk,
+    OutputChunk,
+    RunScript,
+    ScriptEnded,
+)
 from enclave_protocol.value_limits import DEFAULT_LIMITS
 from enclave_protocol.vault_messages import (
     CALL_PREFIX_BYTES,
@@ -31,7 +38,16 @@ from enclave_protocol.vault_messages import (
 
 __all__ = ["SEALED_BYTES", "CallChannel", "ChannelClosedError", "FileCutError"]
 
-ChannelMessage = SessionMessage | VaultMessage | InputChunk | RunScript | OutputChunk | ScriptEnded
+ChannelMessage = (
+    SessionMessage
+    | VaultMessage
+    | InputChunk
+    | RunScript
+    | CellOutput
+    | CellEnded
+    | OutputChunk
+    | ScriptEnded
+)
 
 _WINDOW_BYTES: Final = 64 * 1024
 _STREAMED: Final = (BodyChunk, InputChunk, OutputChunk)

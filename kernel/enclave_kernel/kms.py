@@ -59,6 +59,7 @@ def release_data_key(
     keys: RsaPool,
     credentials: Credentials,
     endpoint_url: str | None,
+    proxy_url: str | None = None,
 ) -> bytearray:
     """Return the data key of `header`'s package, 32 bytes; the caller wipes the only copy.
 
@@ -77,6 +78,7 @@ def release_data_key(
         keys: The pool of unused pairs.
         credentials: For this one call; kept nowhere.
         endpoint_url: None: the public endpoint of the key's region (TLS ends here).
+        proxy_url: Carries the connection where the enclave has no network; TLS goes through it.
 
     Raises:
         KeyReleaseError: A subclass for what went wrong; one line, says what to do.
@@ -92,7 +94,7 @@ def release_data_key(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     )
-    client = _client(region, credentials, endpoint_url)
+    client = _client(region, credentials, endpoint_url, proxy_url)
     try:
         answer = _decrypt(client, header, document, nsm)  # step 3
     finally:
@@ -143,14 +145,14 @@ def _session() -> "Session":
     return boto3.session.Session(botocore_session=botocore.session.Session(session_vars=nothing))
 
 
-def _config() -> Any:
+def _config(proxy_url: str | None) -> Any:
     from botocore.config import Config
 
     return Config(  # type: ignore[call-arg]  # the stubs lack ignore_configured_endpoint_urls
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-        proxies={},
+        proxies={} if proxy_url is None else {"http": proxy_url, "https": proxy_url},
         ignore_configured_endpoint_urls=True,
         use_fips_endpoint=False,
         use_dualstack_endpoint=False,
@@ -158,7 +160,12 @@ def _config() -> Any:
     )
 
 
-def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> "KMSClient":
+def _client(
+    region: str,
+    credentials: Credentials,
+    endpoint_url: str | None,
+    proxy_url: str | None = None,
+) -> "KMSClient":
     """Return a client for one request, with these credentials and no others."""
     with _making_clients:
         session = _session()
@@ -169,7 +176,7 @@ def _client(region: str, credentials: Credentials, endpoint_url: str | None) -> 
                 "kms",
                 region_name=region,
                 endpoint_url=endpoint_url,
-                config=_config(),
+                config=_config(proxy_url),
                 verify=True,
                 aws_access_key_id=credentials.access_key_id,
                 aws_secret_access_key=credentials.secret_access_key,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import msgspec
 
+from enclave_parent_gateway.egress.allowlist import MAX_RULES, Rule
 from enclave_parent_gateway.errors import GatewayError
 from enclave_protocol.messages import (
     MAX_CONTROL_BYTES,
@@ -24,6 +25,8 @@ from enclave_protocol.messages import (
 
 __all__ = [
     "MAX_API_BYTES",
+    "ChangeEgress",
+    "EgressRules",
     "ForgetKernel",
     "GatewayStatus",
     "KeepRunning",
@@ -114,6 +117,23 @@ class KeepRunning(_Message, frozen=True, tag="keep_running"):
     idle_timeout_s: Annotated[float, msgspec.Meta(ge=0)]
 
 
+class ChangeEgress(_Message, frozen=True, tag="change_egress"):
+    """Allow and deny destinations of the egress proxy; nothing of both only asks what is allowed.
+
+    A connection that is open and not allowed any more is cut.
+    """
+
+    allow: Annotated[tuple[Rule, ...], msgspec.Meta(max_length=MAX_RULES)] = ()
+    deny: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=MAX_RULES)] = ()
+
+
+class EgressRules(_Message, frozen=True, tag="egress_rules"):
+    """Reply to `ChangeEgress`: what is allowed now, and how many connections are open."""
+
+    rules: tuple[Rule, ...]
+    connections: int
+
+
 class SlotStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One slot: bytes carried to and from its kernel, connections open now."""
 
@@ -140,11 +160,12 @@ Request = (
     | SignalSlot
     | ForgetKernel
     | KeepRunning
+    | ChangeEgress
     | StatusRequest
     | Attest
     | Shutdown
 )
-Reply = Launched | KernelState | GatewayStatus | Attested | Done | Failed
+Reply = Launched | KernelState | GatewayStatus | EgressRules | Attested | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -15,6 +15,8 @@ import msgspec
 
 from enclave_parent_gateway.api import GatewayStatus, KeepRunning
 from enclave_parent_gateway.backends.base import BACKENDS, load_backend
+from enclave_parent_gateway.cli_text import examples as _examples
+from enclave_parent_gateway.egress_cli import proxy
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state
 from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
@@ -44,10 +46,6 @@ class _Commands(click.Group):
             raise click.ClickException(str(error)) from error
         except OSError as error:
             raise click.ClickException(f"{error.strerror or error}: {error.filename}") from error
-
-
-def _examples(*lines: str) -> str:
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def _console(*, stderr: bool = False) -> "Console":
@@ -282,6 +280,8 @@ def install(user: bool, sys_prefix: bool, prefix: Path | None) -> None:
         data_dir = (prefix or Path(sys.prefix)) / "share" / "jupyter"
     click.echo(f"Installed the kernel in {install_kernelspec(data_dir)}")
 
+
+main.add_command(proxy)
 
 if __name__ == "__main__":
     main()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from enclave_parent_gateway.api import (
+    ChangeEgress,
     ForgetKernel,
     GatewayStatus,
     KeepRunning,
@@ -32,6 +33,8 @@ from enclave_parent_gateway.api import (
 from enclave_parent_gateway.api_server import ApiServer
 from enclave_parent_gateway.backends.base import load_backend
 from enclave_parent_gateway.control_stream import ControlStream
+from enclave_parent_gateway.egress.addresses import AddressPolicy
+from enclave_parent_gateway.egress.service import EgressService, make_room_for_connections
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
     GatewayError,
@@ -47,6 +50,7 @@ from enclave_protocol.messages import (
     Body,
     CredentialsRequest,
     Done,
+    EgressWanted,
     EnclaveStatus,
     KernelEnded,
     KernelLaunched,
@@ -75,10 +79,17 @@ class Gateway:
         endpoint: The supervisor's, as in `transport.connect`.
         backend: Name of the backend, which knows how the enclave is stopped.
         idle_timeout_s: Stop the enclave after so many seconds without a kernel; 0: never.
+        addresses: What the egress proxy may connect to, if not to public addresses only.
     """
 
     def __init__(
-        self, paths: EnclavePaths, *, endpoint: str, backend: str, idle_timeout_s: float
+        self,
+        paths: EnclavePaths,
+        *,
+        endpoint: str,
+        backend: str,
+        idle_timeout_s: float,
+        addresses: AddressPolicy | None = None,
     ) -> None:
         self._paths = paths
         self._endpoint = endpoint
@@ -92,6 +103,7 @@ class Gateway:
         self._background: set[asyncio.Task[Any]] = set()
         # One thread: a chain that waits for IMDS must not keep connects waiting.
         self._credentials_thread = ThreadPoolExecutor(1, "credentials")
+        self._egress = EgressService(paths, endpoint, addresses or AddressPolicy())
         self._control = ControlStream(
             endpoint,
             on_connected=self._connected,
@@ -116,6 +128,7 @@ class Gateway:
                 task.cancel()
             for slot in self._slots.values():
                 slot.close()
+            await self._egress.close()
             self._credentials_thread.shutdown(wait=False, cancel_futures=True)
             log.info("gateway ends")
 
@@ -158,6 +171,8 @@ class Gateway:
             kernel = self._kernels.get(body.kernel_id)
             if kernel is not None:
                 self._end(kernel, body.returncode, body.reason)
+        elif isinstance(body, EgressWanted):
+            self._egress.carry(body)
         else:
             log.warning("unexpected event %s", type(body).__name__)
 
@@ -215,6 +230,8 @@ class Gateway:
             case KeepRunning(idle_timeout_s):
                 self._idle_timeout_s = idle_timeout_s
                 return Done()
+            case ChangeEgress():
+                return await self._egress.change(request)
             case StatusRequest():
                 return await self._status()
             case Attest():
@@ -379,6 +396,8 @@ def main() -> None:
     parser.add_argument("--idle-timeout", type=float, default=0.0, help="seconds, 0: never")
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+
+    make_room_for_connections()
 
     async def serve() -> None:
         gateway = Gateway(

@@ -223,6 +223,11 @@ class EnclavePaths:
         """Return the log file of the process called `name`."""
         return self.logs / f"{name}.log"
 
+    @property
+    def egress_log(self) -> Path:
+        """The egress proxy's connections, one JSON line each."""
+        return self.logs / "egress.jsonl"
+
     def channel_prefix(self, slot: str) -> Path:
         """Return what `-1` to `-5` is appended to for the five channels of a kernel."""
         return self.channels / slot

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 import msgspec
 
 from enclave_protocol.callback_schema import CallbackSchemaError, parse_callback
+from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.signature import SignatureTextError, is_async, parse_signature
 
@@ -368,9 +369,10 @@ def _check_script(name: str, script: Script) -> None:
     if not NAME_PATTERN.fullmatch(name):
         raise ManifestError(f"[scripts]: {name!r} is not a script name")
     parts = script.file.split("/")
-    if any(part in ("", ".", "..") for part in parts) or not script.file.endswith(".py"):
+    known = script.file.endswith((".py", NOTEBOOK_SUFFIX))
+    if any(part in ("", ".", "..") for part in parts) or not known:
         raise ManifestError(
-            f"[scripts] {name}.file is {script.file!r}, expected the path of a .py file "
+            f"[scripts] {name}.file is {script.file!r}, expected the path of a .py or .ipynb file "
             "inside the package"
         )
 

@@ -24,6 +24,8 @@ __all__ = [
     "Credentials",
     "CredentialsRequest",
     "Done",
+    "EgressTicket",
+    "EgressWanted",
     "EnclaveStatus",
     "Envelope",
     "Failed",
@@ -36,6 +38,7 @@ __all__ = [
     "Open",
     "OpenChannel",
     "OpenControl",
+    "OpenEgress",
     "Shutdown",
     "SignalKernel",
     "StatusRequest",
@@ -81,7 +84,20 @@ class OpenChannel(_Message, frozen=True, tag="open_channel"):
     channel: _ChannelName
 
 
-Open = OpenControl | OpenChannel
+EgressTicket = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+"""Chosen by the supervisor for one connection; nobody can guess it."""
+
+
+class OpenEgress(_Message, frozen=True, tag="open_egress"):
+    """First frame of a stream that carries one connection to the egress proxy.
+
+    The bytes that follow are HTTP, from the enclave to the gateway.
+    """
+
+    ticket: EgressTicket
+
+
+Open = OpenControl | OpenChannel | OpenEgress
 
 
 class StatusRequest(_Message, frozen=True, tag="status"):
@@ -163,6 +179,16 @@ class Credentials(_Message, frozen=True, tag="credentials"):
         return f"Credentials(access_key_id={self.access_key_id!r}, ...)"
 
 
+class EgressWanted(_Message, frozen=True, tag="egress_wanted"):
+    """Event from the supervisor: open a stream with this ticket, something waits for the proxy.
+
+    `kernel_id` says which notebook it is for; None: the enclave's own call to KMS.
+    """
+
+    ticket: EgressTicket
+    kernel_id: KernelId | None = None
+
+
 class Attest(_Message, frozen=True, tag="attest"):
     """Gateway to supervisor: an attestation document that carries this nonce, and no key."""
 
@@ -199,6 +225,7 @@ Body = (
     | KernelEnded
     | CredentialsRequest
     | Credentials
+    | EgressWanted
     | Attest
     | Attested
     | Shutdown
@@ -220,7 +247,7 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_open_decoder: msgspec.msgpack.Decoder[Open] = msgspec.msgpack.Decoder(OpenControl | OpenChannel)
+_open_decoder: msgspec.msgpack.Decoder[Open] = msgspec.msgpack.Decoder(Open)
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 
 

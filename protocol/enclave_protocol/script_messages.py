@@ -7,10 +7,11 @@ paths, and its strict reader refuses everything else.
 Source: docs/spec/scripts.md.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
+from enclave_protocol.output_text import CALL_TEXT_CHARS
 from enclave_protocol.package_archive import check_path
 from enclave_protocol.package_errors import PackageFormatError
 from enclave_protocol.vault_messages import (
@@ -23,6 +24,17 @@ from enclave_protocol.vault_messages import (
 )
 
 __all__ = [
+    "IMAGE_CHANNELS",
+    "MAX_CELLS",
+    "MAX_CELL_OUTPUTS",
+    "MAX_IMAGE_BYTES",
+    "MAX_IMAGE_SIDE",
+    "MAX_NOTEBOOK_CHARS",
+    "MAX_NOTEBOOK_IMAGE_BYTES",
+    "MAX_NOTEBOOK_OUTPUTS",
+    "MAX_OUTPUT_CHARS",
+    "CellEnded",
+    "CellOutput",
     "InputChunk",
     "OpeningMessage",
     "OutputChunk",
@@ -36,6 +48,22 @@ __all__ = [
     "workspace_path",
 ]
 
+MAX_CELLS: Final = 10_000
+"""Of one notebook; nobody opens one with more."""
+MAX_CELL_OUTPUTS: Final = 1000
+"""Of one cell: a front-end draws each by itself."""
+MAX_NOTEBOOK_OUTPUTS: Final = 30_000
+"""Of all cells: as many take a front-end a minute to draw."""
+MAX_OUTPUT_CHARS: Final = 256 * 1024
+"""Of one output; a longer stream comes as several."""
+MAX_NOTEBOOK_CHARS: Final = CALL_TEXT_CHARS
+"""Of all its outputs: a notebook with more cannot be opened any more."""
+MAX_IMAGE_SIDE: Final = 32_768
+IMAGE_CHANNELS: Final = {1: "L", 3: "RGB", 4: "RGBA"}
+MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
+"""Pixels of one image: 4096 by 4096 with transparency."""
+MAX_NOTEBOOK_IMAGE_BYTES: Final = 512 * 1024 * 1024
+"""Pixels of all images of a notebook."""
 _MAX_ARGUMENTS: Final = 1024
 _MAX_ARGUMENT_CHARS: Final = 8192
 _MAX_FOLDERS: Final = 1024
@@ -46,6 +74,7 @@ _RequestId = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 _Argument = Annotated[str, msgspec.Meta(max_length=_MAX_ARGUMENT_CHARS)]
+_Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_IMAGE_SIDE)]
 _Folders = Annotated[tuple[_Path, ...], msgspec.Meta(max_length=_MAX_FOLDERS)]
 
 
@@ -95,8 +124,33 @@ class ScriptEnded(_Message, frozen=True, tag=36):
     incident: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")] | None = None
 
 
+class CellOutput(_Message, frozen=True, tag=37):
+    """The next output of the notebook's cell that ends with the next `CellEnded`.
+
+    Attributes:
+        kind: As notebooks have it.
+        text: `text/plain`, or what was printed; without escapes and control characters.
+        image: Width, height and channels of an image (`IMAGE_CHANNELS`), whose pixels, rows from
+            the top, are the one buffer. Never of a stream.
+    """
+
+    kind: Literal["stream", "display_data", "execute_result"]
+    text: Annotated[str, msgspec.Meta(max_length=MAX_OUTPUT_CHARS)]
+    image: tuple[_Side, _Side, Literal[1, 3, 4]] | None = None
+
+
+class CellEnded(_Message, frozen=True, tag=38):
+    """A code cell of a notebook is at its end, with the outputs since the last one.
+
+    Attributes:
+        execution_count: None for a cell without code.
+    """
+
+    execution_count: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] | None
+
+
 OpeningMessage = BodyChunk | BodyEnd | InputChunk | RunScript
-ScriptReply = Progress | Text | OutputChunk | ScriptEnded | LoadFailed
+ScriptReply = Progress | Text | CellOutput | CellEnded | OutputChunk | ScriptEnded | LoadFailed
 
 _opening: Final[msgspec.msgpack.Decoder[OpeningMessage]] = msgspec.msgpack.Decoder(OpeningMessage)
 _reply: Final[msgspec.msgpack.Decoder[ScriptReply]] = msgspec.msgpack.Decoder(ScriptReply)

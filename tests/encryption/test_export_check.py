@@ -5,6 +5,7 @@ import pytest
 from enclave_encryption.errors import ExportError
 from enclave_encryption.export_check import check_exports
 from enclave_encryption.package_code import PackageCode
+from enclave_encryption.package_plan import plan_package
 from enclave_encryption.source_tree import scan
 from enclave_protocol.manifest import parse_manifest
 
@@ -134,3 +135,39 @@ def test_imports_in_a_circle_end(folder: Path) -> None:
     (folder / "scorer/__init__.py").write_text("from .a import *\nfrom .a import f\n")
     (folder / "scorer/a.py").write_text("from . import *\nfrom . import f\n")
     check(folder, '[exports]\nfunctions = { f = "f(a)" }')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("print(1)", "report: report.ipynb is no notebook"),
+        ("[]", "is no notebook"),
+        ('{"nbformat": 4, "metadata": {}, "cells": []}', "or an empty one"),
+        ('{"nbformat": "4", "metadata": {}, "cells": [{}]}', "is no notebook"),
+        ("[" * 100_000, "is no notebook"),
+        (
+            '{"nbformat": 4, "metadata": {"kernelspec": {"language": "R"}}, "cells": [{}]}',
+            "is in 'r': only Python",
+        ),
+    ],
+)
+def test_a_script_that_is_no_notebook(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "report.ipynb").write_text(text)
+    (tmp_path / "enclave.toml").write_text(
+        "[package]\nname = 'x'\n[scripts]\nreport = { file = 'report.ipynb' }\n"
+    )
+    with pytest.raises(ExportError) as caught:
+        plan_package(tmp_path)
+    assert message in str(caught.value)
+
+
+def test_notebooks_that_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "four.ipynb").write_text(
+        '{"nbformat": 4, "metadata": {"language_info": {"name": "python"}}, "cells": [{}]}'
+    )
+    (tmp_path / "three.ipynb").write_text('{"nbformat": 3, "metadata": {}, "worksheets": [{}]}')
+    (tmp_path / "enclave.toml").write_text(
+        "[package]\nname = 'x'\n[scripts]\nfour = { file = 'four.ipynb' }\n"
+        "three = { file = 'three.ipynb' }\n"
+    )
+    assert len(plan_package(tmp_path).manifest.scripts) == 2

@@ -116,6 +116,32 @@ def test_directory_without_manifest(folder: Path) -> None:
     assert sorted(manifest.scripts) == ["credit_scorer", "helper", "run"]
 
 
+def test_notebooks_are_scripts(folder: Path) -> None:
+    notebook = '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{}]}'
+    for name in ("report.ipynb", "run.ipynb", "deep/other.ipynb", "no name.ipynb"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(notebook)
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "report-checkpoint.ipynb").write_text(notebook)
+    expected = {"report": "report.ipynb", "run": "run.py", "run.ipynb": "run.ipynb"}
+    plan = plan_package(folder)
+    assert not [file for file in plan.tree.files if "checkpoint" in file.entry.path]
+    scripts = {name: script.file for name, script in plan.manifest.scripts.items()}
+    assert expected.items() <= scripts.items()
+    assert "other.ipynb" not in str(scripts) and "no name" not in str(scripts)
+    (folder / "enclave.toml").write_text(draft_manifest(folder, None))
+    drafted = plan_package(folder).manifest.scripts
+    assert {name: script.file for name, script in drafted.items()} == expected
+
+
+def test_a_directory_of_notebooks(tmp_path: Path) -> None:
+    notebook = '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{}]}'
+    (tmp_path / "report.ipynb").write_text(notebook)
+    (tmp_path / "enclave.toml").write_text(draft_manifest(tmp_path, None))
+    manifest = plan_package(tmp_path).manifest
+    assert (manifest.package.module, list(manifest.scripts)) == ("", ["report"])
+
+
 def test_directory_name_that_is_no_package_name(tmp_path: Path) -> None:
     folder = tmp_path / "my package"
     folder.mkdir()

@@ -104,6 +104,17 @@ def test_a_script_that_is_not_there(folder: Path) -> None:
     )
 
 
+def test_a_notebook_is_refused(folder: Path) -> None:
+    cell = {"cell_type": "code", "source": "1", "metadata": {}, "outputs": []}
+    notebook = {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [cell]}
+    (folder / "app" / "report.ipynb").write_text(json.dumps(notebook))
+    (folder / "app" / "enclave.toml").write_text('[scripts]\nr = { file = "report.ipynb" }\n')
+    for name in ("r", "report.ipynb"):
+        result = try_package(folder, folder / "app", "--script", name)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert "enclave-owner: report.ipynb is a notebook, and try has no Jupyter" in result.stderr
+
+
 def test_another_workspace(folder: Path) -> None:
     more = ("--workspace", "elsewhere", "--script", "classify.py", "--", *_ARGUMENTS)
     step, code = _run(folder, *more)

@@ -18,6 +18,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from enclave_kernel.call_channel import CallChannel
+from enclave_parent_gateway.egress.client_hello import check_client_hello
+from enclave_parent_gateway.egress.destination import Destination, parse_destination
+from enclave_parent_gateway.egress.errors import ClientHelloError, EgressError
+from enclave_parent_gateway.egress.http_head import parse_head
 from enclave_protocol.attestation_document import decode_signed_document
 from enclave_protocol.attestation_errors import AttestationError
 from enclave_protocol.attestation_verify import verify_attestation
@@ -48,6 +52,7 @@ from enclave_protocol.vault_messages import (
     encode_call_head,
 )
 from tests.fuzz.mutations import mutate_bytes, mutate_header
+from tests.support.egress import client_hello
 
 __all__ = ["TARGETS", "Target"]
 
@@ -224,7 +229,54 @@ def _frame_seeds() -> list[bytes]:
     return [encode_frame(b"abc") + encode_frame(b""), encode_frame(bytes(1000))]
 
 
+def _proxy_head(data: bytes) -> None:
+    """What passes has one meaning: one head goes on, for the host that was checked."""
+    with contextlib.suppress(EgressError):
+        request = parse_head(data)
+        if parse_destination(str(request.destination)) != request.destination:
+            raise AssertionError("the destination does not read as what it is written as")
+        forward = request.forward
+        if forward is None:
+            return
+        lines = forward.split(b"\r\n")
+        hosts = [line for line in lines if line.lower().startswith(b"host:")]
+        if len(hosts) != 1 or request.destination.host.encode() not in hosts[0]:
+            raise AssertionError("what goes on names another host")
+        if lines[-2:] != [b"", b""] or b"" in lines[:-2] or any(map(_splits, lines)):
+            raise AssertionError("more than one head goes on")
+
+
+def _splits(line: bytes) -> bool:
+    return any(byte < 0x20 and byte != 0x09 for byte in line) or any(byte > 0x7E for byte in line)
+
+
+def _proxy_head_seeds() -> list[bytes]:
+    return [
+        b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\nUser-Agent: x\r\n\r\n",
+        b"POST http://a.example:8080/x?y HTTP/1.1\r\nHost: a.example:8080\r\n"
+        b"Content-Length: 5\r\nConnection: close, x\r\nX: y\r\n\r\n",
+        b"GET http://[2600::1]/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"CONNECT 0x7f.1:443 HTTP/1.1\r\n\r\n",
+    ]
+
+
+def _client_hello(data: bytes) -> None:
+    """What passes asks for the name that the tunnel was opened to, in so many letters."""
+    with contextlib.suppress(ClientHelloError):
+        whole = check_client_hello(data, Destination("good.example", 443))
+        # Records may cut the name; in one record it has to be there as it is.
+        one_record = int.from_bytes(data[3:5], "big") == len(data) - 5
+        if whole and one_record and b"good.example" not in data.lower():
+            raise AssertionError("a hello without the name passed")
+
+
+def _client_hello_seeds() -> list[bytes]:
+    return [client_hello("good.example"), client_hello("evil.example"), client_hello(None)]
+
+
 TARGETS: Final = {
+    "proxy_head": Target(_proxy_head, _proxy_head_seeds),
+    "client_hello": Target(_client_hello, _client_hello_seeds),
     "value": Target(_value, _value_seeds, _mutate_value),
     "call_frames": Target(_call_frames, _call_frame_seeds),
     "package_header": Target(_package_header, _package_seeds),

@@ -101,7 +101,8 @@ def test_defaults_deny() -> None:
         ("\nscore = ", "\nscoer = ", "did you mean 'score'?"),
         ("returns a float64", "\\u001b[31m", "do not print"),
         ('"ml_algorithm.py"', '"../x.py"', "inside the package"),
-        ('"ml_algorithm.py"', '"run.sh"', "a .py file"),
+        ('"ml_algorithm.py"', '"run.sh"', "a .py or .ipynb file"),
+        ('"ml_algorithm.py"', '"../x.ipynb"', "inside the package"),
         ('"credit-scorer"', '"../scorer"', "[package] name"),
         ('"1.2.0"', '"1/2"', "[package] version"),
         ('"credit_scorer"', '"credit-scorer"', "[package] module"),
@@ -152,3 +153,8 @@ def test_spec_lists_every_key() -> None:
         key = line.partition(" = ")[0]
         if " = " in line and key.isidentifier():
             assert f"`{key}`" in spec or key in ("score", "classify"), key
+
+
+def test_a_notebook_is_a_script() -> None:
+    manifest = parse_manifest("[scripts]\nreport = { file = 'deep/report.ipynb' }\n")
+    assert manifest.scripts["report"].file == "deep/report.ipynb"

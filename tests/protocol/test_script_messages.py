@@ -2,6 +2,10 @@ import msgspec
 import pytest
 
 from enclave_protocol.script_messages import (
+    MAX_IMAGE_SIDE,
+    MAX_OUTPUT_CHARS,
+    CellEnded,
+    CellOutput,
     RunScript,
     ScriptEnded,
     check_workspace_path,
@@ -75,3 +79,38 @@ def test_values_out_of_range(message: RunScript | ScriptEnded) -> None:
     decode = decode_opening_message if isinstance(message, RunScript) else decode_script_reply
     with pytest.raises(VaultMessageError):
         decode(encoded)
+
+
+def test_a_cells_outputs() -> None:
+    for message in (
+        CellOutput("stream", "text\n"),
+        CellOutput("execute_result", "<Figure>", (640, 480, 4)),
+        CellOutput("display_data", "é" * MAX_OUTPUT_CHARS),
+        CellEnded(3),
+        CellEnded(None),
+    ):
+        encoded = msgspec.msgpack.encode(message)
+        assert decode_script_reply(encoded) == message
+        with pytest.raises(VaultMessageError):
+            decode_opening_message(encoded)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [37, "update_display_data", "", None],
+        [37, "stream", "x" * (MAX_OUTPUT_CHARS + 1), None],
+        [37, "stream", b"bytes", None],
+        [37, "display_data", "", [0, 1, 3]],
+        [37, "display_data", "", [1, MAX_IMAGE_SIDE + 1, 3]],
+        [37, "display_data", "", [1, 1, 2]],
+        [37, "display_data", "", [1, 1]],
+        [37, "display_data", "", None, {"text/html": "<script>"}],
+        [38, -1],
+        [38, 2**31],
+        [38, "1"],
+    ],
+)
+def test_outputs_that_are_none(fields: list[object]) -> None:
+    with pytest.raises(VaultMessageError):
+        decode_script_reply(msgspec.msgpack.encode(fields))

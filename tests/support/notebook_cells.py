@@ -39,11 +39,15 @@ class Cell:
     Attributes:
         printed: Its stdout and stderr.
         displayed: The `text/plain` of its result and of what it displayed, as updated last.
+        images: How many PNG images were among that.
+        mime_types: All types that it displayed.
         error: Its exception, if it has one.
     """
 
     printed: str = ""
     shown: dict[object, str] = field(default_factory=dict)
+    images: int = 0
+    mime_types: set[str] = field(default_factory=set)
     error: CellError | None = None
     execution_count: int = 0
 
@@ -99,6 +103,8 @@ def _collect(cell: Cell, kind: str, content: dict[str, Any]) -> None:
     elif kind in ("display_data", "execute_result", "update_display_data"):
         # A progress bar that is taken away leaves nothing to see.
         display_id = content.get("transient", {}).get("display_id", object())
+        cell.images += "image/png" in content["data"]
+        cell.mime_types |= set(content["data"])
         cell.shown[display_id] = content["data"].get("text/plain", "")
     elif kind == "error":
         cell.error = CellError(content["ename"], content["evalue"], tuple(content["traceback"]))

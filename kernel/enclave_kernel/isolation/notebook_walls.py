@@ -5,11 +5,8 @@ The standard library only, no threads before or during.
 Source: THREATS section C, "User's kernel"; docs/spec/kernel_process.md, "Walls".
 """
 
-import fcntl
 import os
 import resource
-import socket
-import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Final
 from enclave_kernel.isolation.kernel_calls import LockdownError, prctl
 from enclave_kernel.isolation.kernel_syscalls import KERNEL_SYSCALLS
 from enclave_kernel.isolation.namespaces import namespaces_of_this_process, unshare
+from enclave_kernel.isolation.notebook_network import raise_loopback
 from enclave_kernel.isolation.notebook_root import HOME, NotebookRoot, enter_notebook_root
 from enclave_kernel.isolation.privileges import (
     become_user,
@@ -40,8 +38,6 @@ __all__ = [
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _SIGKILL: Final = 9
 _HOSTNAME: Final = b"enclave"
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
-_IFREQ: Final = struct.Struct("16sH22x")
 _MAX_FILES: Final = 65_536
 _MAX_TASKS: Final = 4_096
 """Processes and threads of one notebook: compilers and worker pools fit, a fork bomb ends there."""
@@ -98,7 +94,7 @@ def put_up_notebook_walls(spec: WallsSpec) -> NotebookWalls:
     program = _program(machine)
     # 1. Namespaces; the loopback interface, which a kernel's children and debugger need.
     left = unshare(_HOSTNAME, own_pids=True)
-    _raise_loopback()
+    raise_loopback()
     # 2. Keys and capabilities, while there is one that may say so.
     leave_session_keyring()
     bound_capabilities()
@@ -183,13 +179,6 @@ def _program(machine: str) -> bytes:
 # The zygote imports this before it forks: no kernel compiles it again.
 if os.uname().machine in ARCHITECTURES:
     _program(os.uname().machine)
-
-
-def _raise_loopback() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
-        _, flags = _IFREQ.unpack(answer)
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
 
 
 def _status() -> dict[str, str]:

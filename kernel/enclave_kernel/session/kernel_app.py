@@ -18,9 +18,11 @@ from ipykernel.kernelapp import IPKernelApp
 from traitlets.config import Config
 
 from enclave_kernel import process_control, session_messages
+from enclave_kernel.isolation.notebook_network import PROXY_ENVIRON
 from enclave_kernel.isolation.notebook_root import HOME
 from enclave_kernel.isolation.notebook_walls import WallsSpec, check_notebook_walls
 from enclave_kernel.session.own_init import become_walled_kernel
+from enclave_kernel.session.own_packages import make_own_packages
 from enclave_kernel.session.supervisor_link import SupervisorLink
 from enclave_kernel.session_messages import (
     KernelFailed,
@@ -42,6 +44,7 @@ _OWN_ENVIRON = {
     "USER": HOME.name,
     "LOGNAME": HOME.name,
     "TMPDIR": "/tmp",  # noqa: S108 (a mount of its own)
+    **PROXY_ENVIRON,
 }
 
 
@@ -164,6 +167,7 @@ def run_kernel(
     os.environ.update(start.environ)
     if walls:
         os.environ.update(_OWN_ENVIRON)
+        make_own_packages(HOME)
     _enter_directory(folder)
     # What an absolute path means in `%run_encrypted`.
     os.environ["ENCLAVE_WORKSPACE"] = str(Path.cwd())

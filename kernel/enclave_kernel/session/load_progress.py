@@ -22,7 +22,15 @@ class LoadProgress:
         self._id: str | None = None
 
     def __call__(self, stage: str, share: float) -> None:
-        """Show what is being done and the share of it that is done, 0 to 1."""
+        """Show what is being done and the share of it that is done, 0 to 1.
+
+        Args:
+            stage: What is being done; "" takes the bar away, for one that shows more.
+            share: Of it.
+        """
+        if not stage:
+            self.finish()
+            return
         now = time.monotonic()
         if now - self._started < _SHOW_AFTER_S or now - self._drawn < _REDRAW_S:
             return

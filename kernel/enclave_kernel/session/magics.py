@@ -10,10 +10,12 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from enclave_kernel.session.egress_hint import show_refusals
 from enclave_kernel.session.enclave_magic import EnclaveMagic
 from enclave_kernel.session.load_progress import LoadProgress
 from enclave_kernel.session.not_in_enclave import NotInEnclaveError, supervisor_link
 from enclave_kernel.session.one_line import in_one_line
+from enclave_kernel.session.pip_magic import PipMagic
 from enclave_kernel.session.run_magic import RunMagic
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.plain_text import plain_text
@@ -209,4 +211,5 @@ def _table(packages: "dict[str, LoadedPackage]") -> str:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics with an IPython shell."""
-    shell.register_magics(EncryptedMagics, EnclaveMagic, RunMagic)
+    shell.register_magics(EncryptedMagics, EnclaveMagic, PipMagic, RunMagic)
+    show_refusals(shell)

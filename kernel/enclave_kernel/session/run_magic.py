@@ -1,4 +1,4 @@
-"""`%run_encrypted`: one script of an encrypted package, in a vault of its own."""
+"""`%run_encrypted`: a script or notebook of an encrypted package, in a vault of its own."""
 
 import shlex
 from typing import Final
@@ -36,6 +36,12 @@ class RunMagic(Magics):
         script sees copies of what the arguments name, and nothing else of yours. What it writes to
         /output/, to what follows -o or --output, and to folders named by --output in front of FILE
         comes back. `_exit_code` is the script's exit code.
+
+        A notebook of the package runs the same way, with parameters:
+          %run_encrypted app.encrypted report.ipynb -p threshold 0.5 -p data /dataset/ -o /output/
+
+        This cell shows what its cells show, text and images, and /output/report.ipynb holds it,
+        without the code. A parameter is a number, true, false, null or text; '"0.5"' is text too.
         """
         # Late: it needs NumPy, which must not be imported before the kernel was forked.
         from enclave_kernel.session.script_run import ScriptFailedError, run_script

@@ -8,11 +8,16 @@ from typing import Final
 from enclave_kernel.call_channel import CallChannel, ChannelClosedError
 from enclave_kernel.session.call_display import CallDisplay
 from enclave_kernel.session.call_interrupt import CallInterrupt
+from enclave_kernel.session.executed_notebook import ExecutedNotebook
+from enclave_kernel.session.notebook_display import show_outputs
 from enclave_kernel.session.package_failures import VaultDiedError
 from enclave_kernel.session.script_outputs import OutputFiles
 from enclave_kernel.session.vault_link import LoadedVaultLike, VaultLink
 from enclave_protocol.errors import EnclaveError, ProtocolError
 from enclave_protocol.script_messages import (
+    MAX_IMAGE_BYTES,
+    CellEnded,
+    CellOutput,
     InputChunk,
     OutputChunk,
     RunScript,
@@ -47,7 +52,8 @@ class ScriptClient:
         self._vault_id = vault.vault_id
         self._package = package
         self._link = link
-        self._channel = CallChannel(vault.socket)
+        # Images of a notebook are the longest of what comes.
+        self._channel = CallChannel(vault.socket, max_bulk_bytes=MAX_IMAGE_BYTES)
         self._killed = False
 
     def send_body(self, descriptor: int, size: int) -> bool:
@@ -82,6 +88,7 @@ class ScriptClient:
         arguments: tuple[str, ...],
         folders: tuple[str, ...],
         files: OutputFiles,
+        notebook: ExecutedNotebook | None = None,
     ) -> ScriptEnded | LoadFailed:
         """Run the script to its end; its text and progress reach the cell of this thread.
 
@@ -90,6 +97,7 @@ class ScriptClient:
             arguments: Of `sys.argv`.
             folders: Those of the workspace that it finds.
             files: Takes its outputs.
+            notebook: Takes the outputs of its cells, if it is a notebook.
 
         Returns:
             How it ended, or why it did not begin.
@@ -108,7 +116,7 @@ class ScriptClient:
                 # A vault that refused the package has closed nothing yet: its answer is read.
                 with contextlib.suppress(ChannelClosedError):
                     self._channel.send(request)
-                ended = self._follow(display, files)
+                ended = self._follow(display, files, notebook)
                 display.finish()
         except ProtocolError:
             if watch.happened:
@@ -123,18 +131,24 @@ class ScriptClient:
         self._link.unload(self._vault_id)
         self._channel.close()
 
-    def _follow(self, display: CallDisplay, files: OutputFiles) -> ScriptEnded | LoadFailed:
+    def _follow(
+        self, display: CallDisplay, files: OutputFiles, notebook: ExecutedNotebook | None
+    ) -> ScriptEnded | LoadFailed:
         while True:
             payload, contents = self._channel.receive()
             message: ScriptReply = decode_script_reply(payload)
             if isinstance(message, OutputChunk) and len(contents) == 1:
                 files.feed(contents[0])
+            elif isinstance(message, CellOutput | CellEnded) and notebook is not None:
+                show_outputs(notebook.add(message, contents))
             elif contents:
                 raise VaultMessageError("the vault sent something that was not announced")
             elif isinstance(message, Progress | Text):
                 display.show(message)
             elif isinstance(message, ScriptEnded | LoadFailed):
                 return message
+            else:
+                raise VaultMessageError("the vault sent a notebook's outputs, and runs none")
 
     def _send(self, message: InputChunk, data: memoryview) -> bool:
         if select.select([self._channel], [], [], 0)[0]:

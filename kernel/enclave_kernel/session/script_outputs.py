@@ -63,6 +63,22 @@ class OutputFiles:
                 self._file.close()
                 self._file = None
 
+    def place(self, path: str, data: bytes) -> None:
+        """Take a file that was made here; it replaces one of the vault's by this name.
+
+        Args:
+            path: Below the workspace.
+            data: Its contents.
+
+        Raises:
+            OutputNameError: As `feed`.
+            OSError: It cannot be written.
+        """
+        self._check(path)
+        self._paths.append(path)
+        self._staging.mkdir(mode=0o700, exist_ok=True)
+        (self._staging / str(len(self._paths))).write_bytes(data)
+
     def publish(self) -> tuple[str, ...]:
         """Move the files to their places and return their paths; older ones are replaced.
 
@@ -70,12 +86,11 @@ class OutputFiles:
             OSError: A place cannot be written to, or a link is on the way to it.
             PackageError: The archive is not complete.
         """
-        if not self._any:
-            return ()
-        self._reader.finish()
+        if self._any:
+            self._reader.finish()
         for number, path in enumerate(self._paths, 1):
             (self._staging / str(number)).replace(self._make_place(path))
-        return tuple(self._paths)
+        return tuple(dict.fromkeys(self._paths))
 
     def close(self) -> None:
         """Remove what was not published."""

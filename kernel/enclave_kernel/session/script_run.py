@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from enclave_kernel.session.executed_notebook import ExecutedNotebook
 from enclave_kernel.session.package_failures import rebuild_raised
 from enclave_kernel.session.package_loading import open_encrypted, send_body, vault_failure
 from enclave_kernel.session.proxy_parts import shown_name
@@ -12,13 +14,18 @@ from enclave_kernel.session.script_inputs import plan_inputs, read_inputs, works
 from enclave_kernel.session.script_outputs import OutputFiles
 from enclave_kernel.session.vault_link import VaultLink
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX, parse_notebook_arguments
 from enclave_protocol.package_label import Label
+from enclave_protocol.plain_text import plain_text
 from enclave_protocol.script_messages import ScriptEnded
 from enclave_protocol.vault_messages import LoadFailed, Raised
 
 __all__ = ["NoScriptError", "ScriptFailedError", "ScriptResult", "run_script"]
 
 Progress = Callable[[str, float], None]
+
+_NOTEBOOK_OUTPUT: Final = "/output"
+"""Where an executed notebook goes, if the arguments name no other folder."""
 
 
 class NoScriptError(EnclaveError):
@@ -76,6 +83,13 @@ def run_script(
         name = _script_name(opened.header.label, script)
         workspace = workspace_folder()
         inputs = plan_inputs(workspace, arguments, outputs)
+        notebook, file = None, opened.header.label.scripts[name].file
+        if file.endswith(NOTEBOOK_SUFFIX):
+            # The vault does the same: here, so that a slip of the pen costs no time.
+            parse_notebook_arguments(arguments)
+            if not inputs.outputs:
+                inputs = plan_inputs(workspace, arguments, (_NOTEBOOK_OUTPUT,))
+            notebook = ExecutedNotebook(f"{inputs.outputs[0]}/{file.rpartition('/')[2]}")
         client = opened.start(link, ScriptClient, progress)
         files = OutputFiles(results or workspace, inputs.outputs)
         try:
@@ -86,10 +100,14 @@ def run_script(
                     workspace, inputs, lambda done: progress("sending files", done / total)
                 )
                 client.send_inputs(pieces)
-            progress("running", 1.0)
-            ended = client.run(name, arguments, inputs.folders, files)
+            # A notebook has a bar of its own.
+            progress("running" if notebook is None else "", 1.0)
+            ended = client.run(name, arguments, inputs.folders, files, notebook)
             if isinstance(ended, LoadFailed):
                 raise vault_failure(ended, file_name)
+            failure = _failure(ended, shown_name(opened.header.label))
+            if notebook is not None:
+                files.place(notebook.path, notebook.encode(failure))
             written = files.publish()
         except OSError as error:
             place = results or workspace
@@ -100,7 +118,7 @@ def run_script(
             files.close()
             client.close()
     if ended.exit_code:
-        raise _failed(ended, script, shown_name(opened.header.label))
+        raise _failed(ended, failure, script, None if notebook is None else notebook.path)
     return ScriptResult(written, workspace)
 
 
@@ -114,9 +132,18 @@ def _script_name(label: Label, script: str) -> str:
     raise NoScriptError(f"the package has no script {script!r}; it has: {known or 'none'}")
 
 
-def _failed(ended: ScriptEnded, script: str, package: str) -> ScriptFailedError:
+def _failure(ended: ScriptEnded, package: str) -> BaseException | None:
+    if ended.type_name is None or ended.incident is None:
+        return None
+    return rebuild_raised(Raised(1, ended.type_name, ended.message, ended.incident), package)
+
+
+def _failed(
+    ended: ScriptEnded, failure: BaseException | None, script: str, notebook: str | None
+) -> ScriptFailedError:
     line = f"{Path(script).name} ended with exit code {ended.exit_code}"
-    if ended.type_name is not None and ended.incident is not None:
-        error = rebuild_raised(Raised(1, ended.type_name, ended.message, ended.incident), package)
-        line += f": {type(error).__name__}: {error}"
+    if failure is not None:
+        line += f": {type(failure).__name__}: {failure}"
+    if notebook is not None:
+        line += f"; what it showed until then is in /{plain_text(notebook)}"
     return ScriptFailedError(line, ended.exit_code)

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from enclave_kernel.session_messages import About, KernelPlace
 from enclave_kernel.supervisor import transport
 from enclave_kernel.supervisor.code_folders import code_folders, import_path
 from enclave_kernel.supervisor.control_stream import ControlStream, NoGatewayError
+from enclave_kernel.supervisor.egress import Egress
 from enclave_kernel.supervisor.kernel_process import KernelProcesses
 from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownKernelError
 from enclave_kernel.supervisor.package_loader import PackageLoader
@@ -39,6 +41,7 @@ from enclave_protocol.messages import (
     Credentials,
     CredentialsRequest,
     Done,
+    EgressWanted,
     EnclaveStatus,
     KernelEnded,
     KernelLaunched,
@@ -46,6 +49,7 @@ from enclave_protocol.messages import (
     MessageError,
     Open,
     OpenChannel,
+    OpenEgress,
     Shutdown,
     SignalKernel,
     StatusRequest,
@@ -118,8 +122,12 @@ class Supervisor:
         self._processes = KernelProcesses(
             sockets, cgroups=self._cgroups, make_place=self._place_of_a_kernel
         )
+        self._egress = Egress(self._announce)
         self._kernels = KernelTable(
-            self._processes, on_ended=self._tell_ended, make_vaults=self._vaults_of
+            self._processes,
+            on_ended=self._tell_ended,
+            make_vaults=self._vaults_of,
+            open_egress=lambda kernel: self._egress.listen_for(kernel.pid, kernel.kernel_id),
         )
         self._control: ControlStream | None = None
         self._unopened = 0
@@ -186,6 +194,21 @@ class Supervisor:
         if self._control is not None:
             self._control.notify(event)
 
+    def _announce(self, event: EgressWanted) -> bool:
+        if self._control is None:
+            return False
+        self._control.notify(event)
+        return True
+
+    @contextlib.asynccontextmanager
+    async def _way_to_kms(self) -> AsyncIterator[str | None]:
+        """Yield the proxy to use; None: KMS is a process of this machine (development)."""
+        if self._options.kms_endpoint_url is not None:
+            yield None
+            return
+        async with self._egress.own_proxy() as url:
+            yield url
+
     async def _release_key(self, header: PackageHeader) -> bytearray:
         self._check_environment(header.label.policy.environment)
         if self._control is None:
@@ -193,20 +216,22 @@ class Supervisor:
         credentials = await self._control.request(CredentialsRequest())
         if not isinstance(credentials, Credentials):
             raise MessageError("the gateway's answer to a request for credentials holds none")
-        release = partial(
-            release_data_key,
-            header,
-            nsm=self._nsm,
-            keys=self._keys,
-            credentials=credentials,
-            endpoint_url=self._options.kms_endpoint_url,
-        )
-        releasing = asyncio.get_running_loop().run_in_executor(self._key_threads, release)
-        try:
-            return await asyncio.shield(releasing)
-        except asyncio.CancelledError:
-            releasing.add_done_callback(_wipe)
-            raise
+        async with self._way_to_kms() as proxy_url:
+            release = partial(
+                release_data_key,
+                header,
+                nsm=self._nsm,
+                keys=self._keys,
+                credentials=credentials,
+                endpoint_url=self._options.kms_endpoint_url,
+                proxy_url=proxy_url,
+            )
+            releasing = asyncio.get_running_loop().run_in_executor(self._key_threads, release)
+            try:
+                return await asyncio.shield(releasing)
+            except asyncio.CancelledError:
+                releasing.add_done_callback(_wipe)
+                raise
 
     def _check_environment(self, environment: str) -> None:
         """Refuse a package in an enclave that its owner did not make it for (THREATS A-08)."""
@@ -281,6 +306,9 @@ class Supervisor:
             stream = asyncio.create_task(self._serve(sock))
             self._streams.add(stream)
             stream.add_done_callback(self._streams.discard)
+            # sock_accept does not give way while somebody waits: those accepted have their turn,
+            # or a burst of good streams would be over the limit.
+            await asyncio.sleep(0)
 
     async def _serve(self, sock: socket.socket) -> None:
         """Carry one stream from its Open message to its end."""
@@ -296,7 +324,9 @@ class Supervisor:
             if opened is None:
                 sock.close()
         try:
-            if isinstance(opened, OpenChannel):
+            if isinstance(opened, OpenEgress):
+                self._egress.take(opened, sock)
+            elif isinstance(opened, OpenChannel):
                 await self._carry_channel(sock, opened, rest)
             elif opened is not None and opened.version == PROTOCOL_VERSION:
                 await self._serve_control(sock, rest)

@@ -17,6 +17,7 @@ from enclave_kernel.session_messages import (
     KernelWalled,
     StartKernel,
 )
+from enclave_kernel.supervisor.egress import EgressListener
 from enclave_kernel.supervisor.kernel_process import KernelProcess, KernelProcesses
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
@@ -62,6 +63,7 @@ class Kernel:
     started: float = field(default_factory=time.monotonic)
     channel: SessionChannel | None = None
     vaults: VaultOwner | None = None
+    egress: EgressListener | None = None
     ready: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -80,6 +82,7 @@ class KernelTable:
         processes: Where a kernel's process comes from.
         on_ended: Told of every kernel that was launched and ended.
         make_vaults: Makes the owner of a kernel's vaults.
+        open_egress: Makes a walled kernel's way to the egress proxy.
 
     Attributes:
         walls: What the kernel that came up last found standing around it; None before the first.
@@ -91,10 +94,12 @@ class KernelTable:
         *,
         on_ended: Callable[[KernelEnded], None],
         make_vaults: Callable[[Kernel], VaultOwner],
+        open_egress: Callable[[Kernel], EgressListener | None],
     ) -> None:
         self._processes = processes
         self._on_ended = on_ended
         self._make_vaults = make_vaults
+        self._open_egress = open_egress
         self.walls: tuple[str, ...] | None = None
         self._kernels: dict[str, Kernel] = {}
 
@@ -199,6 +204,7 @@ class KernelTable:
         if walls != self.walls:
             _log.info("walls of a notebook: %s", "; ".join(walls))
         self.walls = walls
+        kernel.egress = self._open_egress(kernel)
 
     def _take_ready(self, kernel: Kernel) -> None:
         if kernel.ready.done():
@@ -281,6 +287,8 @@ class KernelTable:
         self._kernels.pop(kernel.kernel_id, None)
         if kernel.channel is not None:
             kernel.channel.close()
+        if kernel.egress is not None:
+            kernel.egress.close()
         for stream in kernel.streams:
             stream.cancel()
         if kernel.process is not None:

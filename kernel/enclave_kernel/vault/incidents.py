@@ -35,6 +35,16 @@ class Incidents:
         self._key = key
         self._prefix = f"{root}/"
         self._file_name = file_name
+        self._notebook: tuple[dict[str, Any], str] | None = None
+
+    def watch_notebook(self, namespace: dict[str, Any], path: str) -> None:
+        """Know a notebook's cells by the namespace that they run in: they have no `__file__`.
+
+        Args:
+            namespace: The dictionary itself.
+            path: The notebook's, in the package.
+        """
+        self._notebook = namespace, path
 
     def new(self, error: BaseException | None) -> str:
         """Return an id for `error`; no code of the package's runs for it."""
@@ -49,7 +59,9 @@ class Incidents:
             frame = frames.tb_frame
             if frame.f_code.co_filename == self._file_name:
                 path = dict.get(frame.f_globals, "__file__")
-                if type(path) is str and path.startswith(self._prefix):
+                if self._notebook is not None and frame.f_globals is self._notebook[0]:
+                    place = Place(self._notebook[1], frames.tb_lineno or 0)
+                elif type(path) is str and path.startswith(self._prefix):
                     place = Place(path.removeprefix(self._prefix), frames.tb_lineno or 0)
             frames = frames.tb_next
         return place

@@ -96,19 +96,22 @@ class InputFiles:
                 ) from None
 
 
-def collect_outputs(root: Path, folders: tuple[str, ...], most_bytes: int) -> Iterator[bytes]:
+def collect_outputs(
+    root: Path, folders: tuple[str, ...], most_bytes: int, sent_bytes: int = 0
+) -> Iterator[bytes]:
     """Yield the archive of the regular files in these folders; links and the like are left out.
 
     Args:
         root: The workspace's folder.
         folders: Below it, each checked.
         most_bytes: Of all files together; 0 for no limit.
+        sent_bytes: What left otherwise, and counts as well.
 
     Raises:
         OutputRefusedError: More than the owner allows, or a name that no archive takes.
     """
     entries: dict[str, Entry] = {}
-    total = 0
+    total = sent_bytes
     for folder in folders:
         for path, size in _regular_files(root / folder):
             name = str(path.relative_to(root))

@@ -3,14 +3,10 @@
 Source: docs/spec/scripts.md; THREATS, O-01, E-01, F-01.
 """
 
-import atexit
-import gc
 import os
 import sys
-import threading
 import types
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from enclave_kernel.call_channel import CallChannel
@@ -21,10 +17,12 @@ from enclave_kernel.vault.importer import PackageImporter
 from enclave_kernel.vault.incidents import Incidents
 from enclave_kernel.vault.package_runner import PackageRunner
 from enclave_kernel.vault.script_files import InputFiles, collect_outputs
+from enclave_kernel.vault.script_run import ScriptRun, add_site_names, collect_main, leave_main
 from enclave_kernel.vault.standard_output import StandardOutput
+from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_label import Label
-from enclave_protocol.script_messages import OutputChunk, RunScript, ScriptEnded, workspace_path
+from enclave_protocol.script_messages import OutputChunk, RunScript, ScriptEnded
 from enclave_protocol.vault_messages import BODY_CHUNK_BYTES
 
 __all__ = ["NoSuchScriptError", "run_script"]
@@ -41,6 +39,7 @@ def run_script(
     request: RunScript,
     label: Label,
     importer: PackageImporter,
+    notebooks: Mapping[str, bytes | bytearray],
     incidents: Incidents,
     inputs: InputFiles,
     channel: CallChannel,
@@ -51,6 +50,7 @@ def run_script(
         request: What the notebook asks for.
         label: The package's, authentic.
         importer: The package's sources, all verified; nothing of them ran.
+        notebooks: Those among the scripts, by path.
         incidents: Makes the id of its error.
         inputs: The workspace's files.
         channel: The socket to the notebook's process.
@@ -58,7 +58,7 @@ def run_script(
     Raises:
         ChannelClosedError: The notebook is gone.
         EnclaveError: There is no such script, the policy does not allow it, or its inputs are not
-            complete; nothing ran.
+            complete, and nothing ran; or its outputs must stay.
     """
     script = label.scripts.get(request.script)
     if script is None:
@@ -66,44 +66,47 @@ def run_script(
         raise NoSuchScriptError(f"it has no script {request.script!r}; scripts: {known}")
     CallBudget(label.policy).take()
     inputs.finish(request.folders)
+    notebook, arguments = None, request.arguments
+    if script.file.endswith(NOTEBOOK_SUFFIX):
+        # Late: a vault that runs no notebook needs neither IPython nor nbformat.
+        from enclave_kernel.vault.notebook_service import NotebookRun
+
+        notebook = NotebookRun(bytes(notebooks.get(script.file, b"")), request.arguments)
+        arguments = notebook.arguments
     importer.install()
     output = CallOutput(channel.send, script.output)
     output.install()
     if script.output == "text":
         # What the vault calls the workspace's folder is of no use to anybody.
         sys.stdout = StandardOutput(lambda text: output.text(text.replace(str(inputs.root), "")))
-    sys.argv[:] = [script.file, *(_argument(text, inputs.root) for text in request.arguments)]
-    os.chdir(importer.root)
     runner = PackageRunner()
+    run = ScriptRun(label, script, importer, incidents, inputs, output, runner, channel)
+    sys.argv[:] = [script.file, *map(run.place, arguments)]
+    os.chdir(importer.root)
+    add_site_names()
     runner.install()
     output.begin(request.request_id)
-    ended = ScriptEnded(0)
-    try:
-        runner.run(lambda: _run(importer, script.file))
-    except SystemExit as error:
-        ended = _exit(error)
-    except KeyboardInterrupt:
-        ended = ScriptEnded(_INTERRUPTED, "KeyboardInterrupt")
-    except BaseException as error:  # whatever a script lets out
-        failure = raised(request.request_id, error, frozenset(label.policy.errors), incidents)
-        ended = ScriptEnded(1, failure.type_name, failure.message, failure.incident)
+    error = _run_file(run) if notebook is None else notebook.run(run)
     output.end()
-    pieces = collect_outputs(inputs.root, request.outputs, label.policy.max_result_bytes)
+    ended = _ended(request.request_id, error, run)
+    sent = 0 if notebook is None else notebook.bytes_sent
+    most_bytes = label.policy.max_result_bytes
+    pieces = collect_outputs(inputs.root, request.outputs, most_bytes, sent)
     for piece in _chunks(pieces):
         channel.send(OutputChunk(), (piece,))
     channel.send(ended)
 
 
-def _argument(text: str, root: Path) -> str:
-    found = workspace_path(text)
-    if found is None:
-        return text
-    before, path, after = found
-    return f"{before}{root}/{path}{after}"
+def _run_file(run: ScriptRun) -> BaseException | None:
+    """Run a file as `python FILE` would; return what it let out."""
+    try:
+        run.runner.run(lambda: _execute(run.importer, run.script.file))
+    except BaseException as error:  # whatever a script lets out
+        return error
+    return None
 
 
-def _run(importer: PackageImporter, file: str) -> None:
-    """Run a file as `python FILE` would, its clean-up at exit included."""
+def _execute(importer: PackageImporter, file: str) -> None:
     module = types.ModuleType("__main__")
     module.__file__ = path = f"{importer.root}/{file}"
     sys.modules["__main__"] = module
@@ -112,16 +115,20 @@ def _run(importer: PackageImporter, file: str) -> None:
     try:
         # The owner's own code, verified; it is what this process is for.
         exec(code, module.__dict__)  # noqa: S102
-        for thread in threading.enumerate():
-            if thread is not threading.main_thread() and not thread.daemon:
-                thread.join()
     finally:
-        atexit._run_exitfuncs()
-        # Files that it left open are written when they are collected.
-        module.__dict__.clear()
-        # For the incident id, if it raised.
-        module.__file__ = path
-        gc.collect()
+        leave_main()
+        collect_main(module.__dict__, path)
+
+
+def _ended(request_id: int, error: BaseException | None, run: ScriptRun) -> ScriptEnded:
+    if error is None:
+        return ScriptEnded(0)
+    if isinstance(error, SystemExit):
+        return _exit(error)
+    if isinstance(error, KeyboardInterrupt):
+        return ScriptEnded(_INTERRUPTED, "KeyboardInterrupt")
+    failure = raised(request_id, error, frozenset(run.label.policy.errors), run.incidents)
+    return ScriptEnded(1, failure.type_name, failure.message, failure.incident)
 
 
 def _exit(error: SystemExit) -> ScriptEnded:

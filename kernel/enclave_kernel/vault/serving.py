@@ -85,7 +85,8 @@ def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
         key = take_incident_key(package.root)
         incidents = Incidents(key, importer.root, importer.file_name)
         if request is not None:
-            run_script(request, package.header.label, importer, incidents, inputs, channel)
+            label, notebooks = package.header.label, package.unpacker.notebooks
+            run_script(request, label, importer, notebooks, incidents, inputs, channel)
             return
         policy = package.header.label.policy
         output = CallOutput(channel.send, policy.output)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_archive import ArchiveEnd, ArchiveEvent, FileStart
 from enclave_protocol.package_errors import PackageError, PackageTruncatedError
 from enclave_protocol.package_header import PackageHeader
@@ -17,7 +18,7 @@ from enclave_protocol.package_reader import PackageReader
 __all__ = ["PackageSpaceError", "Unpacker"]
 
 _MAX_SOURCE_BYTES: Final = 32 * 1024 * 1024
-"""Of one module; the compiler takes a multiple of it."""
+"""Of one module or notebook; the compiler takes a multiple of it."""
 
 
 class PackageSpaceError(PackageError):
@@ -31,10 +32,20 @@ class Unpacker:
         header: The file's header.
         data_key: 32 bytes; the caller wipes it.
         root: Existing, empty directory for the data files.
+
+    Attributes:
+        sources: Python source by path.
+        notebooks: The same of notebooks that the label declares as scripts; all others are data.
     """
 
     def __init__(self, header: PackageHeader, data_key: bytearray, root: Path) -> None:
         self.sources: dict[str, bytearray] = {}
+        self.notebooks: dict[str, bytearray] = {}
+        self._runnable = {
+            script.file
+            for script in header.label.scripts.values()
+            if script.file.endswith(NOTEBOOK_SUFFIX)
+        }
         self._root = root
         self._folders: set[str] = set()
         self._complete = False
@@ -74,7 +85,9 @@ class Unpacker:
                 (self._root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._folders.add(folder)
             if start.path.endswith(".py"):
-                return self._place_source(start)
+                return _place_source(self.sources, start)
+            if start.path in self._runnable:
+                return _place_source(self.notebooks, start)
             return _place_file(self._root / start.path, start.size)
         except (OSError, MemoryError):
             # The message names no file: those of the package are the owner's.
@@ -83,14 +96,15 @@ class Unpacker:
                 "the enclave more memory"
             ) from None
 
-    def _place_source(self, start: FileStart) -> bytearray:
-        if start.size > _MAX_SOURCE_BYTES:
-            raise PackageError(
-                f"one of its modules has {start.size} bytes, at most {_MAX_SOURCE_BYTES} are "
-                "accepted: the owner has to move its data into a file"
-            )
-        source = self.sources[start.path] = bytearray(start.size)
-        return source
+
+def _place_source(sources: dict[str, bytearray], start: FileStart) -> bytearray:
+    if start.size > _MAX_SOURCE_BYTES:
+        raise PackageError(
+            f"one of its modules has {start.size} bytes, at most {_MAX_SOURCE_BYTES} are "
+            "accepted: the owner has to move its data into a file"
+        )
+    source = sources[start.path] = bytearray(start.size)
+    return source
 
 
 def _place_file(path: Path, size: int) -> memoryview:
