@@ -174,3 +174,11 @@ def test_what_counts_as_a_list_of_images() -> None:
         *("g" + _OLD[1:], _OLD + "0", "*", f"{_OLD},*", _OLD.replace("a", "A")),
     ):
         assert not re.search(pattern, bad), bad
+
+
+def test_an_approved_image_needs_a_parent() -> None:
+    (rule,) = load_template("owner-key")["Rules"].values()
+    empty = {"Fn::Equals": [{"Ref": "ApprovedPcr0"}, ""]}
+    assert rule["RuleCondition"] == {"Fn::Not": [empty]}
+    (assertion,) = rule["Assertions"]
+    assert assertion["Assert"] == {"Fn::Not": [{"Fn::Equals": [{"Ref": "ParentRoleArn"}, ""]}]}

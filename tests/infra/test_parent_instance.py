@@ -115,7 +115,7 @@ def test_the_stack_waits_for_the_user_data(script: str) -> None:
 
 
 def test_user_data_is_a_script(script: str) -> None:
-    """It runs on Amazon Linux only: here it is parsed. The installing is the pipeline's, too."""
+    """It is run in test_parent_user_data.py."""
     result = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert "${" not in script
@@ -126,18 +126,3 @@ def test_allocator_configuration(script: str) -> None:
     begin = script.index("allocator.yaml <<'END'\n") + len("allocator.yaml <<'END'\n")
     configuration = yaml.safe_load(script[begin : script.index("END\n", begin)])
     assert configuration == {"memory_mib": 4096, "cpu_count": 1}
-
-
-def test_tools_are_checked_before_they_are_installed(script: str) -> None:
-    lines = script.splitlines()
-    steps = [
-        'aws s3 cp --only-show-errors "s3://sharing/tools/parent.zip" tools.zip',
-        f'echo "{_DIGEST}  requirements.txt" | sha256sum --check --strict',
-        "python3.12 -m venv /opt/enclave",
-        "/opt/enclave/bin/enclave install-kernelspec --prefix /opt/enclave",
-    ]
-    places = [lines.index(step) for step in steps]
-    assert places == sorted(places)
-    (install,) = [line for line in lines if line.startswith("/opt/enclave/bin/pip install")]
-    for option in ("--no-index", "--no-deps", "--require-hashes", "--find-links ."):
-        assert option in install
