@@ -3,6 +3,7 @@
 from enclave_protocol.package_errors import PackageError
 
 __all__ = [
+    "EnclaveClockError",
     "KeyReleaseDeniedError",
     "KeyReleaseError",
     "KeyUnavailableError",
@@ -32,6 +33,10 @@ class KmsUnreachableError(KeyReleaseError):
 
 class KmsCredentialsError(KeyReleaseError):
     """KMS does not accept the parent instance's credentials."""
+
+
+class EnclaveClockError(KeyReleaseError):
+    """KMS does not accept a request that is signed with the enclave's time."""
 
 
 class KmsThrottledError(KeyReleaseError):

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import botocore.auth
 import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from enclave_infra.local_cloud.cms_encoding import CmsShape, encrypt_cms
 from enclave_kernel.key_release_errors import (
+    EnclaveClockError,
     KeyReleaseDeniedError,
     KeyReleaseError,
     KeyUnavailableError,
@@ -265,6 +267,19 @@ def test_unknown_and_temporary_credentials(services: Services) -> None:
         assert wrong.secret_access_key not in str(caught.value)
 
 
+def test_a_clock_that_is_wrong(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signed for real, an hour ago: the local cloud refuses it as AWS does."""
+    header, data_key = services.package(release_policy(TEST_PCR0))
+    assert services.release(header) == data_key
+    real: Any = vars(botocore.auth)["get_current_datetime"]
+    monkeypatch.setattr(
+        botocore.auth, "get_current_datetime", lambda *a, **k: real(*a, **k) - timedelta(hours=1)
+    )
+    with pytest.raises(EnclaveClockError) as caught:
+        services.release(header)
+    _one_line(caught.value, "clock", "chronyc")
+
+
 def test_document_under_another_root(services: Services, tmp_path: Path) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     with software_nsm(tmp_path) as stranger, pytest.raises(KeyReleaseError) as caught:
@@ -436,8 +451,15 @@ _STRANGER = rsa.generate_private_key(65537, 2048).public_key()
     [
         (400, {"__type": "ExpiredTokenException", "message": "expired"}, KmsCredentialsError),
         (400, {"__type": "ThrottlingException", "message": "Rate exceeded"}, KmsThrottledError),
+        (400, {"__type": "RequestExpired", "message": "Request has expired"}, EnclaveClockError),
+        (
+            400,
+            {"__type": "InvalidSignatureException", "message": "Signature not yet current: x"},
+            EnclaveClockError,
+        ),
+        (400, {"__type": "InvalidSignatureException", "message": "no match"}, KmsCredentialsError),
         (400, {"__type": "SomethingNew", "message": "two\nlines"}, KeyReleaseError),
-        (500, {"__type": "KMSInternalException"}, KeyReleaseError),
+        (500, {"__type": "KMSInternalException"}, KmsUnreachableError),
         (200, {"KeyId": "arn:aws:kms:us-east-1:1:key/other"}, KmsUnreachableError),
         (200, {"KeyId": None, "Plaintext": "AAAA"}, KmsUnreachableError),
         (200, {"KeyId": None}, CmsFormatError),

@@ -215,6 +215,6 @@ async def test_tls_to_kms_ends_in_the_enclave(tmp_path: Path) -> None:
             opened = [entry for entry in proxy.logged() if entry.event == "opened"]
             assert opened and {entry.destination for entry in opened} == {f"{name}:443"}
             proxy.rules.clear()
-            with pytest.raises(KmsUnreachableError, match="egress proxy allows it"):
+            with pytest.raises(KmsUnreachableError, match="enclave proxy allow kms"):
                 await asyncio.to_thread(release)
     assert heard == [] or set(heard) == {b""}
