@@ -106,9 +106,13 @@ def _new_key(status: Mapping[str, Any]) -> str:
 
 
 def publish(status: Mapping[str, Any], source: Path, output: Path) -> None:
-    """As the owner: encrypt a folder."""
+    """As the owner: encrypt a folder, signed, as packages are."""
+    key = Path(os.environ["ENCLAVE_RUNTIME_DIR"]) / "publisher.key"
+    if not key.exists():
+        command("enclave-owner", "keygen", "-o", str(key))
     owner = IDENTITIES[OWNER_ACCESS_KEY_ID]
     arguments = ["-d", str(source), "-k", _new_key(status), "-o", str(output)]
+    arguments += ["--sign-with", str(key)]
     command(
         *("enclave-owner", "encrypt", *arguments),
         *("--region", REGION, "--endpoint-url", status["kms_endpoint_url"]),

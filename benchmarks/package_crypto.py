@@ -127,7 +127,7 @@ def make_source(folder: Path, mib: int) -> PackagePlan:
     """Write the folder of a package with one file of `mib` MiB, and return its plan."""
     source = folder / "source"
     source.mkdir()
-    (source / "enclave.toml").write_text('[package]\nname = "benchmark"\n')
+    (source / "enclave.toml").write_text('[package]\nname = "benchmark"\npublisher = "Benchmark"\n')
     with (source / "weights.bin").open("wb") as file:
         for _ in range(mib):
             file.write(os.urandom(MIB))

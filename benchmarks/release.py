@@ -27,6 +27,7 @@ from enclave_infra.local_cloud.identities import HOST_ACCESS_KEY_ID, IDENTITIES
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.messages import Credentials
 from enclave_protocol.package_reader import read_header, read_package
 
@@ -36,7 +37,9 @@ GOAL_S: Final = 0.015
 """Attestation and RSA together, the pool warm."""
 SPARE_S: Final = 1.0
 """How long the pool and the spare vault get to be ready."""
-MANIFEST: Final = '[package]\nname = "small"\n[exports.functions]\ntwice = "twice(x)"\n'
+MANIFEST: Final = (
+    '[package]\nname = "small"\npublisher = "Benchmark"\n[exports.functions]\ntwice = "twice(x)"\n'
+)
 SOURCE: Final = "import numpy as np\n\ndef twice(x):\n    return np.multiply(x, 2)\n"
 
 
@@ -88,6 +91,7 @@ def _measure(file: Path, rounds: int) -> dict[str, list[float]]:
                         keys=pool,
                         credentials=credentials,
                         endpoint_url=status["kms_endpoint_url"],
+                        clock=TrustedClock(),
                     )
                 )
                 opened, _ = _timed(partial(_open, whole, key))

@@ -31,6 +31,7 @@ CELLS: Final = Path(__file__).with_name("vault_call_cells.py")
 MANIFEST: Final = """
 [package]
 name = "bench"
+publisher = "Benchmark"
 module = "bench"
 [exports.functions]
 nothing = "nothing()"

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.enclave_home import EnclaveHome, new_home
+from tests.support.package_owner import PUBLISHER, publisher_fingerprint
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +18,8 @@ def enclave() -> Iterator[EnclaveHome]:
         result = home.run("up")
         if result.returncode:
             pytest.fail(f"enclave up: {result.stderr}\n{home.run('logs').stdout}")
+        # So that it does not matter which test loads the first package of all.
+        home.run("trust", PUBLISHER, publisher_fingerprint()).check_returncode()
         yield home
 
 

@@ -16,6 +16,8 @@ def test_jupyter_reads_it_and_finds_our_provisioner() -> None:
     assert (spec.display_name, spec.language) == ("Python 3 (enclave)", "python")
     # A message interrupt never reaches a C call that holds the GIL (docs: FACTS, Jupyter).
     assert spec.interrupt_mode == "signal"
+    # What jupyter_client's transport_encryption asks for.
+    assert spec.metadata["supported_encryption"] == ["curve"]
     name = spec.metadata["kernel_provisioner"]["provisioner_name"]
     assert [point.name for point in entry_points(group="jupyter_client.kernel_provisioners")].count(
         name

@@ -1,32 +1,16 @@
 """The wheel holds what the tree holds: setup.cfg lists every package and subpackage by hand."""
 
 import configparser
-import shutil
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-DOMAINS = ("protocol", "kernel", "parent_gateway", "encryption", "infra")
+from tests.support.project_wheel import DOMAINS, ROOT, build_wheel
 
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> frozenset[str]:
-    # Built from a copy: setuptools leaves build/ behind, and takes stale files from it.
-    copy = tmp_path_factory.mktemp("wheel") / "source"
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for folder in (*DOMAINS, "kernelspec"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
-    for file in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, copy)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    command += ["--no-build-isolation", "--wheel-dir", str(copy.parent), str(copy)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    (wheel,) = copy.parent.glob("*.whl")
+    wheel = build_wheel(tmp_path_factory.mktemp("wheel"))
     with zipfile.ZipFile(wheel) as archive:
         return frozenset(archive.namelist())
 

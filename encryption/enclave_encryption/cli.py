@@ -24,6 +24,7 @@ from enclave_encryption.output_file import OutputFile
 from enclave_encryption.package_encryption import check_output, encrypt_package
 from enclave_encryption.package_plan import PackagePlan, check_not_expired, plan_package
 from enclave_encryption.progress_bar import progress_bar
+from enclave_encryption.signing_commands import choose_publisher, keygen
 from enclave_encryption.trial_command import try_command
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.incident import INCIDENT_KEY_NAME
@@ -114,12 +115,14 @@ def _owner() -> None:
     Example:
       enclave-owner init credit_scorer/
       enclave-owner try credit_scorer/ -c "score([1, 2, 3])"
-      enclave-owner encrypt -d credit_scorer/ -k alias/packages
+      enclave-owner keygen -o acme.key
+      enclave-owner encrypt -d credit_scorer/ -k alias/packages --sign-with acme.key
       enclave-owner inspect credit-scorer-1.2.0.encrypted
       enclave-owner key-policy -k alias/packages --pcr0 HEX --principal ROLE_ARN --apply
     """
 
 
+_owner.add_command(keygen)
 _owner.add_command(try_command)
 
 
@@ -176,12 +179,28 @@ def _init(directory: Path, module: str | None, force: bool) -> None:
     type=click.Path(path_type=Path),
     help="Default: NAME-VERSION.encrypted here.",
 )
+@click.option(
+    "--sign-with",
+    metavar="KEYFILE",
+    type=click.Path(path_type=Path),
+    help="Sign as the publisher, with a key of `keygen`. Unsigned, users need --unsigned to load.",
+)
+@click.option("--sign-with-kms", metavar="KEY_ARN", help="Sign with a KMS key, ECC_NIST_P384.")
+@click.option(
+    "--passphrase-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="KEYFILE's passphrase is FILE's first line; default: ask.",
+)
 @click.option("--strict", is_flag=True, help="Take warnings for errors: exit code 1, no file.")
 @click.option("--region", metavar="R", help="AWS region; default: the ARN's or your profile's.")
 @click.option("--endpoint-url", metavar="URL", help="Another KMS endpoint than AWS's.")
 def _encrypt(
     directory: Path,
     key_id: str,
+    sign_with: Path | None,
+    sign_with_kms: str | None,
+    passphrase_file: Path | None,
     output: Path | None,
     strict: bool,
     region: str | None,
@@ -199,7 +218,7 @@ def _encrypt(
 
     \b
     Example:
-      enclave-owner encrypt -d credit_scorer/ -k alias/packages -o scorer.encrypted
+      enclave-owner encrypt -d credit_scorer/ -k alias/packages --sign-with acme.key
     """
     plan = plan_package(directory)
     check_not_expired(plan.manifest, datetime.now(UTC))
@@ -207,14 +226,27 @@ def _encrypt(
         raise LintError("--strict: warnings are errors; nothing was written")
     target = Path(plan.file_name) if output is None else output
     check_output(target, directory)
+    publisher = choose_publisher(
+        plan.manifest,
+        key_file=sign_with,
+        kms_key=sign_with_kms,
+        passphrase_file=passphrase_file,
+        region=region,
+        endpoint_url=endpoint_url,
+    )
     key = KmsKey(key_id, region=region, endpoint_url=endpoint_url)
     total = sum(file.entry.size for file in plan.tree.files)
     with progress_bar("Encrypting", total) as advance:
-        written = encrypt_package(plan, key, target, advance)
+        written = encrypt_package(plan, key, target, advance, publisher)
     click.echo(
         f"Wrote {written.path}: {written.label.file_count} files, {shown_size(written.size)}, "
         f"opens with {written.kms_key_arn}"
     )
+    signer = written.label.signer
+    if signer is None:
+        click.echo("Not signed: users load it with --unsigned. Sign with: --sign-with KEYFILE")
+    else:
+        click.echo(f"Signed by {written.label.package.publisher}, key {signer.fingerprint}")
 
 
 def _warn(plan: PackagePlan) -> int:
@@ -244,6 +276,9 @@ def _warn(plan: PackagePlan) -> int:
 def _inspect(file: Path, as_json: bool) -> None:
     """Show what FILE says about itself; needs no key and reads only its header.
 
+    The publisher's signature is verified as far as that goes: that it is of this label. That the
+    body is the one that was signed is seen by the enclave that opens it.
+
     A header that breaks a rule is not shown: the error says which, and no enclave opens the file.
 
     \b
@@ -254,6 +289,7 @@ def _inspect(file: Path, as_json: bool) -> None:
         with file.open("rb") as stream:
             header = read_header(stream, file=str(file))
             check_label(header.label)
+            header.verify_signature()
             size = os.fstat(stream.fileno()).st_size
     except PackageError as error:
         raise error.with_file(str(file)) from None

@@ -12,6 +12,7 @@ __all__ = [
     "LintError",
     "OutputError",
     "OwnerError",
+    "SigningKeyError",
     "SourceTreeError",
     "WideningError",
 ]
@@ -47,6 +48,10 @@ class KmsError(OwnerError):
 
 class KmsDeniedError(KmsError):
     """These credentials may not do that with this key."""
+
+
+class SigningKeyError(OwnerError):
+    """The publisher's key cannot be used, or would be lost."""
 
 
 class KeyPolicyError(OwnerError):

@@ -22,7 +22,7 @@ _HINTS: Final = {
     "NotFoundException": "there is no key {key} in {region}: check -k and --region",
     "DisabledException": "key {key} is disabled: enable it, or use another",
     "KMSInvalidStateException": "key {key} cannot be used: it is disabled or to be deleted",
-    "InvalidKeyUsageException": "key {key} is not for encryption: use a symmetric one",
+    "InvalidKeyUsageException": "key {key} is not for {use}",
     "InvalidArnException": "{key!r} is not a key id, alias or ARN",
     "ValidationException": "{key!r} is not a key id, alias or ARN",
     "UnrecognizedClientException": "AWS does not know these credentials: log in again",
@@ -45,6 +45,9 @@ class KmsConnection:
         KmsError: No credentials or region, no such key, not allowed, not reachable.
     """
 
+    key_specs: ClassVar[tuple[str, ...]] = ("SYMMETRIC_DEFAULT",)
+    use: ClassVar[str] = "encryption: use a symmetric one"
+    """What the key has to be for, in the error for one that is not."""
     rights: ClassVar[str] = "kms:DescribeKey"
     """What an owner has to ask for, in the error for AccessDenied."""
 
@@ -71,8 +74,8 @@ class KmsConnection:
 
     def _resolve(self, key_id: str) -> str:
         metadata = self._client.describe_key(KeyId=key_id)["KeyMetadata"]
-        if metadata.get("KeySpec", "SYMMETRIC_DEFAULT") != "SYMMETRIC_DEFAULT":
-            raise KmsError(f"key {key_id} is {metadata['KeySpec']}: use a symmetric one")
+        if metadata.get("KeySpec", "SYMMETRIC_DEFAULT") not in self.key_specs:
+            raise KmsError(f"key {key_id} is {metadata['KeySpec']}, which is not for {self.use}")
         arn = metadata["Arn"]
         if not _ARN.fullmatch(arn):
             raise KmsError(f"KMS calls key {key_id} {arn!r}: expected a key's ARN")
@@ -110,7 +113,8 @@ class KmsConnection:
         hint = _HINTS.get(code)
         if hint is None:
             return f"KMS refused with {code}: {message}"
-        return hint.format(key=self._shown, region=self._region, rights=self.rights) + f" ({code})"
+        fields = {"region": self._region, "rights": self.rights, "use": self.use}
+        return hint.format(key=self._shown, **fields) + f" ({code})"
 
 
 def caller_arn(region: str) -> str:

@@ -17,12 +17,20 @@ __all__ = ["label_json", "print_label", "shown_expiry", "shown_size"]
 
 
 def label_json(header: PackageHeader, file_bytes: int) -> str:
-    """Return the label, KMS key, encryption context and sizes as one JSON object."""
+    """Return label, KMS key, encryption context and sizes as one JSON object.
+
+    Args:
+        header: The signature was verified, if there is one.
+        file_bytes: The file's size.
+    """
+    signer = header.label.signer
     return msgspec.json.format(
         msgspec.json.encode(
             {
                 "label": header.label,
                 "kms_key_arn": header.kms_key_arn,
+                "fingerprint": None if signer is None else signer.fingerprint,
+                "signature_verified": signer is not None,  # of label and body's digest
                 "encryption_context": header.encryption_context,
                 "header_bytes": len(header.raw),
                 "file_bytes": file_bytes,
@@ -43,7 +51,7 @@ def print_label(
     Args:
         console: Where to.
         path: The file.
-        header: Its header; the label is one `check_label` passed.
+        header: Its header; the label is one `check_label` passed, and its signature is verified.
         file_bytes: Its size.
         now: With a zone; tells how long the package can still be used.
     """
@@ -52,7 +60,9 @@ def print_label(
     rows: list[tuple[str, str]] = [
         ("package", f"{package.name} {package.version}"),
         ("description", package.description),
-        ("publisher", f"{package.publisher} (not verified)" if package.publisher else ""),
+        ("publisher", _publisher(label)),
+        ("fingerprint", "" if label.signer is None else label.signer.fingerprint),
+        ("signature", _signature(label)),
         ("module", package.module),
         ("requirements", ", ".join(package.requirements)),
         ("scripts", ", ".join(f"{n} ({s.file})" for n, s in label.scripts.items())),
@@ -81,9 +91,25 @@ def print_label(
         parts += [Text(""), exports]
     parts += [
         Text(""),
-        Text("Read from the label; only the enclave that opens the file verifies it.", "dim"),
+        Text(
+            "Read from the label; the enclave that opens the file verifies the body, too.",
+            "dim",
+        ),
     ]
     console.print(Group(*parts))
+
+
+def _publisher(label: Label) -> str:
+    name = label.package.publisher
+    if label.signer is None:
+        return f"{name} (anyone can write this: not signed)" if name else ""
+    return name
+
+
+def _signature(label: Label) -> str:
+    if label.signer is None:
+        return "none: loads with --unsigned only"
+    return f"verified, {label.signer.algorithm}: this label is the publisher's"
 
 
 def shown_size(size: int) -> str:

@@ -56,6 +56,16 @@ class OutputFile:
         except OSError as error:
             raise self._explained(error) from None
 
+    def overwrite(self, offset: int, data: BytesLike) -> None:
+        """Write `data` over what was written at `offset`; where `write` goes on stays."""
+        view = memoryview(data)
+        try:
+            while view:
+                written = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[written:], offset + written
+        except OSError as error:
+            raise self._explained(error) from None
+
     def __exit__(
         self,
         kind: type[BaseException] | None,

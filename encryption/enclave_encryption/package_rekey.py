@@ -95,6 +95,8 @@ def write_rekeyed(
 ) -> Rekeyed:
     """Write the package with `slot` in the place of its own, whole or not at all.
 
+    Label, publisher's signature and body stay as they are.
+
     Args:
         stream: The package, open at its body, which is copied as it is.
         header: Its header.
@@ -106,7 +108,7 @@ def write_rekeyed(
         OutputError: `output` cannot be written.
         PackageFormatError: KMS gave a wrapped key that no header takes.
     """
-    new_header = header_with_slot(header.label_bytes, slot)
+    new_header = header_with_slot(header.label_bytes, slot, header.signature)
     size = len(new_header)
     with OutputFile(output) as file:
         file.write(new_header)

@@ -82,12 +82,15 @@ class Demo:
             self._owner(*policy, "--principal", HOST.role_arn, "--narrow", "--apply", *at)
             package = ROOT / ".cache" / "ocr" / "package"
             self._run(sys.executable, HERE / "build_package.py", "--output", package)
+            signing_key = self._runtime / "publisher.key"
+            self._owner("keygen", "-o", signing_key)
         # Not under a status line from here on: these print themselves.
         self._owner(*policy, "--check", *at, terminal=True)
         output = self._work / "ocr-1.0.0.encrypted"
         output.unlink(missing_ok=True)
         package_and_key = ("-d", package, "-k", key_arn)
-        self._owner("encrypt", *package_and_key, "-o", output, *at, terminal=True)
+        signed = ("--sign-with", signing_key)
+        self._owner("encrypt", *package_and_key, *signed, "-o", output, *at, terminal=True)
         size = f"{output.stat().st_size / 1e6:.1f} MB"
         self._done(f"owner: RapidOCR encrypted to {output.name}, {size}")
 

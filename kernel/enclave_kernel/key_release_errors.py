@@ -3,12 +3,14 @@
 from enclave_protocol.package_errors import PackageError
 
 __all__ = [
+    "EnclaveClockError",
     "KeyReleaseDeniedError",
     "KeyReleaseError",
     "KeyUnavailableError",
     "KmsCredentialsError",
     "KmsThrottledError",
     "KmsUnreachableError",
+    "PackageExpiredError",
     "WrongEnvironmentError",
 ]
 
@@ -33,8 +35,16 @@ class KmsCredentialsError(KeyReleaseError):
     """KMS does not accept the parent instance's credentials."""
 
 
+class EnclaveClockError(KeyReleaseError):
+    """KMS does not accept a request that is signed with the enclave's time."""
+
+
 class KmsThrottledError(KeyReleaseError):
     """KMS asks to slow down, and did so until the retries ran out."""
+
+
+class PackageExpiredError(KeyReleaseError):
+    """The owner's policy ended the package's use, or the time is not known."""
 
 
 class WrongEnvironmentError(KeyReleaseError):

@@ -7,20 +7,17 @@ Source: DESIGN section 4, "Key release"; FACTS, "KMS"; THREATS A-04, A-06, A-07,
 
 import threading
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.hazmat.primitives import serialization
 
 from enclave_kernel.key_release_errors import (
-    KeyReleaseDeniedError,
-    KeyReleaseError,
-    KeyUnavailableError,
-    KmsCredentialsError,
-    KmsThrottledError,
     KmsUnreachableError,
 )
+from enclave_kernel.kms_refusals import refusal, unreachable
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.kms_cms import decrypt_cms
 from enclave_protocol.messages import Credentials
 from enclave_protocol.package_errors import PackageTamperedError
@@ -36,18 +33,6 @@ DATA_KEY_BYTES: Final = 32
 _CONNECT_TIMEOUT_S: Final = 5
 _READ_TIMEOUT_S: Final = 10
 _ATTEMPTS: Final = 3
-_CREDENTIAL_CODES = frozenset(
-    {
-        *("ExpiredTokenException", "UnrecognizedClientException", "InvalidClientTokenId"),
-        *("InvalidSignatureException", "IncompleteSignature", "MissingAuthenticationToken"),
-        *("SignatureDoesNotMatch", "ExpiredToken", "OptInRequired"),
-    }
-)
-_THROTTLING_CODES = frozenset({"ThrottlingException", "LimitExceededException", "Throttling"})
-_STATE_CODES = frozenset(
-    {"DisabledException", "KMSInvalidStateException", "KeyUnavailableException"}
-)
-_TAMPERED_CODES = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
 # Clients may be used by many threads, but only one at a time may make one.
 _making_clients = threading.Lock()
 
@@ -59,6 +44,7 @@ def release_data_key(
     keys: RsaPool,
     credentials: Credentials,
     endpoint_url: str | None,
+    clock: TrustedClock,
     proxy_url: str | None = None,
 ) -> bytearray:
     """Return the data key of `header`'s package, 32 bytes; the caller wipes the only copy.
@@ -67,7 +53,7 @@ def release_data_key(
     once, and OpenSSL clears it as soon as this returns.
 
     1. Take an RSA-2048 pair that was never used.
-    2. Attest its public half.
+    2. Attest its public half. The document says what time it is: an expired package ends here.
     3. KMS Decrypt with Recipient, KeyId and encryption context, all from the header.
     4. The answer names the same key, and carries no plaintext.
     5. Open the CMS with the private half.
@@ -78,9 +64,11 @@ def release_data_key(
         keys: The pool of unused pairs.
         credentials: For this one call; kept nowhere.
         endpoint_url: None: the public endpoint of the key's region (TLS ends here).
+        clock: Set by the document, for the vault to go on with.
         proxy_url: Carries the connection where the enclave has no network; TLS goes through it.
 
     Raises:
+        PackageExpiredError: The owner's policy ended its use.
         KeyReleaseError: A subclass for what went wrong; one line, says what to do.
         PackageTamperedError: Label or wrapped key altered, or of another package.
         PackageFormatError: The label names no KMS key.
@@ -94,9 +82,11 @@ def release_data_key(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     )
+    clock.observe(document)
+    clock.check(header.label.policy.expires)
     client = _client(region, credentials, endpoint_url, proxy_url)
-    try:
-        answer = _decrypt(client, header, document, nsm)  # step 3
+    try:  # step 3
+        answer = _decrypt(client, header, document, nsm, proxied=proxy_url is not None)
     finally:
         client.close()
     if "KeyId" not in answer:
@@ -190,7 +180,7 @@ def _client(
 
 
 def _decrypt(
-    client: "KMSClient", header: PackageHeader, document: bytes, nsm: NsmClient
+    client: "KMSClient", header: PackageHeader, document: bytes, nsm: NsmClient, *, proxied: bool
 ) -> dict[str, Any]:
     """Step 3: the call, its failures translated."""
     from botocore.exceptions import BotoCoreError, ClientError
@@ -211,49 +201,13 @@ def _decrypt(
         )
     except ClientError as error:
         details = error.response.get("Error", {})
-        _refuse(details.get("Code", "unknown"), details.get("Message", ""), arn, nsm)
+        raise refusal(
+            details.get("Code", "unknown"),
+            details.get("Message", ""),
+            arn=arn,
+            pcr0=nsm.describe_pcr(0)[1],
+            attempts=_ATTEMPTS,
+        ) from None
     except (BotoCoreError, ValueError) as error:  # ValueError: base64 that is none
-        raise KmsUnreachableError(
-            f"KMS at {client.meta.endpoint_url} does not answer ({type(error).__name__}): check "
-            "the endpoint, and that the egress proxy allows it"
-        ) from error
-
-
-def _refuse(code: str, message: str, arn: str, nsm: NsmClient) -> NoReturn:
-    """Raise the error that says what an AWS error code means here."""
-    if code in {"AccessDeniedException", "AccessDenied"}:
-        pcr0 = nsm.describe_pcr(0)[1]
-        advice = (
-            f"ask the owner to run: enclave-owner key-policy -k {arn} --add-pcr0 {pcr0.hex()} "
-            "--apply"
-            if any(pcr0)
-            else "it runs in debug mode, which no owner approves: run it without"
-        )
-        raise KeyReleaseDeniedError(
-            f"KMS refused the key of this package: the key policy of {arn} does not allow this "
-            f"enclave, whose PCR0 is {pcr0.hex()}; {advice}"
-        )
-    if code in _TAMPERED_CODES:
-        raise PackageTamperedError(
-            "KMS cannot open the wrapped key with this label and key: label or wrapped key were "
-            "altered, or come from another package; get the file again from its owner"
-        )
-    if code == "NotFoundException":
-        raise KeyUnavailableError(
-            f"key {arn} does not exist; ask the owner, and check the endpoint and region"
-        )
-    if code in _STATE_CODES:
-        raise KeyUnavailableError(
-            f"key {arn} is disabled or being deleted ({code}); ask the owner to enable it"
-        )
-    if code in _CREDENTIAL_CODES:
-        raise KmsCredentialsError(
-            f"KMS does not accept the AWS credentials ({code}): renew them on the parent instance, "
-            "and check its clock"
-        )
-    if code in _THROTTLING_CODES:
-        raise KmsThrottledError(
-            f"KMS still throttles after {_ATTEMPTS} attempts ({code}); wait a minute and try again"
-        )
-    text = " ".join(message.split())
-    raise KeyReleaseError(f"KMS refused the key of this package: {code}: {text:.300}")
+        kind = type(error).__name__
+        raise unreachable(client.meta.endpoint_url, kind, proxied=proxied) from error

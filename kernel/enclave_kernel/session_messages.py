@@ -9,12 +9,13 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from enclave_protocol.messages import KernelId, MessageError
+from enclave_protocol.messages import CurveKeys, KernelId, MessageError
 
 __all__ = [
     "MAX_SESSION_BYTES",
     "About",
     "AboutRequest",
+    "AttestRequest",
     "CancelLoad",
     "FlushWorkspace",
     "ForkKernel",
@@ -27,6 +28,7 @@ __all__ = [
     "KernelWalled",
     "LoadPackage",
     "LoadRefused",
+    "NotebookAttested",
     "PackageLoaded",
     "SignalChild",
     "StartKernel",
@@ -126,6 +128,7 @@ class StartKernel(_Message, frozen=True, tag="start"):
     environ: dict[str, str]
     arguments: tuple[str, ...]
     place: KernelPlace | None = None
+    curve: CurveKeys | None = None
     workspace: str | None = None
 
     def __repr__(self) -> str:
@@ -154,12 +157,14 @@ class KernelFailed(_Message, frozen=True, tag="failed"):
 class LoadPackage(_Message, frozen=True, tag="load"):
     """Kernel process to supervisor: a vault for the package with this header, please.
 
-    `file_name` is used in messages to the user only.
+    `file_name` is used in messages to the user only. `unsigned`: the user said that a package
+    without a publisher's signature will do.
     """
 
     request_id: RequestId
     file_name: _FileName
     header: bytes
+    unsigned: bool = False
 
 
 class CancelLoad(_Message, frozen=True, tag="cancel"):
@@ -191,6 +196,23 @@ class AboutRequest(_Message, frozen=True, tag="about?"):
     """Kernel process to supervisor: what enclave is this?"""
 
     request_id: RequestId
+
+
+class AttestRequest(_Message, frozen=True, tag="attest?"):
+    """Kernel process to supervisor: an attestation document with this nonce, for showing.
+
+    It carries `NOTEBOOK_USER_DATA` and no key, so it serves neither a channel nor KMS.
+    """
+
+    request_id: RequestId
+    nonce: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class NotebookAttested(_Message, frozen=True, tag="attested"):
+    """Reply to `AttestRequest`."""
+
+    request_id: RequestId
+    document: bytes
 
 
 class FlushWorkspace(_Message, frozen=True, tag="flush"):
@@ -225,11 +247,13 @@ class About(_Message, frozen=True, tag="about"):
 class PackageLoaded(_Message, frozen=True, tag="loaded"):
     """Supervisor to kernel process, with one descriptor: the socket to the vault.
 
-    The vault has the key; the body goes to it over that socket.
+    The vault has the key; the body goes to it over that socket. `new_publisher`: its key was not
+    known to this user before, and is pinned now.
     """
 
     request_id: RequestId
     vault_id: VaultId
+    new_publisher: bool = False
 
 
 class LoadRefused(_Message, frozen=True, tag="refused"):
@@ -257,9 +281,18 @@ _FromSession = (
     | UnloadVault
     | VaultDeathRequest
     | AboutRequest
+    | AttestRequest
     | FlushWorkspace
 )
-_FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath | About | WorkspaceFlushed
+_FromSupervisor = (
+    StartKernel
+    | PackageLoaded
+    | LoadRefused
+    | VaultDeath
+    | About
+    | NotebookAttested
+    | WorkspaceFlushed
+)
 _ToZygote = ForkKernel | SignalChild
 _FromZygote = KernelForked | KernelExited
 

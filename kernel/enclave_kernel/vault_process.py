@@ -26,6 +26,7 @@ from enclave_protocol.package_errors import (
     PackageTamperedError,
     PackageTruncatedError,
 )
+from enclave_protocol.package_signature import PackageSignatureError
 from enclave_protocol.vault_messages import (
     KEY_BYTES,
     ControlMessage,
@@ -53,7 +54,13 @@ _MAX_CONTROL_BYTES: Final = 64 * 1024
 """Of what a vault says: before it started it is as trusted as a package may become."""
 _PACKAGE_ERRORS: Final = {
     kind.__name__: kind
-    for kind in (PackageError, PackageFormatError, PackageTamperedError, PackageTruncatedError)
+    for kind in (
+        PackageError,
+        PackageFormatError,
+        PackageSignatureError,
+        PackageTamperedError,
+        PackageTruncatedError,
+    )
 }
 
 
@@ -115,6 +122,7 @@ class VaultProcess:
         sys_path: list[str],
         memory_limit: int | None,
         control_group: ControlGroup | None = None,
+        native: bool = False,
         timeout_s: float = _READY_TIMEOUT_S,
     ) -> "VaultProcess":
         """Start an empty vault and wait until its walls stand.
@@ -131,6 +139,7 @@ class VaultProcess:
                 above need not be); nothing a notebook's user can write to.
             memory_limit: Bytes of private memory; None for no limit.
             control_group: Limits it instead where it can; removed when the vault is gone.
+            native: For a package that brings compiled code: its folder may hold programs.
             timeout_s: Seconds until it must be ready.
 
         Raises:
@@ -167,6 +176,7 @@ class VaultProcess:
             "uid": uid,
             "gid": gid,
             "memory_limit": memory_limit,
+            "native": native,
             "control_groups": {} if control_group is None else control_group.controllers,
         }
         try:
@@ -185,12 +195,13 @@ class VaultProcess:
             raise VaultStartError(f"a vault did not start: {error}") from error
         return vault
 
-    def start(self, header_raw: bytes, data_key: bytearray) -> None:
+    def start(self, header_raw: bytes, data_key: bytearray, *, now_ms: int) -> None:
         """Give the vault its package's header and key; it then takes the body from the notebook.
 
         Args:
             header_raw: Everything before the body, as it is in the file.
             data_key: 32 bytes, wiped here in any case.
+            now_ms: Milliseconds since 1970, as `TrustedClock` has it.
 
         Raises:
             PackageError: The vault refused the header.
@@ -199,7 +210,7 @@ class VaultProcess:
         try:
             if len(data_key) != KEY_BYTES:
                 raise VaultStartError(f"the data key has {len(data_key)} bytes, not {KEY_BYTES}")
-            self._control.sendall(encode_frame(encode_control(StartVault(header_raw))))
+            self._control.sendall(encode_frame(encode_control(StartVault(header_raw, now_ms))))
             # By itself: inside a message it would leave a copy that nobody can wipe.
             self._control.sendall(data_key)
             self._expect(VaultStarted)

@@ -14,7 +14,7 @@ from enclave_parent_gateway.errors import GatewayError
 from enclave_protocol.messages import (
     MAX_CONTROL_BYTES,
     Attest,
-    Attested,
+    CurveKeys,
     Done,
     EnclaveStatus,
     Failed,
@@ -26,6 +26,7 @@ from enclave_protocol.messages import (
 __all__ = [
     "MAX_API_BYTES",
     "ChangeEgress",
+    "ChannelAttested",
     "EgressRules",
     "ForgetKernel",
     "GatewayStatus",
@@ -69,6 +70,10 @@ class Launch(_Message, frozen=True, tag="launch"):
     cwd: _Text
     environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
     arguments: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()
+    curve: CurveKeys | None = None
+
+    def __repr__(self) -> str:
+        return f"Launch(slot={self.slot!r}, ...)"
 
 
 class Launched(_Message, frozen=True, tag="launched"):
@@ -146,11 +151,25 @@ class SlotStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GatewayStatus(_Message, frozen=True, tag="gateway_status"):
-    """Reply to `StatusRequest`. `enclave` is None when the supervisor does not answer."""
+    """Reply to `StatusRequest`. `enclave` is None when the supervisor does not answer.
+
+    Or, as `refusal` then says, when what answers did not prove that it is the enclave expected.
+    """
 
     enclave: EnclaveStatus | None
     slots: tuple[SlotStatus, ...]
     idle_timeout_s: float
+    refusal: Failed | None = None
+
+
+class ChannelAttested(_Message, frozen=True, tag="channel_attested"):
+    """Reply to `Attest`: the document, and the certificate that the enclave showed in TLS (DER).
+
+    The gateway has verified it already; whoever asked can do it again, with its own nonce.
+    """
+
+    document: Annotated[bytes, msgspec.Meta(max_length=0x3000)]
+    certificate: Annotated[bytes, msgspec.Meta(max_length=4096)]
 
 
 Request = (
@@ -165,7 +184,7 @@ Request = (
     | Attest
     | Shutdown
 )
-Reply = Launched | KernelState | GatewayStatus | EgressRules | Attested | Done | Failed
+Reply = Launched | KernelState | GatewayStatus | EgressRules | ChannelAttested | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -13,18 +13,22 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 import msgspec
 
-from enclave_parent_gateway.api import GatewayStatus, KeepRunning
+from enclave_parent_gateway.api import ChannelAttested, GatewayStatus, KeepRunning
+from enclave_parent_gateway.attestation_view import attest, new_nonce
 from enclave_parent_gateway.backends.base import BACKENDS, load_backend
 from enclave_parent_gateway.cli_text import examples as _examples
 from enclave_parent_gateway.egress_cli import proxy
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state
+from enclave_parent_gateway.expectation_options import choose_expectations, expectation_options
 from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.lifecycle import bring_down, bring_up, running_status
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_parent_gateway.sync.sync_state import SyncState, read_sync_state
+from enclave_parent_gateway.sync_cli import sync
+from enclave_parent_gateway.trust_command import trust
 from enclave_protocol.errors import EnclaveError
-from enclave_protocol.messages import Done
+from enclave_protocol.messages import Attest, Done
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +78,13 @@ def main() -> None:
     """Run Jupyter kernels in an enclave."""
 
 
-@main.command(epilog=_examples("enclave up", "enclave up --memory 2048 --idle-timeout 600"))
+@main.command(
+    epilog=_examples(
+        "enclave up",
+        "enclave up --memory 2048 --idle-timeout 600",
+        "enclave up --expect-pcr0 old.eif --expect-pcr0 new.eif",
+    )
+)
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
@@ -97,11 +107,20 @@ def main() -> None:
     metavar="S",
     help="Go down after so many seconds without a kernel.  [default: never]",
 )
-def up(backend: str, memory: int | None, idle_timeout: float) -> None:
-    """Start the enclave; harmless if it is up."""
+@expectation_options
+def up(
+    backend: str, memory: int | None, idle_timeout: float, **expectations: tuple[str, ...]
+) -> None:
+    """Start the enclave; harmless if it is up.
+
+    What answers is used only if its attestation document shows the PCRs that are expected. They
+    are remembered: give --expect-... again to replace all of them, or --expect-pcr0 default to
+    forget them (the local backend then expects the code that it starts).
+    """
     paths = EnclavePaths.from_environment()
     console = _console()
     began = time.monotonic()
+    chosen = choose_expectations(paths, expectations)
     # To the last line: an interrupted `up` leaves nothing, and one that leaves it says so.
     with DeferredInterrupts() as interrupts:
         with _steps(console) as progress:
@@ -123,7 +142,12 @@ def up(backend: str, memory: int | None, idle_timeout: float) -> None:
         if not started:
             # Whoever types this wants it to stay, also if a notebook had started it.
             ask_blocking(paths.gateway_socket, KeepRunning(idle_timeout), Done)
+            if chosen:
+                # The gateway checked it against what was expected before.
+                ask_blocking(paths.gateway_socket, Attest(new_nonce()), ChannelAttested)
         status = running_status(paths.gateway_socket)
+        if status is not None and status.refusal is not None:
+            raise click.ClickException(status.refusal.message)
         if status is None or status.enclave is None:
             raise click.ClickException("the enclave ended right after its start; see: enclave logs")
         if started:
@@ -176,12 +200,14 @@ def _report(
     if state is None:
         return report
     enclave = found.enclave if found else None
+    refusal = found.refusal if found else None
     mirror = read_sync_state(paths.sync_file)
     if mirror is not None and not mirror.is_running:
         mirror = msgspec.structs.replace(mirror, phase="ended")
     report |= {
         "sync": mirror,
-        "state": "up" if enclave else "broken",
+        "state": "up" if enclave else "untrusted" if refusal else "broken",
+        "refusal": refusal.message if refusal else None,
         "backend": state.backend,
         "confidential": load_backend(state.backend).confidential,
         "kms_endpoint_url": state.kms_endpoint_url,
@@ -206,6 +232,9 @@ def _print_report(report: dict[str, Any], found: GatewayStatus | None) -> None:
     console = _console()
     if report["state"] == "down":
         console.print("No enclave is up. Type: enclave up")
+        return
+    if report["state"] == "untrusted":
+        console.print(f"The enclave is not trusted: {report['refusal']}", style="bold red")
         return
     if report["state"] == "broken":
         alive = ", ".join(report["pids"]) or "nothing"
@@ -233,58 +262,8 @@ def _print_report(report: dict[str, Any], found: GatewayStatus | None) -> None:
         console.print("kernels     none")
 
 
-@main.command(
-    epilog=_examples(
-        "enclave sync -d project           # until Ctrl-C",
-        "enclave sync -d project --once    # in a script",
-    )
-)
-@click.option(
-    "-d",
-    "--directory",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    required=True,
-    metavar="DIR",
-    help="The folder that is to be the enclave's workspace.",
-)
-@click.option("--once", is_flag=True, help="End when both sides are the same.")
-@click.option("--json", "as_json", is_flag=True, help="Say at the end what was done, for scripts.")
-def sync(directory: Path, once: bool, as_json: bool) -> None:
-    """Mirror DIR and the enclave's workspace, both ways, as they change.
-
-    New, changed, renamed and removed files follow within a tenth of a second. What both sides
-    changed is kept twice: yours under its name, the enclave's as "name (conflict DATE enclave)".
-    Not mirrored: links, devices, names that programs would run by themselves when they come out of
-    the enclave, and what DIR/.enclaveignore names (the syntax of .gitignore; without it .git,
-    __pycache__ and .ipynb_checkpoints).
-
-    A notebook in DIR starts in its own folder in the enclave. Exit code 1: not everything could be
-    brought; standard error says what and why.
-    """
-    from enclave_parent_gateway.sync.sync_command import SyncCommand
-    from enclave_parent_gateway.sync.sync_display import SyncDisplay, problem_lines
-
-    display = SyncDisplay(_console(stderr=True))
-    command = SyncCommand(EnclavePaths.from_environment(), directory, display.show)
-    try:
-        report = command.run(once=once)
-    except KeyboardInterrupt:
-        display.close()
-        click.echo("Ended; both sides keep what they have.", err=True)
-        return
-    finally:
-        display.close()
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report)))
-    else:
-        click.echo(
-            f"In sync: {report.entries} files and folders, {report.brought} changes brought in "
-            f"{report.seconds:.1f} s."
-        )
-    if report.problems:
-        for line in problem_lines(report.problems):
-            click.echo(line, err=True)
-        sys.exit(1)
+main.add_command(attest)
+main.add_command(sync)
 
 
 @main.command(epilog=_examples("enclave down"))
@@ -324,6 +303,9 @@ def logs(follow: bool) -> None:
             file.close()
     if not files:
         click.echo(f"No logs in {paths.logs}: no enclave ran since boot.")
+
+
+main.add_command(trust)
 
 
 @main.command(

@@ -1,22 +1,32 @@
-"""The gateway's end of the control stream: requests and replies both ways, events, reconnecting.
+"""The gateway's end of the control stream: attested TLS, requests both ways, events, reconnecting.
 
 What the messages mean is decided by whoever owns the stream (`gateway`), not here.
+Source: docs/spec/control.md, "The attested channel".
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from enclave_parent_gateway.errors import EnclaveGoneError, GatewayError, RefusedError
-from enclave_parent_gateway.transport import connect
+from enclave_parent_gateway.attested_stream import PeerCheck, open_attested
+from enclave_parent_gateway.errors import (
+    EnclaveGoneError,
+    EnclaveNotTrustedError,
+    GatewayError,
+    RefusedError,
+    TransportError,
+)
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, encode_frame
 from enclave_protocol.messages import (
     MAX_CONTROL_BYTES,
     PROTOCOL_VERSION,
+    Attest,
+    Attested,
     Body,
     Envelope,
     Failed,
+    MessageError,
     OpenControl,
     decode_envelope,
     encode,
@@ -30,6 +40,8 @@ _PORTION_BYTES = 64 * 1024
 _FIRST_RETRY_S = 0.005
 """The supervisor of a local enclave listens within a second of being started; look often."""
 _LAST_RETRY_S = 0.5
+_REFUSED_RETRY_S = 1.0
+"""What is not the enclave expected may be one day, after a restart or a new expectation."""
 _GIVE_UP_S = 1.0
 """A broken stream whose endpoint does not answer for so long means that the enclave is gone."""
 _MAX_INCOMING = 64
@@ -41,6 +53,7 @@ class ControlStream:
 
     Args:
         endpoint: The supervisor's, as in `transport.connect`.
+        check: Verifies the peer of every new connection, before anything else is sent.
         on_connected: Awaited after every connect, while requests already work.
         on_event: Called with every event, in order.
         on_gone: Called once per loss, when the endpoint did not answer again soon.
@@ -51,12 +64,14 @@ class ControlStream:
         self,
         endpoint: str,
         *,
+        check: PeerCheck,
         on_connected: Callable[[], Awaitable[None]],
         on_event: Callable[[Body], None],
         on_gone: Callable[[], None],
         answer: Callable[[Body], Awaitable[Body]],
     ) -> None:
         self._endpoint = endpoint
+        self._check = check
         self._on_connected = on_connected
         self._on_event = on_event
         self._on_gone = on_gone
@@ -65,20 +80,31 @@ class ControlStream:
         self._open: dict[int, asyncio.Future[Body]] = {}
         self._last_id = 0
         self._incoming: set[asyncio.Task[None]] = set()
+        self._certificate = b""
+        self._refusal: EnclaveError | None = None
 
     @property
     def connected(self) -> bool:
         """Whether the stream is up right now."""
         return self._writer is not None
 
+    @property
+    def refusal(self) -> Failed | None:
+        """Why what answered last is not taken for the enclave; None if it was, or nothing did."""
+        error = self._refusal
+        return None if error is None else Failed(type(error).__name__, str(error))
+
     async def request(self, body: Body, *, timeout_s: float) -> Body:
         """Send a request to the supervisor and return its reply.
 
         Raises:
+            EnclaveNotTrustedError: What answers is not the enclave expected.
             EnclaveGoneError: The stream is down, broke meanwhile, or no reply came in time.
             RefusedError: The supervisor answered with `Failed`.
         """
         if self._writer is None:
+            if (refusal := self.refusal) is not None:
+                raise EnclaveNotTrustedError(refusal.kind, refusal.message)
             raise EnclaveGoneError("the enclave does not answer; see: enclave logs")
         self._last_id += 1
         request_id = self._last_id
@@ -98,6 +124,33 @@ class ControlStream:
             raise RefusedError(reply.kind, reply.message)
         return reply
 
+    async def attest(self, nonce: bytes, *, timeout_s: float) -> tuple[bytes, bytes]:
+        """Have the peer prove itself again; return its document and its TLS certificate (DER).
+
+        What fails the check ends the stream, as it would have at the beginning.
+
+        Args:
+            nonce: 32 bytes, used once.
+            timeout_s: Seconds for the reply.
+
+        Raises:
+            EnclaveError: As `request`, and as the check.
+        """
+        reply = await self.request(Attest(nonce), timeout_s=timeout_s)
+        if not isinstance(reply, Attested):
+            raise MessageError(f"the enclave answered {type(reply).__name__} to Attest")
+        certificate = self._certificate
+        try:
+            await asyncio.to_thread(
+                self._check, reply.document, certificate=certificate, nonce=nonce
+            )
+        except EnclaveError as error:
+            self._refusal = error
+            if self._writer is not None:
+                self._writer.transport.abort()
+            raise
+        return reply.document, certificate
+
     def _send(self, envelope: Envelope) -> None:
         if self._writer is not None:
             # Not drained: what is sent here is bounded by the clients that wait for a reply.
@@ -108,17 +161,19 @@ class ControlStream:
         delay, silent_since, told = _FIRST_RETRY_S, asyncio.get_running_loop().time(), False
         while True:
             try:
-                sock = await asyncio.to_thread(connect, self._endpoint)
-            except EnclaveError as error:
+                reader, writer = await self._connect()
+            except (EnclaveError, OSError, TimeoutError) as error:
                 now = asyncio.get_running_loop().time()
+                if isinstance(error, TransportError):
+                    # What was refused is gone.
+                    self._refusal = None
                 if not told and now - silent_since > _GIVE_UP_S:
-                    log.warning("the enclave does not answer: %s", error)
+                    log.warning("the enclave does not answer: %s", error or type(error).__name__)
                     self._on_gone()
                     told = True
-                await asyncio.sleep(delay)
+                await asyncio.sleep(_REFUSED_RETRY_S if self._refusal else delay)
                 delay = min(delay * 1.5, _LAST_RETRY_S)
                 continue
-            reader, writer = await asyncio.open_connection(sock=sock)
             try:
                 await self._serve(reader, writer)
             except (EnclaveError, OSError) as error:
@@ -130,9 +185,32 @@ class ControlStream:
             # A supervisor that accepts and hangs up at once must not make this a busy loop.
             await asyncio.sleep(delay)
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return a new connection whose peer proved to be the enclave.
+
+        Raises:
+            TransportError: Nothing answers.
+            OSError, TimeoutError: The connection broke or TLS failed.
+            EnclaveError: The check failed; the reason is kept as `refusal`.
+        """
+        opening = OpenControl(PROTOCOL_VERSION)
+        stream = await open_attested(self._endpoint, opening, self._checked)
+        self._certificate = stream.certificate
+        return stream.reader, stream.writer
+
+    def _checked(self, document: bytes, *, certificate: bytes, nonce: bytes) -> None:
+        """Check, and keep why it failed."""
+        try:
+            self._check(document, certificate=certificate, nonce=nonce)
+        except EnclaveError as error:
+            if str(error) != str(self._refusal):
+                log.error("the enclave is not trusted: %s", error)
+            self._refusal = error
+            raise
+        self._refusal = None
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Read one connection to its end."""
-        writer.write(encode_frame(encode(OpenControl(PROTOCOL_VERSION))))
         self._writer = writer
         connected = asyncio.create_task(self._greet())
         decoder = FrameDecoder(MAX_CONTROL_BYTES)

@@ -23,6 +23,8 @@ class EnclaveState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         processes: What was started for it, by name.
         kms_endpoint_url: The local cloud's, if it has one.
         directory: The supervisor's own, removed with the enclave.
+        measured_pcr0: What its backend measured as it started, in hex; expected unless something
+            else is (`expected_pcrs`).
     """
 
     backend: str
@@ -31,6 +33,7 @@ class EnclaveState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     processes: dict[str, ProcessIdentity] = {}
     kms_endpoint_url: str | None = None
     directory: str | None = None
+    measured_pcr0: str | None = None
 
     def with_process(self, name: str, process: ProcessIdentity) -> "EnclaveState":
         """Return the state with one more process."""

@@ -5,10 +5,12 @@ from enclave_protocol.errors import EnclaveError
 __all__ = [
     "EnclaveGoneError",
     "EnclaveNotRunningError",
+    "EnclaveNotTrustedError",
     "EnclaveStartError",
     "GatewayError",
     "GatewayStoppingError",
     "KernelLaunchError",
+    "NothingExpectedError",
     "RefusedError",
     "RuntimeDirError",
     "TransportError",
@@ -58,3 +60,14 @@ class RefusedError(GatewayError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class EnclaveNotTrustedError(RefusedError):
+    """What answers at the enclave's endpoint did not prove that it is the enclave expected.
+
+    `kind` is the class of the `AttestationError`, or of what kept it from being checked.
+    """
+
+
+class NothingExpectedError(GatewayError):
+    """No PCR0 is expected, so that any image would do."""

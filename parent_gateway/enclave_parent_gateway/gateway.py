@@ -18,6 +18,7 @@ from typing import Any
 
 from enclave_parent_gateway.api import (
     ChangeEgress,
+    ChannelAttested,
     ForgetKernel,
     GatewayStatus,
     KeepRunning,
@@ -35,20 +36,22 @@ from enclave_parent_gateway.backends.base import load_backend
 from enclave_parent_gateway.control_stream import ControlStream
 from enclave_parent_gateway.egress.addresses import AddressPolicy
 from enclave_parent_gateway.egress.service import EgressService, make_room_for_connections
+from enclave_parent_gateway.enclave_check import EnclaveCheck
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
+    EnclaveNotTrustedError,
     GatewayError,
     GatewayStoppingError,
     KernelLaunchError,
 )
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
+from enclave_parent_gateway.publisher_pins import PublisherPins
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_parent_gateway.sync.sync_state import folder_in_workspace
 from enclave_parent_gateway.workspace_relay import WorkspaceRelay
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import (
     Attest,
-    Attested,
     Body,
     CredentialsRequest,
     Done,
@@ -57,6 +60,8 @@ from enclave_protocol.messages import (
     KernelEnded,
     KernelLaunched,
     LaunchKernel,
+    PinnedKey,
+    PublisherKey,
     Shutdown,
     SignalKernel,
     StatusRequest,
@@ -105,9 +110,12 @@ class Gateway:
         self._background: set[asyncio.Task[Any]] = set()
         # One thread: a chain that waits for IMDS must not keep connects waiting.
         self._credentials_thread = ThreadPoolExecutor(1, "credentials")
+        self._pins = PublisherPins(paths)
         self._egress = EgressService(paths, endpoint, addresses or AddressPolicy())
+        self._check = EnclaveCheck(paths, backend)
         self._control = ControlStream(
             endpoint,
+            check=self._check,
             on_connected=self._connected,
             on_event=self._event,
             on_gone=self._gone,
@@ -119,7 +127,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._done.set)
         server = ApiServer(self._paths.gateway_socket, self._handle)
-        workspace = WorkspaceRelay(self._paths.workspace_socket, self._endpoint)
+        workspace = WorkspaceRelay(self._paths.workspace_socket, self._endpoint, self._check)
         tasks = [asyncio.create_task(self._control.run()), asyncio.create_task(self._watch_idle())]
         await server.start()
         workspace.start()
@@ -195,12 +203,19 @@ class Gateway:
                 self._end(kernel, -int(signal.SIGKILL), "the enclave ended")
 
     async def _answer(self, body: Body) -> Body:
+        if isinstance(body, PublisherKey):
+            return await asyncio.to_thread(self._pinned, body)
         if not isinstance(body, CredentialsRequest):
             raise GatewayError(f"the gateway does not answer {type(body).__name__}")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._credentials_thread, self._backend.credentials, self._paths
         )
+
+    def _pinned(self, asked: PublisherKey) -> PinnedKey:
+        if asked.pin:
+            return PinnedKey(self._pins.pin_new(asked.publisher, asked.fingerprint))
+        return PinnedKey(self._pins.fingerprint(asked.publisher))
 
     async def _enclave_status(self) -> EnclaveStatus:
         reply = await self._control.request(StatusRequest(), timeout_s=_REPLY_TIMEOUT_S)
@@ -239,11 +254,11 @@ class Gateway:
                 return await self._egress.change(request)
             case StatusRequest():
                 return await self._status()
-            case Attest():
-                reply = await self._control.request(request, timeout_s=_REPLY_TIMEOUT_S)
-                if not isinstance(reply, Attested):
-                    raise EnclaveGoneError(f"the enclave answered {type(reply).__name__} to Attest")
-                return reply
+            case Attest(nonce):
+                document, certificate = await self._control.attest(
+                    nonce, timeout_s=_REPLY_TIMEOUT_S
+                )
+                return ChannelAttested(document, certificate)
             case Shutdown():
                 return await self._shutdown()
 
@@ -294,6 +309,7 @@ class Gateway:
                         request.cwd,
                         request.environ,
                         request.arguments,
+                        request.curve,
                         folder_in_workspace(self._paths.sync_file, request.cwd),
                     ),
                     timeout_s=_LAUNCH_TIMEOUT_S,
@@ -313,7 +329,7 @@ class Gateway:
             return Launched(kernel.kernel_id, reply.pid, str(slot.prefix))
 
     async def _signal(self, kernel_id: str, signum: int) -> None:
-        with suppress(EnclaveGoneError):
+        with suppress(EnclaveGoneError, EnclaveNotTrustedError):
             await self._control.request(SignalKernel(kernel_id, signum), timeout_s=_REPLY_TIMEOUT_S)
 
     async def _kill(self, slot: KernelSlot) -> None:
@@ -350,11 +366,14 @@ class Gateway:
     async def _status(self) -> GatewayStatus:
         try:
             enclave = await self._enclave_status()
-        except EnclaveGoneError:
+        except (EnclaveGoneError, EnclaveNotTrustedError):
             enclave = None
         slots = (slot.status() for slot in self._slots.values())
         return GatewayStatus(
-            enclave, tuple(status for status in slots if status), self._idle_timeout_s
+            enclave,
+            tuple(status for status in slots if status),
+            self._idle_timeout_s,
+            None if enclave else self._control.refusal,
         )
 
     # The end
@@ -362,7 +381,7 @@ class Gateway:
     async def _shutdown(self) -> Done:
         """End the enclave and, once the reply is out, ourselves."""
         self._stopping = True
-        with suppress(EnclaveGoneError):
+        with suppress(EnclaveGoneError, EnclaveNotTrustedError):
             await self._control.request(Shutdown(), timeout_s=_REPLY_TIMEOUT_S)
         self._gone()
         # ApiServer.close lets the reply out.

@@ -15,10 +15,12 @@ from enclave_parent_gateway.api import (
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
     EnclaveNotRunningError,
+    EnclaveNotTrustedError,
     GatewayError,
     GatewayStoppingError,
     RefusedError,
 )
+from enclave_protocol import attestation_errors
 from enclave_protocol.frame import FrameDecoder, encode_frame
 from enclave_protocol.messages import Failed
 
@@ -28,6 +30,8 @@ REQUEST_TIMEOUT_S = 10.0
 """For everything but a launch: the gateway answers these from memory or in one round trip."""
 
 _PORTION_BYTES = 256 * 1024
+_UNTRUSTED = frozenset({*attestation_errors.__all__, "NothingExpectedError", "ExpectedPcrsError"})
+"""Kinds of `EnclaveNotTrustedError`, by the names of the errors behind it."""
 _Answer = TypeVar("_Answer")
 
 
@@ -40,6 +44,8 @@ def _checked(payload: bytes, expected: type[_Answer]) -> _Answer:
         for error in (EnclaveGoneError, GatewayStoppingError):
             if reply.kind == error.__name__:
                 raise error(reply.message)
+        if reply.kind in _UNTRUSTED:
+            raise EnclaveNotTrustedError(reply.kind, reply.message)
         raise RefusedError(reply.kind, reply.message)
     raise GatewayError(
         f"the gateway answered with {type(reply).__name__}, expected {expected.__name__}; "
@@ -77,6 +83,7 @@ async def ask(
         EnclaveNotRunningError: Nothing listens there, or it went away before it answered.
         EnclaveGoneError: The gateway runs, the enclave does not.
         GatewayStoppingError: The enclave goes down right now.
+        EnclaveNotTrustedError: What answers is not the enclave expected.
         RefusedError: The request failed.
         GatewayError: The connection failed on this side, or the gateway is of another version.
         TimeoutError: No answer in time.

@@ -1,11 +1,13 @@
 """Brings the enclave up and down, for the CLI and for notebooks; exactly one at a time."""
 
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from enclave_parent_gateway.api import GatewayStatus
 from enclave_parent_gateway.backends.base import Progress, load_backend
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state
+from enclave_parent_gateway.errors import EnclaveNotTrustedError
 from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.process_identity import stop_process
@@ -17,6 +19,9 @@ __all__ = ["bring_down", "bring_up", "running_status"]
 
 _SHUTDOWN_TIMEOUT_S = 15.0
 _GATEWAY_GRACE_S = 3.0
+_REFUSAL_GRACE_S = 3.0
+"""The gateway looks again every second at what it refused."""
+_POLL_S = 0.1
 
 
 def running_status(gateway_socket: Path) -> GatewayStatus | None:
@@ -52,13 +57,16 @@ def bring_up(
 
     Raises:
         EnclaveStartError: It does not come up.
+        EnclaveNotTrustedError: What answers is not the enclave expected.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; nothing is left of the attempt.
     """
     lock = paths.lock()
     lock.acquire(interrupts.check)
     try:
-        status = running_status(paths.gateway_socket)
+        status = _settled_status(paths.gateway_socket, interrupts)
         state = read_state(paths.state_file)
+        if status is not None and status.refusal is not None:
+            raise EnclaveNotTrustedError(status.refusal.kind, status.refusal.message)
         if status is not None and status.enclave is not None and state is not None:
             return state, False
         started = load_backend(backend).up(
@@ -72,6 +80,17 @@ def bring_up(
         return started, True
     finally:
         lock.release()
+
+
+def _settled_status(gateway_socket: Path, interrupts: DeferredInterrupts) -> GatewayStatus | None:
+    """Return the gateway's word; one that refused the enclave gets the time to look again."""
+    deadline = time.monotonic() + _REFUSAL_GRACE_S
+    while True:
+        status = running_status(gateway_socket)
+        if status is None or status.refusal is None or time.monotonic() > deadline:
+            return status
+        interrupts.check()
+        time.sleep(_POLL_S)
 
 
 def bring_down(paths: EnclavePaths, *, progress: Progress) -> bool:

@@ -12,9 +12,10 @@ import secrets
 import signal
 from typing import Any, cast
 
+import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import Float, List, Unicode
+from traitlets import CaselessStrEnum, Float, List, Unicode
 
 from enclave_parent_gateway.api import (
     ForgetKernel,
@@ -37,7 +38,7 @@ from enclave_parent_gateway.errors import (
 from enclave_parent_gateway.gateway_client import ask
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_protocol.errors import EnclaveError
-from enclave_protocol.messages import CHANNELS, Done
+from enclave_protocol.messages import CHANNELS, CurveKeys, Done
 
 __all__ = ["EnclaveProvisioner"]
 
@@ -65,6 +66,14 @@ class EnclaveProvisioner(KernelProvisionerBase):
         config=True,
         help="An enclave that this server starts goes down after so many seconds without a "
         "kernel; 0: never.",
+    )
+
+    transport_encryption = CaselessStrEnum(
+        ["required", "disabled"],
+        "required",
+        config=True,
+        help="CurveZMQ between Jupyter's clients and the kernel in the enclave. 'disabled' is for "
+        "clients that do not know it: whoever stands between them reads and writes along.",
     )
 
     def __init__(self, **kwargs: Any) -> None:
@@ -159,13 +168,14 @@ class EnclaveProvisioner(KernelProvisionerBase):
         """Return the arguments of `launch_kernel`.
 
         Raises:
-            KernelLaunchError: Curve encryption is required, which this version does not have.
+            KernelLaunchError: Curve encryption is required, and switched off for this kernel.
         """
-        if getattr(self.parent, "transport_encryption", "disabled") == "required":
+        required = getattr(self.parent, "transport_encryption", "disabled") == "required"
+        if required and self.transport_encryption == "disabled":
             # Refused, not ignored: whoever requires it relies on it.
             raise KernelLaunchError(
-                "transport_encryption='required' does not work with this kernel yet; its channels "
-                "are Unix sockets that only you can open. Set it to 'auto' or 'disabled'"
+                "transport_encryption='required' and EnclaveProvisioner.transport_encryption="
+                "'disabled' contradict each other; remove one of them"
             )
         # The kernelspec's argv is not run: the enclave knows how to start a kernel. What a caller
         # of start_kernel adds to it are options of ipykernel.
@@ -198,6 +208,7 @@ class EnclaveProvisioner(KernelProvisionerBase):
             cwd=os.path.abspath(kwargs.get("cwd") or "."),  # noqa: PTH100 (Path follows no ..)
             environ=self._environ(kwargs.get("env") or {}),
             arguments=tuple(cmd),
+            curve=self._curve_keys(),
         )
         launched = await self._launch(request)
         self._enclave_kernel_id = launched.kernel_id
@@ -210,6 +221,10 @@ class EnclaveProvisioner(KernelProvisionerBase):
         }
         for number, name in enumerate(CHANNELS, 1):
             info[f"{name}_port"] = number
+        if request.curve is not None:
+            # Text, as in the connection file it is compared with.
+            info["curve_publickey"] = request.curve.public_key.decode("ascii")
+            info["curve_secretkey"] = request.curve.secret_key.decode("ascii")
         self.connection_info = cast(KernelConnectionInfo, info)
         return self.connection_info
 
@@ -238,6 +253,35 @@ class EnclaveProvisioner(KernelProvisionerBase):
         if len(key) < _MIN_KEY_BYTES:
             key = secrets.token_hex(_MIN_KEY_BYTES).encode()
         return key, scheme if _SCHEME.fullmatch(scheme) else "hmac-sha256"
+
+    def _curve_keys(self) -> CurveKeys | None:
+        """Return the manager's CurveZMQ pair, a new one if it has none, or None if switched off.
+
+        jupyter_client makes it in LocalProvisioner.pre_launch only, and there only if it is told
+        to encrypt; this kernel's channels are encrypted unless it is told not to. It keeps the
+        pair over restarts, as it does the session's key.
+
+        Raises:
+            KernelLaunchError: This installation cannot encrypt.
+        """
+        if self.transport_encryption == "disabled":
+            return None
+        manager = self.parent
+        if manager is not None and not hasattr(manager, "curve_publickey"):
+            raise KernelLaunchError(
+                "this jupyter_client cannot encrypt the kernel's channels; type: pip install -U "
+                "'jupyter_client>=8.10'"
+            )
+        if not zmq.has("curve"):
+            raise KernelLaunchError(
+                "this pyzmq cannot encrypt the kernel's channels (no CurveZMQ); type: pip install "
+                "--force-reinstall pyzmq"
+            )
+        public = getattr(manager, "curve_publickey", None)
+        secret = getattr(manager, "curve_secretkey", None)
+        if public is None or secret is None:
+            public, secret = zmq.curve_keypair()
+        return CurveKeys(bytes(public), bytes(secret))
 
     def _environ(self, environ: dict[str, str]) -> dict[str, str]:
         """Return what of the server's environment may enter the enclave."""

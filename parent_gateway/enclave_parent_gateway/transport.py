@@ -1,14 +1,18 @@
-"""The seam between the gateway and an enclave: an endpoint's text in, a connected socket out."""
+"""The seam between the gateway and an enclave: an endpoint's text in, a connected socket out.
+
+And TLS as the gateway speaks it: who is at the other end is for the attestation document to say.
+"""
 
 import os
 import re
 import socket
+import ssl
 from typing import cast
 
 from enclave_parent_gateway.errors import TransportError
 from enclave_parent_gateway.runtime_dir import MAX_SOCKET_PATH_BYTES
 
-__all__ = ["CONNECT_TIMEOUT_S", "connect"]
+__all__ = ["CONNECT_TIMEOUT_S", "connect", "tls_context"]
 
 CONNECT_TIMEOUT_S = 5.0
 """Connecting never leaves the machine: longer means that nobody accepts."""
@@ -47,3 +51,18 @@ def connect(endpoint: str) -> socket.socket:
         reason = getattr(error, "strerror", None) or str(error)
         raise TransportError(f"nothing answers at {endpoint}: {reason}") from error
     return sock
+
+
+def tls_context() -> ssl.SSLContext:
+    """Return TLS 1.3 as a client that takes any certificate.
+
+    Its key is checked afterwards, against the attestation document and before anything else is
+    sent (`enclave_protocol.channel_binding`). No session is ever resumed: Python's ssl does not
+    unless it is handed one.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.options |= ssl.OP_NO_TICKET
+    return context

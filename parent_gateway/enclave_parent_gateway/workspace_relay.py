@@ -10,12 +10,11 @@ import socket
 from collections.abc import Coroutine
 from pathlib import Path
 
+from enclave_parent_gateway.attested_stream import PeerCheck, open_attested
 from enclave_parent_gateway.kernel_slot import is_own_peer
-from enclave_parent_gateway.transport import connect
 from enclave_protocol.errors import EnclaveError
-from enclave_protocol.frame import encode_frame
-from enclave_protocol.messages import PROTOCOL_VERSION, OpenWorkspace, encode
-from enclave_protocol.relay import relay
+from enclave_protocol.messages import PROTOCOL_VERSION, OpenWorkspace
+from enclave_protocol.relay import relay_secured
 
 __all__ = ["WorkspaceRelay"]
 
@@ -29,9 +28,11 @@ class WorkspaceRelay:
     Args:
         path: The socket's.
         endpoint: The supervisor's, as in `transport.connect`.
+        check: Verifies the peer of every stream.
     """
 
-    def __init__(self, path: Path, endpoint: str) -> None:
+    def __init__(self, path: Path, endpoint: str, check: PeerCheck) -> None:
+        self._check = check
         self._path = path
         self._endpoint = endpoint
         self._listener: socket.socket | None = None
@@ -75,17 +76,14 @@ class WorkspaceRelay:
                 client.close()
 
     async def _carry(self, client: socket.socket) -> None:
+        opening = OpenWorkspace(PROTOCOL_VERSION)
         try:
-            stream = await asyncio.to_thread(connect, self._endpoint)
-        except EnclaveError as error:
-            log.warning("no workspace stream: %s", error)
+            stream = await open_attested(self._endpoint, opening, self._check)
+        except (EnclaveError, OSError, TimeoutError) as error:
+            log.warning("no workspace stream: %s", error or type(error).__name__)
             client.close()
             return
-        try:
-            stream.sendall(encode_frame(encode(OpenWorkspace(PROTOCOL_VERSION))))
-        except OSError as error:
-            log.warning("no workspace stream: %s", error)
+        except BaseException:
             client.close()
-            stream.close()
-            return
-        await relay(client, stream)
+            raise
+        await relay_secured(stream.reader, stream.writer, client)

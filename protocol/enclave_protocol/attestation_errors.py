@@ -1,5 +1,6 @@
 """Why an attestation document was refused: one class for each step of the verification."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 from enclave_protocol.errors import EnclaveError
@@ -10,6 +11,7 @@ __all__ = [
     "AttestationFormatError",
     "AttestationSignatureError",
     "AttestationTimeError",
+    "ChannelBindingError",
     "DebugModeError",
     "NonceMismatchError",
     "PcrMismatchError",
@@ -72,11 +74,15 @@ class NonceMismatchError(AttestationError):
 class PcrMismatchError(AttestationError):
     """Step 6: a PCR in the attestation document is not the expected one."""
 
-    def __init__(self, index: int, *, expected: bytes, actual: bytes | None) -> None:
+    def __init__(
+        self, index: int, *, expected: bytes | Collection[bytes], actual: bytes | None
+    ) -> None:
         found = "absent" if actual is None else actual.hex()
+        values = [expected] if isinstance(expected, bytes) else sorted(expected)
+        wanted = " or ".join(value.hex() for value in values)
         super().__init__(
-            f"PCR{index} is {found}, expected {expected.hex()}: this is another enclave image; "
-            "rebuild it, or approve it in the key policy"
+            f"PCR{index} is {found}, expected {wanted}: this is another enclave image; start the "
+            f"one you mean, or approve this one (enclave up --expect-pcr{index}, key policy)"
         )
 
 
@@ -87,4 +93,14 @@ class DebugModeError(AttestationError):
         super().__init__(
             "the enclave runs in debug mode (PCR0 is zero), so nothing about its image is proven; "
             "start it without --debug-mode"
+        )
+
+
+class ChannelBindingError(AttestationError):
+    """The document is genuine, and the peer of the connection is not who it speaks of."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the attestation document is not for the TLS key of this connection: somebody on this "
+            "machine stands between gateway and enclave; nothing was sent. See: enclave logs"
         )

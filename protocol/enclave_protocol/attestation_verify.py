@@ -26,14 +26,14 @@ from enclave_protocol.attestation_errors import (
     UntrustedRootError,
 )
 
-__all__ = ["CLOCK_SKEW", "verify_attestation"]
+__all__ = ["CERTIFICATE_ERRORS", "CLOCK_SKEW", "verify_attestation"]
 
 CLOCK_SKEW = timedelta(minutes=5)  # how far the document's clock may be ahead of ours
 _COORDINATE_BYTES = 48  # P-384
 _MAX_INTERMEDIATES = 8
 # All that cryptography has for a certificate it cannot read; they share no base class. The
 # built-in ones come from its constructors of names and extensions, which it calls as it reads.
-_CERTIFICATE_ERRORS = (
+CERTIFICATE_ERRORS = (
     ValueError,
     TypeError,
     LookupError,
@@ -133,7 +133,7 @@ def _verify_chain(content: AttestationDocument, now: datetime) -> ec.EllipticCur
         )
         found = verifier.verify(chain[-1], chain[1:-1]).chain
         _verify_extensions(chain)
-    except _CERTIFICATE_ERRORS as error:
+    except CERTIFICATE_ERRORS as error:
         reason = " ".join(str(error).partition(" (encountered")[0].split())
         raise AttestationChainError(
             f"the certificates of the attestation document are not valid at {now.isoformat()}: "

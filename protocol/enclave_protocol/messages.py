@@ -1,8 +1,9 @@
 """Messages on the streams between the gateway and the supervisor. Values only, no I/O.
 
 A stream starts with one `Open` message from the gateway. On a channel stream the raw bytes of
-one ZeroMQ connection follow. On the control stream both sides send `Envelope`s: requests and
-replies in either direction, and events.
+one ZeroMQ connection follow. On a control stream TLS follows, in it one `Challenge` and the
+enclave's `Attested`, and then both sides send `Envelope`s: requests and replies in either
+direction, and events.
 
 Source: docs/spec/control.md.
 """
@@ -15,14 +16,17 @@ from enclave_protocol.errors import ProtocolError
 
 __all__ = [
     "CHANNELS",
+    "MAX_CHALLENGE_BYTES",
     "MAX_CONTROL_BYTES",
     "MAX_OPEN_BYTES",
     "PROTOCOL_VERSION",
     "Attest",
     "Attested",
     "Body",
+    "Challenge",
     "Credentials",
     "CredentialsRequest",
+    "CurveKeys",
     "Done",
     "EgressTicket",
     "EgressWanted",
@@ -40,20 +44,26 @@ __all__ = [
     "OpenControl",
     "OpenEgress",
     "OpenWorkspace",
+    "PinnedKey",
+    "PublisherKey",
     "Shutdown",
     "SignalKernel",
     "StatusRequest",
+    "decode_attested",
+    "decode_challenge",
     "decode_envelope",
     "decode_open",
     "encode",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 """The five Jupyter channels in the order of the ports 1 to 5 of an ipc connection file."""
 
 MAX_OPEN_BYTES = 512
 """Limit of the first frame of a stream, read before anything is known about the peer."""
+MAX_CHALLENGE_BYTES = 16 * 1024
+"""Limit of the frames of challenge and answer: an attestation document has up to 12 KiB."""
 MAX_CONTROL_BYTES = 1024 * 1024
 """Limit of a frame on the control stream: the largest is a launch with its environment."""
 
@@ -132,11 +142,26 @@ class EnclaveStatus(_Message, frozen=True, tag="enclave_status"):
     kernels: tuple[KernelInfo, ...]
 
 
+class CurveKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The CurveZMQ key pair of one kernel, each Z85 text of 40 characters (ZeroMQ RFC 26 and 32).
+
+    Jupyter's clients use the same pair as the kernel, so even the public key is a secret: whoever
+    knows it can connect. It is made on the Jupyter side. `repr` shows neither.
+    """
+
+    public_key: Annotated[bytes, msgspec.Meta(min_length=40, max_length=40)]
+    secret_key: Annotated[bytes, msgspec.Meta(min_length=40, max_length=40)]
+
+    def __repr__(self) -> str:
+        return "CurveKeys(...)"
+
+
 class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
     """Gateway to supervisor: start a kernel process. Answered when its five sockets are bound.
 
     `key` is the Jupyter session's HMAC key (32 bytes and more); `environ` holds only what the
     gateway chose to pass on; `arguments` are command-line options of ipykernel's application.
+    With `curve`, the kernel speaks to nobody who does not know the pair.
     `workspace` is the notebook's folder in the workspace, "" for the workspace itself; None: the
     notebook is not in it.
     """
@@ -147,7 +172,11 @@ class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
     cwd: _Text
     environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
     arguments: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()
+    curve: CurveKeys | None = None
     workspace: _Text | None = None
+
+    def __repr__(self) -> str:
+        return f"LaunchKernel(kernel_id={self.kernel_id!r}, ...)"
 
 
 class KernelLaunched(_Message, frozen=True, tag="kernel_launched"):
@@ -189,6 +218,23 @@ class Credentials(_Message, frozen=True, tag="credentials"):
         return f"Credentials(access_key_id={self.access_key_id!r}, ...)"
 
 
+class PublisherKey(_Message, frozen=True, tag="publisher_key"):
+    """Supervisor to gateway: which key has this user pinned for a publisher?
+
+    With `pin` the gateway pins this one first, if there is none.
+    """
+
+    publisher: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    pin: bool
+
+
+class PinnedKey(_Message, frozen=True, tag="pinned_key"):
+    """Reply to `PublisherKey`: the pinned fingerprint, "" for a publisher that is new."""
+
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+
+
 class EgressWanted(_Message, frozen=True, tag="egress_wanted"):
     """Event from the supervisor: open a stream with this ticket, something waits for the proxy.
 
@@ -200,15 +246,21 @@ class EgressWanted(_Message, frozen=True, tag="egress_wanted"):
 
 
 class Attest(_Message, frozen=True, tag="attest"):
-    """Gateway to supervisor: an attestation document that carries this nonce, and no key."""
+    """Gateway to supervisor: a document as in answer to `Challenge`, with this nonce."""
 
-    nonce: Annotated[bytes, msgspec.Meta(min_length=16, max_length=512)]
+    nonce: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class Challenge(_Message, frozen=True, tag="challenge"):
+    """First frame inside TLS: the gateway asks who is there, with a nonce it uses once."""
+
+    nonce: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class Attested(_Message, frozen=True, tag="attested"):
-    """Reply to `Attest`: the document's bytes, as the NSM gave them."""
+    """Answer to `Challenge`, reply to `Attest`: the document's bytes, as the NSM gave them."""
 
-    document: bytes
+    document: Annotated[bytes, msgspec.Meta(max_length=0x3000)]
 
 
 class Shutdown(_Message, frozen=True, tag="shutdown"):
@@ -235,6 +287,8 @@ Body = (
     | KernelEnded
     | CredentialsRequest
     | Credentials
+    | PublisherKey
+    | PinnedKey
     | EgressWanted
     | Attest
     | Attested
@@ -258,10 +312,12 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _open_decoder: msgspec.msgpack.Decoder[Open] = msgspec.msgpack.Decoder(Open)
+_challenge_decoder = msgspec.msgpack.Decoder(Challenge)
+_attested_decoder = msgspec.msgpack.Decoder(Attested)
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 
 
-def encode(message: Open | Envelope) -> bytes:
+def encode(message: Open | Challenge | Attested | Envelope) -> bytes:
     """Return the message as msgpack, without the frame's length."""
     return _encoder.encode(message)
 
@@ -276,6 +332,30 @@ def decode_open(payload: bytes) -> Open:
         return _open_decoder.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise MessageError("the stream does not start with an Open message") from error
+
+
+def decode_challenge(payload: bytes) -> Challenge:
+    """Return the first message inside TLS.
+
+    Raises:
+        MessageError: It is not a challenge.
+    """
+    try:
+        return _challenge_decoder.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MessageError("the control stream does not start with a Challenge") from error
+
+
+def decode_attested(payload: bytes) -> Attested:
+    """Return the enclave's answer to a challenge.
+
+    Raises:
+        MessageError: It is not one, or the document has more than 12 KiB.
+    """
+    try:
+        return _attested_decoder.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MessageError("the enclave's answer to the challenge is not one") from error
 
 
 def decode_envelope(payload: bytes) -> Envelope:

@@ -22,6 +22,7 @@ from enclave_protocol.manifest import (
     check_manifest,
 )
 from enclave_protocol.package_errors import PackageError, PackageFormatError
+from enclave_protocol.package_signature import Signer, check_signer
 from enclave_protocol.plain_text import plain_text
 
 __all__ = [
@@ -43,12 +44,13 @@ MAX_FILES: Final = 65_536
 
 
 class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is in the file, what of it is reachable, and which data key opens it.
+    """What is in the file, what of it is reachable, which data key opens it, and who says so.
 
     Attributes:
         data_key_commitment: Of `data_key_commitment.py`, 64 lower-case hex digits.
         archive_bytes: Size of the plaintext archive.
         file_count: Number of files in it.
+        signer: The publisher's key; None for a package that is not signed.
     """
 
     package: Package
@@ -59,6 +61,7 @@ class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_key_commitment: str
     archive_bytes: int
     file_count: int
+    signer: Signer | None
 
 
 def encode_label(label: Label) -> bytes:
@@ -135,3 +138,5 @@ def _check_identity(label: Label) -> None:
         )
     if not COMMITMENT_PATTERN.fullmatch(label.data_key_commitment):
         raise PackageFormatError("the label's data_key_commitment is not 64 hex digits")
+    if label.signer is not None:
+        check_signer(label.signer, package.publisher)

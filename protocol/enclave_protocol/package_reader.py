@@ -7,6 +7,7 @@ that a caller hands in; what becomes of the files is the caller's.
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
+from enclave_protocol.body_digest import BodyDigest
 from enclave_protocol.chunked_encryption import (
     CHUNK_BYTES,
     SEALED_CHUNK_BYTES,
@@ -34,6 +35,7 @@ from enclave_protocol.package_header import (
     decode_header,
     header_size,
 )
+from enclave_protocol.package_signature import PackageSignatureError
 
 __all__ = ["READ_BYTES", "PackageReader", "Place", "Readable", "read_header", "read_package"]
 
@@ -63,6 +65,7 @@ class PackageReader:
 
     Events and contents come from verified chunks, but mean nothing before `finish` returned:
     place files as they come, use none. After an error everything placed is to be thrown away.
+    Of a signed package the signature is verified first, and the body's digest at the end.
 
     Args:
         header: The file's header.
@@ -70,6 +73,10 @@ class PackageReader:
         place: Where contents go, asked at every file's start: whole chunks are then decrypted
             right there, and there is no `FileData`. Without it contents come as events.
         file: The file's name, for errors.
+
+    Raises:
+        PackageSignatureError: The publisher's signature is not of this label.
+        PackageFormatError: The data key has another size, or the public key is none.
     """
 
     def __init__(
@@ -86,10 +93,14 @@ class PackageReader:
         self._body_bytes = sealed_size(header.label.archive_bytes)
         self._fed = 0
         try:
-            check_data_key(data_key, header.label.data_key_commitment)  # 4
+            header.verify_signature()  # 3
+            check_data_key(data_key, header.label.data_key_commitment)  # 5
             self._decryptor = Decryptor(data_key, header.context)
         except PackageError as error:
             raise error.with_file(file) from None
+        signature = header.signature
+        self._signed_digest = None if signature is None else signature.body_digest
+        self._digest = None if signature is None else BodyDigest()
         self._archive = ArchiveReader(header.label.archive_bytes)
         self._stage = memoryview(bytearray(_STAGE_CHUNKS * CHUNK_BYTES))
         self._destination: memoryview | None = None  # what the current file still lacks
@@ -104,10 +115,17 @@ class PackageReader:
             PackageTamperedError: Wrong key, or altered, or longer than announced.
             PackageFormatError: The owner's archive breaks a rule.
         """
+        view = memoryview(data).cast("B")
+        if self._digest is not None:
+            self._digest.begin(view)  # beside the decryption
         try:
-            yield from self._feed(memoryview(data).cast("B"))
+            yield from self._feed(view)
         except PackageError as error:
+            self.close()
             raise error.with_file(self._file) from None
+        finally:
+            if self._digest is not None:
+                self._digest.join()
 
     def finish(self) -> Iterator[ArchiveEvent]:
         """Yield the last events; `ArchiveEnd` comes last, and says that everything verified.
@@ -115,12 +133,20 @@ class PackageReader:
         Raises:
             PackageTruncatedError: The body is shorter than announced.
             PackageTamperedError: The last chunk is altered.
+            PackageSignatureError: Another body than the publisher signed.
             PackageFormatError: The archive is not what the label announced.
         """
         try:
             yield from self._finish()
         except PackageError as error:
             raise error.with_file(self._file) from None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End what hashes; only needed when it is given up before `finish`."""
+        if self._digest is not None:
+            self._digest.close()
 
     def _feed(self, data: memoryview) -> Iterator[ArchiveEvent]:
         self._fed += len(data)
@@ -130,15 +156,15 @@ class PackageReader:
             chunks = archive.contents_ahead // CHUNK_BYTES if direct is not None else 0
             if direct is not None and chunks:
                 piece = data[: decryptor.input_size(chunks)]
-                written = decryptor.update_into(piece, direct)  # 5
+                written = decryptor.update_into(piece, direct)  # 6
                 self._destination = direct[written:]
                 yield from archive.take_contents(written)
             else:
                 piece = data[: decryptor.input_size(_STAGE_CHUNKS)]
-                written = decryptor.update_into(piece, self._stage)  # 5
+                written = decryptor.update_into(piece, self._stage)  # 6
                 yield from self._deliver(self._stage[:written])
             data = data[len(piece) :]
-        if self._fed > self._body_bytes:  # 6
+        if self._fed > self._body_bytes:  # 7
             raise PackageTamperedError(
                 f"the body is longer than the {self._body_bytes} bytes the label announces: "
                 "get the file again from its publisher"
@@ -166,7 +192,7 @@ class PackageReader:
         return view
 
     def _finish(self) -> Iterator[ArchiveEvent]:
-        if self._fed < self._body_bytes:  # 7
+        if self._fed < self._body_bytes:  # 8
             raise PackageTruncatedError(
                 f"the body ends after {self._fed} of {self._body_bytes} bytes: "
                 "copy the file again, whole"
@@ -177,7 +203,12 @@ class PackageReader:
             raise PackageFormatError(
                 f"the archive has {end.files} files, the label announced {self._label.file_count}"
             )
-        yield end  # 8: only now may anything be used
+        if self._digest is not None and self._digest.finish() != self._signed_digest:  # 9
+            raise PackageSignatureError(
+                "the body is not the one that the publisher signed: get the file again from its "
+                "publisher"
+            )
+        yield end  # 10: only now may anything be used
 
 
 def read_header(stream: Readable, *, file: str | None = None) -> PackageHeader:
@@ -215,11 +246,11 @@ def read_package(
         PackageError: As `read_header` and `PackageReader`; it names the file.
     """
     header = read_header(stream, file=file)
-    data_key = unwrap(header)  # 3
+    data_key = unwrap(header)  # 4
     try:
         reader = PackageReader(header, data_key, place=place, file=file)
     finally:
-        data_key[:] = bytes(len(data_key))  # 4
+        data_key[:] = bytes(len(data_key))  # 5
     buffer = memoryview(bytearray(READ_BYTES))
     while count := stream.readinto(buffer):
         yield from reader.feed(buffer[:count])

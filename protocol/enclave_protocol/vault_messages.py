@@ -321,9 +321,13 @@ class VaultReady(_Message, frozen=True, tag=41):
 
 
 class StartVault(_Message, frozen=True, tag=42):
-    """Supervisor to vault: serve the package with this header. `KEY_BYTES` raw bytes follow."""
+    """Supervisor to vault: serve the package with this header. `KEY_BYTES` raw bytes follow.
+
+    `now_ms`: what time it is, in milliseconds since 1970, for policies that expire.
+    """
 
     header: bytes
+    now_ms: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class VaultStarted(_Message, frozen=True, tag=43):

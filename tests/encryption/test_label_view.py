@@ -25,7 +25,7 @@ HOSTILE = "[/][bold]\x1b]52;c;x\x07\r\n\u202e"
 def header_of(**fields: Any) -> PackageHeader:
     """A header that no owner's tool would write: what these fields say is not checked."""
     data = msgspec.json.encode(msgspec.structs.replace(make_label(FILES), **fields), order="sorted")
-    return decode_header(header_with_slot(data, KeySlot(KEY_ARN, b"wrapped")))
+    return decode_header(header_with_slot(data, KeySlot(KEY_ARN, b"wrapped"), None))
 
 
 def test_nothing_in_a_label_is_markup_or_drives_the_terminal() -> None:

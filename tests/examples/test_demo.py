@@ -84,7 +84,10 @@ def test_each_step_is_announced_with_a_tick(demo: tuple[Path, str]) -> None:
     assert steps == ["1", "2", "3", "4", "5"]
     assert "✗" not in demo[1]
     assert "NOT CONFIDENTIAL" in demo[1]
-    assert "kms:RecipientAttestation:ImageSha384" in demo[1]
+    # What the owner's own tool says of the key policy that it wrote.
+    assert 'in the enclave       allowed by "EnclaveRelease"' in demo[1]
+    assert 'without attestation  denied by "EnclaveDenyUnattested"' in demo[1]
+    assert "Signed by RapidOCR demo" in demo[1]
     assert "ocr-executed.ipynb" in demo[1]
 
 

@@ -5,34 +5,67 @@ findings. Its seeds are inputs that are accepted, or nearly.
 """
 
 import contextlib
+import io
 import random
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+import cbor2
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
 
+from enclave_kernel import session_messages
 from enclave_kernel.call_channel import CallChannel
+from enclave_kernel.session_messages import LoadPackage, decode_from_session
 from enclave_parent_gateway.egress.client_hello import check_client_hello
 from enclave_parent_gateway.egress.destination import Destination, parse_destination
 from enclave_parent_gateway.egress.errors import ClientHelloError, EgressError
 from enclave_parent_gateway.egress.http_head import parse_head
 from enclave_protocol.attestation_document import decode_signed_document
-from enclave_protocol.attestation_errors import AttestationError
+from enclave_protocol.attestation_errors import AttestationError, ChannelBindingError
 from enclave_protocol.attestation_verify import verify_attestation
+from enclave_protocol.channel_binding import public_key_of
+from enclave_protocol.eif import SIGNATURE, EifError, measure_eif
 from enclave_protocol.errors import ProtocolError
 from enclave_protocol.frame import FrameDecoder, FrameError, encode_frame
 from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.kms_cms import CmsError, decode_cms, decrypt_cms
+from enclave_protocol.messages import (
+    PROTOCOL_VERSION,
+    Attest,
+    Attested,
+    Body,
+    Challenge,
+    Credentials,
+    Envelope,
+    LaunchKernel,
+    MessageError,
+    Open,
+    OpenChannel,
+    OpenControl,
+    PinnedKey,
+    PublisherKey,
+    StatusRequest,
+    decode_attested,
+    decode_challenge,
+    decode_envelope,
+    decode_open,
+    encode,
+)
 from enclave_protocol.nitro_root import AWS_NITRO_ROOT_DER
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_header import decode_header, encode_header
-from enclave_protocol.package_label import check_label
+from enclave_protocol.package_label import check_label, decode_label, encode_label
+from enclave_protocol.package_signature import PackageSignature
 from enclave_protocol.value_codec import (
     EncodedValue,
     ValueRefusedError,
@@ -51,28 +84,10 @@ from enclave_protocol.vault_messages import (
     decode_vault_message,
     encode_call_head,
 )
-from enclave_protocol.workspace.messages import (
-    Batch,
-    Changed,
-    Data,
-    Entry,
-    FromEnclave,
-    FromParent,
-    Listing,
-    MakeFolder,
-    Put,
-    Read,
-    Scan,
-    Signature,
-    Skipped,
-    WorkspaceError,
-    decode_from_enclave,
-    decode_from_parent,
-    encode_into,
-)
-from enclave_protocol.workspace.names import NameRefusedError, check_rel
 from tests.fuzz.mutations import mutate_bytes, mutate_header
+from tests.fuzz.workspace_target import workspace, workspace_seeds
 from tests.support.egress import client_hello
+from tests.support.eif_files import CMDLINE, KERNEL, METADATA, RAMDISK, eif, sealed
 
 __all__ = ["TARGETS", "Target"]
 
@@ -179,9 +194,63 @@ def _call_frame_seeds() -> list[bytes]:
 
 
 def _package_header(data: bytes) -> None:
-    """Decode the header of a package and everything in its label."""
+    """Decode the header of a package and everything in its label; verify its signature.
+
+    A signature that verifies is of this label and digest, so it is one of the seeds'.
+    """
     with contextlib.suppress(PackageError):
-        check_label(decode_header(data).label)
+        header = decode_header(data)
+        check_label(header.label)
+        header.verify_signature()
+        signed = (header.label_bytes, header.signature)
+        if header.label.signer is not None and signed not in _signed_seeds():
+            raise AssertionError("a signature of nobody's verified")
+
+
+@cache
+def _signed_seeds() -> list[tuple[bytes, PackageSignature | None]]:
+    headers = [decode_header(seed) for seed in _package_seeds()]
+    return [(header.label_bytes, header.signature) for header in headers]
+
+
+def _label(data: bytes) -> None:
+    """Decode a label: what is accepted is the one encoding of what it says."""
+    with contextlib.suppress(PackageError):
+        label = decode_label(data)
+        check_label(label)
+        if encode_label(label) != data:
+            raise AssertionError("a label that is not canonical was accepted")
+
+
+def _label_seeds() -> list[bytes]:
+    return [decode_header(seed).label_bytes for seed in _package_seeds()]
+
+
+def _mutate_label(source: random.Random, data: bytes) -> bytes:
+    """Change some JSON values, so that the result is canonical JSON, or some bytes."""
+    if source.random() < 0.3:
+        return mutate_bytes(source, data)
+    try:
+        root = msgspec.json.decode(data)
+    except msgspec.MsgspecError:
+        return mutate_bytes(source, data)
+    for _ in range(source.randint(1, 3)):
+        place = root
+        while True:
+            key = source.choice(sorted(place))
+            if not isinstance(place[key], dict) or not place[key] or source.random() < 0.2:
+                break
+            place = place[key]
+        place[key] = source.choice(_JSON_VALUES)
+        if not place or not isinstance(root, dict):
+            break
+    return msgspec.json.encode(root, order="sorted")
+
+
+_JSON_VALUES: Final[tuple[Any, ...]] = (
+    *(None, True, 0, -1, 2**53, 2**64 - 1, 0.5, "", "a", "\u202e\x1b[2J", "x" * 5000, [], ["a"]),
+    *({}, {"a": "b"}, {"algorithm": "ed25519", "public_key": "00"}, "f(x, *, y=1)", "e\u0301"),
+)
 
 
 def _package_seeds() -> list[bytes]:
@@ -189,18 +258,20 @@ def _package_seeds() -> list[bytes]:
 
     vector = (_VECTORS / "package" / "vector-1.0.encrypted").read_bytes()
     own = encode_header(make_label(FILES), KeySlot(KEY_ARN, b"wrapped"))
-    return [decode_header(vector).raw, own]
+    signed = (_VECTORS / "package" / "signed-1.0.encrypted").read_bytes()
+    return [decode_header(vector).raw, decode_header(signed).raw, own]
 
 
 def _attestation(data: bytes) -> None:
-    """Decode an attestation document, and verify it: no mutant may pass."""
+    """Decode an attestation document, and verify it at its own time: no mutant may pass."""
     with contextlib.suppress(AttestationError):
-        decode_signed_document(data)
-    with contextlib.suppress(AttestationError):
-        now = datetime(2022, 1, 1, tzinfo=UTC)
+        now = decode_signed_document(data).document.written
         verify_attestation(data, root=AWS_NITRO_ROOT_DER, now=now, allow_debug=True)
+        if data.removeprefix(b"\xd2") not in _attestation_seeds():  # the tag is nobody's secret
+            raise AssertionError("a document that AWS did not sign was accepted")
 
 
+@cache
 def _attestation_seeds() -> list[bytes]:
     return [path.read_bytes() for path in sorted((_VECTORS / "attestation").glob("*.cbor"))]
 
@@ -249,39 +320,65 @@ def _frame_seeds() -> list[bytes]:
     return [encode_frame(b"abc") + encode_frame(b""), encode_frame(bytes(1000))]
 
 
-def _workspace(data: bytes) -> None:
-    """One message of a workspace stream, from either end; a name in it leads nowhere else."""
-    for decode in (decode_from_parent, decode_from_enclave):
-        with contextlib.suppress(WorkspaceError):
-            message = decode(data)
-            names = [rel for rel, _ in message.entries] if isinstance(message, Listing) else []
-            names += message.rels if isinstance(message, Changed) else ()
-            for rel in names:
-                _walk_name(rel)
+def _control(data: bytes) -> None:
+    """Decode what opens a stream, what is said on it, and what a notebook's process says."""
+    decoders: tuple[Callable[[bytes], object], ...] = (
+        *(decode_open, decode_challenge, decode_attested, decode_envelope),
+        decode_from_session,
+    )
+    for decode in decoders:
+        with contextlib.suppress(MessageError):
+            decode(data)
 
 
-def _walk_name(rel: str) -> None:
-    with contextlib.suppress(NameRefusedError):
-        path = PurePosixPath("/root", check_rel(rel))
-        if ".." in path.parts or not path.is_relative_to("/root") or len(path.parts) < 3:
-            raise AssertionError(f"{rel!r} leads out of the root")
-
-
-def _workspace_seeds() -> list[bytes]:
-    entry = Entry("file", 3, 1_600_000_000_000_000_000, 0o644, 7)
-    signature = Signature(65536, bytes(64))
-    steps = (Put("a/b", entry, None, memoryview(b"abc")), MakeFolder("a", 0o755))
-    messages: list[FromParent | FromEnclave] = [
-        *(Scan(("", "a/b")), Read("a/b", entry, signature), Batch(steps)),
-        *(Listing((("../x", entry), ("a/b", entry)), (Skipped("l", "link"),), False), signature),
-        *(Changed(1, ("a/b", "a\\b"), ("a/b",)), Data(5, memoryview(b"bytes"))),
+def _control_seeds() -> list[bytes]:
+    launch = LaunchKernel("ab", bytes(32), "hmac-sha256", "/", {"TZ": "UTC"}, ("--debug",))
+    bodies: tuple[Body, ...] = (
+        launch,
+        StatusRequest(),
+        Attest(bytes(32)),
+        Credentials("id", "secret"),
+        PublisherKey("ACME Analytics", "0f" * 32, pin=True),
+        PinnedKey(""),
+    )
+    envelopes = [encode(Envelope(body, request_id=number)) for number, body in enumerate(bodies)]
+    opens: list[Open] = [OpenControl(PROTOCOL_VERSION), OpenChannel("ab", "shell")]
+    return [
+        *(encode(one) for one in opens),
+        encode(Challenge(bytes(32))),
+        encode(Attested(b"x")),
+        session_messages.encode(LoadPackage(1, "x.encrypted", b"header", unsigned=True)),
+        *envelopes,
     ]
-    seeds = []
-    for message in messages:
-        buffer = bytearray()
-        encode_into(message, buffer, 0)
-        seeds.append(bytes(buffer))
-    return seeds
+
+
+def _certificate(data: bytes) -> None:
+    """Read the key of a TLS certificate that nobody has vouched for."""
+    with contextlib.suppress(ChannelBindingError):
+        public_key_of(data)
+
+
+def _certificate_seeds() -> list[bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "enclave")])
+    start, end = datetime(2000, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, end)
+    return [builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)]
+
+
+def _eif(data: bytes) -> None:
+    """Measure an image whose checksum is right, so that all of it is read."""
+    for image in (data, sealed(data)):
+        with contextlib.suppress(EifError):
+            measure_eif(io.BytesIO(image))
+
+
+def _eif_seeds() -> list[bytes]:
+    parts = [(KERNEL, b"k" * 40), (CMDLINE, b"c"), (RAMDISK, b"r"), (RAMDISK, b"s")]
+    certificate = _certificate_seeds()[0]
+    pem = ssl.DER_cert_to_PEM_cert(certificate).encode()
+    signature = cbor2.dumps([{"signing_certificate": list(pem), "signature": [1]}])
+    return [eif(parts), eif([*parts, (METADATA, b"{}"), (SIGNATURE, signature)])]
 
 
 def _proxy_head(data: bytes) -> None:
@@ -335,8 +432,12 @@ TARGETS: Final = {
     "value": Target(_value, _value_seeds, _mutate_value),
     "call_frames": Target(_call_frames, _call_frame_seeds),
     "package_header": Target(_package_header, _package_seeds),
+    "label": Target(_label, _label_seeds, _mutate_label),
     "attestation": Target(_attestation, _attestation_seeds),
     "cms": Target(_cms, _cms_seeds),
     "frames": Target(_frames, _frame_seeds),
-    "workspace": Target(_workspace, _workspace_seeds),
+    "control": Target(_control, _control_seeds),
+    "certificate": Target(_certificate, _certificate_seeds),
+    "eif": Target(_eif, _eif_seeds),
+    "workspace": Target(workspace, workspace_seeds),
 }

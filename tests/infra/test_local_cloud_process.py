@@ -141,7 +141,7 @@ def test_keys_survive_a_restart(tmp_path: Path, maker: DocumentMaker) -> None:
     state = tmp_path / "cloud"
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in state.iterdir()}
-    assert modes == {"kms.json": 0o600, "lock": 0o600}
+    assert modes == {"cloudtrail.jsonl": 0o600, "kms.json": 0o600, "lock": 0o600}
 
 
 @pytest.mark.parametrize(

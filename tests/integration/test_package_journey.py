@@ -16,12 +16,12 @@ from nbclient import NotebookClient
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
 from tests.support.grader_package import publish_grader, publish_slow
 from tests.support.notebook_cells import finish_cell, run_cell, start_cell, vault_pid, vault_pids
-from tests.support.package_owner import PackageOwner, open_folder
+from tests.support.package_owner import PUBLISHER, PackageOwner, open_folder, publisher_fingerprint
 from tests.support.vault_link import payload_pid
 
 _LOADED = (
-    "Loaded grader 1.4 as {}: Grader, best, mean, nap, vault_number. "
-    "Publisher unknown: the package is not signed.\n"
+    "Loaded grader 1.4 as {}: Grader, best, mean, nap, vault_number.\n"
+    f"Publisher {PUBLISHER}, key {publisher_fingerprint()} (pinned).\n"
 )
 _GRADED = "rows = np.array([[1.0, 0, 0], [0, 1, 1]]); print(grader.Grader(0.5).grade(rows))"
 

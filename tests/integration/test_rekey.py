@@ -33,6 +33,7 @@ from enclave_protocol.policy.policy_document import parse_policy
 from tests.support.kms_keys import error_code
 from tests.support.local_services import HOST_ROLE_ARN, OWNER_ROLE_ARN
 from tests.support.owner_tool import OWNER_ENVIRONMENT
+from tests.support.package_owner import publisher_fingerprint, publisher_key_file
 from tests.support.released_package import NEW_PCR0, Release, header_of, running_release
 
 OPEN = ("--open-policy", "--principal", OWNER_ROLE_ARN)
@@ -90,6 +91,28 @@ def test_another_kms_key(release: Release, old_key: str, new_key: str, file: Pat
     with pytest.raises(KeyReleaseDeniedError):
         release.contents(before, "new")
     assert release.contents(before) == TEXT.encode()
+
+
+def test_the_publishers_signature_stays(
+    release: Release, old_key: str, new_key: str, tmp_path: Path
+) -> None:
+    source, file = tmp_path / "signed", tmp_path / "signed.encrypted"
+    source.mkdir()
+    (source / "module.py").write_text(TEXT)
+    manifest = '[package]\nname = "signed"\npublisher = "ACME Analytics"\n'
+    (source / "enclave.toml").write_text(manifest)
+    sign = ("--sign-with", publisher_key_file())
+    release.owner("encrypt", "-d", source, "-k", old_key, "-o", file, *sign)
+    before = header_of(file)
+    release.owner("rekey", file, "-k", new_key, *OPEN)
+    after = header_of(file)
+    assert before.signature is not None and after.signature == before.signature
+    assert after.slot != before.slot
+    # Verified on the way: the signature is of label and body, and the body is the signed one.
+    assert TEXT.encode() in release.contents(file)
+    after.verify_signature()
+    assert after.label.signer is not None
+    assert after.label.signer.fingerprint == publisher_fingerprint()
 
 
 def test_without_leave_nothing_happens(release: Release, new_key: str, file: Path) -> None:
@@ -209,7 +232,7 @@ def test_rotation(release: Release, old_key: str, file: Path) -> None:
 
 def with_slot(data: bytes, slot: KeySlot) -> bytes:
     header = decode_header(data)
-    return header_with_slot(header.label_bytes, slot) + data[len(header.raw) :]
+    return header_with_slot(header.label_bytes, slot, header.signature) + data[len(header.raw) :]
 
 
 def test_the_key_slot_of_another_package(release: Release, old_key: str, file: Path) -> None:

@@ -54,7 +54,7 @@ class Parts:
 
     preamble: bytes
     label: bytes
-    wrapped_key: bytes
+    tail: bytes
     body: bytes
 
     @classmethod
@@ -66,7 +66,7 @@ class Parts:
 
     @property
     def regions(self) -> tuple[bytes, ...]:
-        return self.preamble, self.label, self.wrapped_key, self.body[:PREFIX_BYTES], self._chunks
+        return self.preamble, self.label, self.tail, self.body[:PREFIX_BYTES], self._chunks
 
     @property
     def _chunks(self) -> bytes:

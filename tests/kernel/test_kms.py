@@ -1,6 +1,7 @@
 """Key release end to end: real software NSM, real local cloud, real boto3, real CMS."""
 
 import base64
+import hashlib
 import http.server
 import json
 import os
@@ -15,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import botocore.auth
 import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -22,16 +24,19 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from enclave_infra.local_cloud.cms_encoding import CmsShape, encrypt_cms
 from enclave_kernel.key_release_errors import (
+    EnclaveClockError,
     KeyReleaseDeniedError,
     KeyReleaseError,
     KeyUnavailableError,
     KmsCredentialsError,
     KmsThrottledError,
     KmsUnreachableError,
+    PackageExpiredError,
 )
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.attestation_document import decode_signed_document
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.key_slot import KeySlot
@@ -74,7 +79,10 @@ class Services:
 
     def package_under(self, arn: str, **label: Any) -> tuple[PackageHeader, bytes]:
         key = secrets.token_bytes(32)
+        usage = label.pop("usage", None)
         full = make_label(FILES, data_key=key, **label)
+        if usage is not None:
+            full = msgspec.structs.replace(full, policy=usage)
         context = encryption_context(full, encode_label(full))
         answer = self.cloud.owner.encrypt(KeyId=arn, Plaintext=key, EncryptionContext=context)
         return decode_header(encode_header(full, KeySlot(arn, answer["CiphertextBlob"]))), key
@@ -86,6 +94,7 @@ class Services:
         nsm: SoftwareNsmProcess | None = None,
         credentials: Credentials = HOST_CREDENTIALS,
         endpoint_url: str | None = None,
+        clock: TrustedClock | None = None,
     ) -> bytearray:
         with NsmClient.open((nsm or self.nsm).endpoint) as client:
             return release_data_key(
@@ -94,6 +103,7 @@ class Services:
                 keys=self.pool,
                 credentials=credentials,
                 endpoint_url=endpoint_url or self.cloud.endpoint_url,
+                clock=clock or TrustedClock(),
             )
 
 
@@ -257,6 +267,19 @@ def test_unknown_and_temporary_credentials(services: Services) -> None:
         assert wrong.secret_access_key not in str(caught.value)
 
 
+def test_a_clock_that_is_wrong(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signed for real, an hour ago: the local cloud refuses it as AWS does."""
+    header, data_key = services.package(release_policy(TEST_PCR0))
+    assert services.release(header) == data_key
+    real: Any = vars(botocore.auth)["get_current_datetime"]
+    monkeypatch.setattr(
+        botocore.auth, "get_current_datetime", lambda *a, **k: real(*a, **k) - timedelta(hours=1)
+    )
+    with pytest.raises(EnclaveClockError) as caught:
+        services.release(header)
+    _one_line(caught.value, "clock", "chronyc")
+
+
 def test_document_under_another_root(services: Services, tmp_path: Path) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     with software_nsm(tmp_path) as stranger, pytest.raises(KeyReleaseError) as caught:
@@ -306,7 +329,7 @@ def test_kms_down(services: Services) -> None:
 def test_impossible_endpoint(services: Services, url: str) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     with pytest.raises(KmsUnreachableError):
-        services.release(header, endpoint_url=url)
+        services.release(header, endpoint_url=url, clock=TrustedClock())
 
 
 @contextmanager
@@ -337,13 +360,76 @@ def _endpoint(status: int, body: bytes) -> Iterator[tuple[str, list[dict[str, An
             thread.join()
 
 
+def _expiring(services: Services, expires: str) -> PackageHeader:
+    policy = msgspec.structs.replace(make_label(FILES).policy, expires=expires)
+    return services.package(release_policy(TEST_PCR0), usage=policy)[0]
+
+
+@pytest.mark.parametrize("expires", ["2020-01-01T00:00:00Z", "2026-01-01T00:00:00+02:00"])
+def test_an_expired_package_gets_no_key_and_kms_is_not_asked(
+    services: Services, expires: str
+) -> None:
+    header = _expiring(services, expires)
+    with _endpoint(200, b"{}") as (url, asked), pytest.raises(PackageExpiredError) as caught:
+        services.release(header, endpoint_url=url)
+    _one_line(caught.value, f"expired at {expires}")
+    assert not asked
+
+
+def test_expiry_goes_by_the_documents_time(services: Services) -> None:
+    """Once it was later, an older document makes nothing valid again."""
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    header = _expiring(services, tomorrow.isoformat(timespec="seconds"))
+    clock = TrustedClock()
+    assert services.release(header, clock=clock)
+    later = TrustedClock(int(tomorrow.timestamp() * 1000))
+    with pytest.raises(PackageExpiredError):
+        services.release(header, clock=later)
+
+
+@pytest.mark.parametrize("expires", ["soon", "2099-01-01T00:00:00"])
+def test_an_expiry_that_is_none_is_refused(services: Services, expires: str) -> None:
+    header = _expiring(services, "2099-01-01T00:00:00Z")
+    policy = msgspec.structs.replace(header.label.policy, expires=expires)
+    label = msgspec.structs.replace(header.label, policy=policy)
+    with pytest.raises(PackageFormatError, match="RFC 3339"):
+        services.release(replace(header, label=label))
+
+
+def test_every_release_is_in_the_owners_log(services: Services) -> None:
+    """As CloudTrail has it: which package and version, under which label, to which image."""
+    header, _ = services.package(release_policy(TEST_PCR0), name="logged")
+    denied, _ = services.package(release_policy("0b" * 48), name="denied")
+    services.release(header)
+    with pytest.raises(KeyReleaseDeniedError):
+        services.release(denied)
+    lines = (services.directory / "cloud" / "cloudtrail.jsonl").read_text().splitlines()
+    asked = [json.loads(line) for line in lines]
+    first, second = [event for event in asked if event["eventName"] == "Decrypt"][-2:]
+    label_hash = hashlib.sha256(header.label_bytes).hexdigest()
+    assert first["requestParameters"] == {
+        "keyId": header.kms_key_arn,
+        "encryptionContext": {
+            "package": "logged",
+            "version": "1.2.0",
+            "label-sha256": label_hash,
+        },
+    }
+    seen = first["additionalEventData"]["recipient"]["attestationDocumentEnclaveImageDigest"]
+    assert seen == TEST_PCR0 and "errorCode" not in first
+    assert second["errorCode"] == "AccessDeniedException"
+    assert second["requestParameters"]["encryptionContext"]["package"] == "denied"
+    for secret in (header.wrapped_key, HOST_CREDENTIALS.secret_access_key.encode()):
+        assert base64.b64encode(secret).decode() not in "".join(lines)
+
+
 def test_what_is_sent(services: Services) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     refusal = json.dumps({"__type": "AccessDeniedException", "message": "no"}).encode()
     with _endpoint(400, refusal) as (url, asked):
         for _ in range(2):
             with pytest.raises(KeyReleaseDeniedError):
-                services.release(header, endpoint_url=url)
+                services.release(header, endpoint_url=url, clock=TrustedClock())
     keys = set()
     for request in asked:
         body = request["body"]
@@ -365,8 +451,15 @@ _STRANGER = rsa.generate_private_key(65537, 2048).public_key()
     [
         (400, {"__type": "ExpiredTokenException", "message": "expired"}, KmsCredentialsError),
         (400, {"__type": "ThrottlingException", "message": "Rate exceeded"}, KmsThrottledError),
+        (400, {"__type": "RequestExpired", "message": "Request has expired"}, EnclaveClockError),
+        (
+            400,
+            {"__type": "InvalidSignatureException", "message": "Signature not yet current: x"},
+            EnclaveClockError,
+        ),
+        (400, {"__type": "InvalidSignatureException", "message": "no match"}, KmsCredentialsError),
         (400, {"__type": "SomethingNew", "message": "two\nlines"}, KeyReleaseError),
-        (500, {"__type": "KMSInternalException"}, KeyReleaseError),
+        (500, {"__type": "KMSInternalException"}, KmsUnreachableError),
         (200, {"KeyId": "arn:aws:kms:us-east-1:1:key/other"}, KmsUnreachableError),
         (200, {"KeyId": None, "Plaintext": "AAAA"}, KmsUnreachableError),
         (200, {"KeyId": None}, CmsFormatError),
@@ -393,7 +486,7 @@ def test_answers_of_a_false_or_failing_endpoint(
         known = {"KeyId": header.kms_key_arn} if answer.get("KeyId", 0) is None else {}
         answer = json.dumps(answer | known).encode()
     with _endpoint(status, answer) as (url, asked), pytest.raises(error) as caught:
-        services.release(header, endpoint_url=url)
+        services.release(header, endpoint_url=url, clock=TrustedClock())
     _one_line(caught.value)
     assert len(asked) == (3 if error is KmsThrottledError or status == 500 else 1)
 
@@ -418,12 +511,13 @@ import sys
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.messages import Credentials
 from enclave_protocol.package_header import decode_header
 endpoint, url, key, secret, header = sys.argv[1:]
 with NsmClient.open(endpoint) as nsm, RsaPool(1) as pool:
     released = release_data_key(decode_header(bytes.fromhex(header)), nsm=nsm, keys=pool,
-        credentials=Credentials(key, secret), endpoint_url=url)
+        credentials=Credentials(key, secret), endpoint_url=url, clock=TrustedClock())
     print("released", flush=True)
     sys.stdin.readline()
     released[:] = bytes(len(released))
@@ -462,6 +556,7 @@ import sys
 from enclave_kernel.kms import _client, release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.trusted_clock import TrustedClock
 assert "boto3" not in sys.modules, "boto3 is to be imported at the first release"
 from enclave_protocol.messages import Credentials
 from enclave_protocol.package_header import decode_header
@@ -470,7 +565,7 @@ public = _client("eu-west-1", Credentials(key, secret), None).meta.endpoint_url
 assert public == "https://kms.eu-west-1.amazonaws.com", public
 with NsmClient.open(endpoint) as nsm, RsaPool(1) as pool:
     print(release_data_key(decode_header(bytes.fromhex(header)), nsm=nsm, keys=pool,
-        credentials=Credentials(key, secret), endpoint_url=url).hex())
+        credentials=Credentials(key, secret), endpoint_url=url, clock=TrustedClock()).hex())
 """
     hostile = {
         "AWS_PROFILE": "no-such-profile",

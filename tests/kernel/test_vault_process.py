@@ -220,7 +220,7 @@ def test_the_reason_of_its_death_is_told(
 def test_it_ends_when_the_notebook_does(directory: Path) -> None:
     vault = spawn_vault(directory)
     package = spy_package()
-    vault.start(package.header_raw, bytearray(package.key))
+    vault.start(package.header_raw, bytearray(package.key), now_ms=1)
     vault.session_socket.close()
     assert vault.wait().returncode == 0
 
@@ -236,10 +236,10 @@ def test_the_data_key_is_wiped_and_a_bad_header_refused(directory: Path) -> None
         key = bytearray(package.key)
         try:
             if error is None:
-                vault.start(header, key)
+                vault.start(header, key, now_ms=1)
             else:
                 with pytest.raises(error):
-                    vault.start(header, key)
+                    vault.start(header, key, now_ms=1)
             assert key == bytes(32)
         finally:
             vault.kill()
@@ -253,7 +253,7 @@ def test_a_vault_that_is_dead_cannot_be_started(directory: Path) -> None:
     os.kill(vault.pid, signal.SIGKILL)
     vault.wait()
     with pytest.raises(VaultStartError):
-        vault.start(package.header_raw, bytearray(package.key))
+        vault.start(package.header_raw, bytearray(package.key), now_ms=1)
     vault.session_socket.close()
 
 

@@ -14,7 +14,7 @@ _REQUESTS: list[api.Request] = [
     api.ForgetKernel(_SLOT),
     api.KeepRunning(0.0),
     StatusRequest(),
-    Attest(b"n" * 16),
+    Attest(b"n" * 32),
     Shutdown(),
 ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from enclave_parent_gateway.api import (
+    ChannelAttested,
     ForgetKernel,
     GatewayStatus,
     KernelState,
@@ -22,8 +23,9 @@ from enclave_parent_gateway.errors import EnclaveNotRunningError, RefusedError
 from enclave_parent_gateway.gateway_client import ask, ask_blocking
 from enclave_parent_gateway.kernel_slot import is_own_peer
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_protocol.channel_binding import channel_user_data, public_key_of
 from enclave_protocol.frame import FrameDecoder, encode_frame
-from enclave_protocol.messages import Attest, Attested, Done, StatusRequest
+from enclave_protocol.messages import Attest, Done, StatusRequest
 from tests.support.enclave_home import EnclaveHome, wait_until
 from tests.support.local_services import HOST_CREDENTIALS
 
@@ -67,8 +69,10 @@ def test_an_unknown_kernel_is_dead_and_signals_to_it_are_fine(gateway: Path) -> 
 
 
 def test_attest(gateway: Path) -> None:
-    nonce = os.urandom(16)
-    assert nonce in ask_blocking(gateway, Attest(nonce), Attested).document
+    nonce = os.urandom(32)
+    reply = ask_blocking(gateway, Attest(nonce), ChannelAttested)
+    assert nonce in reply.document
+    assert channel_user_data(public_key_of(reply.certificate)) in reply.document
 
 
 def test_a_client_that_hangs_up_gets_no_kernel(gateway: Path) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from jupyter_client.manager import AsyncKernelManager, KernelManager
+from jupyter_client.multikernelmanager import MultiKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_core.paths import jupyter_runtime_dir
+from jupyter_core.utils import ensure_dir_exists
 
 from enclave_parent_gateway.errors import KernelLaunchError
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
@@ -65,10 +68,69 @@ def test_a_variable_that_is_too_long_is_named() -> None:
         manager.start_kernel(env={"TERM": "x" * 5000})
 
 
-def test_required_curve_is_refused() -> None:
+def _not_encrypted(manager: KernelManager) -> None:
+    """As the kernelspec's provisioner configuration would."""
+    stanza = manager.kernel_spec.metadata["kernel_provisioner"]  # type: ignore[union-attr]
+    stanza["config"] = {"transport_encryption": "disabled"}
+
+
+@pytest.mark.parametrize("asked", ["disabled", "auto", "required"])
+def test_channels_are_encrypted_whatever_jupyter_asks_for(asked: str) -> None:
+    manager = KernelManager(kernel_name="enclave", transport_encryption=asked)
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        assert run_code(client, "print(6 * 7)") == "42\n"
+        assert client.hb_channel.is_beating()
+        file = Path(manager.connection_file)
+        kept = msgspec.json.decode(file.read_bytes())
+        assert len(kept["curve_publickey"]) == len(kept["curve_secretkey"]) == 40
+        assert file.stat().st_mode & 0o777 == 0o600
+        manager.restart_kernel(now=True)
+        client.wait_for_ready(timeout=30)
+        assert run_code(client, "print(6 * 7)") == "42\n"
+        assert msgspec.json.decode(file.read_bytes()) == kept
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_only_this_user_reads_the_keys() -> None:
+    """As a Jupyter server keeps its connection files, in a directory it makes so."""
+    ensure_dir_exists(jupyter_runtime_dir(), mode=0o700)
+    manager = MultiKernelManager(connection_dir=jupyter_runtime_dir())
+    kernel_id = manager.start_kernel(kernel_name="enclave")
+    try:
+        file = Path(manager.get_kernel(kernel_id).connection_file)
+        assert "curve_secretkey" in file.read_text()
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert file.parent.stat().st_mode & 0o777 == 0o700
+    finally:
+        manager.shutdown_all(now=True)
+
+
+def test_what_switches_encryption_off_does_not_go_with_what_requires_it() -> None:
     manager = KernelManager(kernel_name="enclave", transport_encryption="required")
-    with pytest.raises((KernelLaunchError, RuntimeError), match="transport_encryption='required'"):
+    _not_encrypted(manager)
+    with pytest.raises(KernelLaunchError, match="contradict"):
         manager.start_kernel()
+
+
+def test_encryption_can_be_switched_off() -> None:
+    manager = KernelManager(kernel_name="enclave")
+    _not_encrypted(manager)
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=30)
+        assert manager.curve_publickey is None
+        assert "curve" not in Path(manager.connection_file).read_text()
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 @pytest.mark.parametrize(

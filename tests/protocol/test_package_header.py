@@ -3,6 +3,8 @@ import io
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +37,7 @@ from enclave_protocol.package_label import (
     encode_label,
 )
 from enclave_protocol.package_reader import read_header
+from enclave_protocol.package_signature import PackageSignature, Signer
 from tests.support.example_package import FILES, KEY_ARN, make_label
 
 LABEL = make_label(FILES)
@@ -52,7 +55,7 @@ def test_round_trip() -> None:
     assert header.wrapped_key == b"wrapped"
     assert header.raw == HEADER
     assert header_size(HEADER[:PREAMBLE_BYTES]) == len(HEADER)
-    bound = HEADER[:10] + HEADER[12 : 16 + len(header.label_bytes)]
+    bound = HEADER[:10] + HEADER[14 : 18 + len(header.label_bytes)]
     assert header.context == hashlib.sha512(bound).digest()
     assert (header.kms_key_arn, header.region) == (KEY_ARN, "eu-central-1")
     assert header.encryption_context == {
@@ -103,17 +106,27 @@ def test_altered_header_never_decodes_to_the_same(offset: int, flip: int) -> Non
     assert (header.label, header.slot) != (LABEL, SLOT)
 
 
+P384_SIGNER = Signer(
+    "ecdsa-p384-sha384",
+    ec.generate_private_key(ec.SECP384R1())
+    .public_key()
+    .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    .hex(),
+)
+
+
 def test_largest_header() -> None:
-    label = changed(docs={"score": ""})
+    label = changed(docs={"score": ""}, signer=P384_SIGNER)
     filler = MAX_LABEL_BYTES - len(encode_label(label))
-    label = changed(docs={"score": "x" * filler})
+    label = msgspec.structs.replace(label, docs={"score": "x" * filler})
+    signature = PackageSignature(bytes(32), bytes(96))
     arn = f"arn:aws{'x' * 20}:kms:{'r' * 32}:{'1' * 12}:key/{'k' * 128}"
-    header = encode_header(label, KeySlot(arn, bytes(MAX_WRAPPED_KEY_BYTES)))
+    header = encode_header(label, KeySlot(arn, bytes(MAX_WRAPPED_KEY_BYTES)), signature)
     # The ARNs there can be are shorter than the slot allows for.
     assert len(header) == MAX_HEADER_BYTES - (256 - len(arn)) == header_size(header)
     assert decode_header(header).label == label
     with pytest.raises(PackageFormatError, match="shorten"):
-        encode_label(changed(docs={"score": "x" * (filler + 1)}))
+        encode_label(changed(docs={"score": "x" * (filler + 1)}, signer=P384_SIGNER))
     with pytest.raises(PackageFormatError, match="at most"):
         decode_label(b" " * (MAX_LABEL_BYTES + 1))
     for wrapped in (b"", bytes(MAX_WRAPPED_KEY_BYTES + 1)):
@@ -130,8 +143,9 @@ GOOD = encode_label(LABEL)
         b"", b"{}", b"null", b"[" * 100_000, GOOD + b" ", b" " + GOOD, GOOD[:-1], GOOD + GOOD,
         GOOD.replace(b'"file_count":', b'"file_count":4,"file_count":'),
         GOOD.replace(b'"file_count":4', b'"file_count":4.0'),
-        GOOD.replace(b'"docs"', b'"docz"'), GOOD.replace(b'"publisher":"",', b""),
+        GOOD.replace(b'"docs"', b'"docz"'), GOOD.replace(b'"publisher":"Example Publisher",', b""),
         GOOD.replace(b"credit-scorer", b"credit\\u002dscorer"), GOOD.replace(b"Score a", b"\xff"),
+        GOOD.replace(b',"signer":null', b""),
     ],
 )  # fmt: skip
 def test_only_canonical_labels_decode(data: bytes) -> None:

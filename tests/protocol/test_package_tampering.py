@@ -91,8 +91,8 @@ def test_the_number_of_files_is_the_labels(announced: int, placed: bool) -> None
 
 # Any offset, with the short regions before the body as likely as the body.
 OFFSETS = st.one_of(
-    st.integers(0, 15),
-    st.integers(16, PACKAGE.header_bytes - 1),
+    st.integers(0, 17),
+    st.integers(18, PACKAGE.header_bytes - 1),
     st.integers(PACKAGE.header_bytes - len(HELD.wrap(bytes(32), {})), PACKAGE.header_bytes - 1),
     st.integers(PACKAGE.header_bytes, PACKAGE.header_bytes + PREFIX_BYTES),
     st.integers(PACKAGE.header_bytes, SIZE - 1),
@@ -143,7 +143,7 @@ def test_spliced_files_are_refused(cut: int, resume: int, placed: bool) -> None:
 
 def test_parts_of_two_files_do_not_mix() -> None:
     def parts(package: ExamplePackage) -> tuple[bytes, bytes, bytes]:
-        label_end = 16 + package.label_bytes
+        label_end = 18 + package.label_bytes
         data = package.data
         return (
             data[:label_end],

@@ -9,20 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from enclave_encryption.publisher_keys import FileKey
 from enclave_protocol import package_errors
 from enclave_protocol.chunked_encryption import Decryptor, Encryptor, sealed_size
 from enclave_protocol.data_key_commitment import commit_data_key
 from enclave_protocol.package_archive import ArchiveEnd, FileData, FileEnd, FileStart
 from enclave_protocol.package_header import decode_header, encode_header
 from enclave_protocol.package_reader import read_package
+from enclave_protocol.package_signature import signed_message
 from tests.support import plain_package as plain
 from tests.support.example_package import make_example
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 CHUNKED: dict[str, Any] = json.loads((VECTORS / "package/chunked_encryption.json").read_text())
-PACKAGE: dict[str, Any] = json.loads((VECTORS / "package/package.json").read_text())
-PACKAGE_DATA = (VECTORS / "package" / PACKAGE["file"]).read_bytes()
+PLAIN: dict[str, Any] = json.loads((VECTORS / "package/package.json").read_text())
+SIGNED: dict[str, Any] = json.loads((VECTORS / "package/signed_package.json").read_text())
+PACKAGES = [PLAIN, SIGNED]
+INVALID = [(package, case) for package in PACKAGES for case in package["invalid"]]
+
+
+def vector(package: dict[str, Any]) -> bytes:
+    file: str = package["file"]
+    return (VECTORS / "package" / file).read_bytes()
 
 
 def message(size: int) -> bytes:
@@ -75,12 +85,12 @@ def test_invalid_chunked_vector(case: dict[str, Any]) -> None:
     assert type(caught.value).__name__ == case["error"]
 
 
-def read_vector(data: bytes) -> dict[str, tuple[bytes, bool]]:
+def read_vector(package: dict[str, Any], data: bytes) -> dict[str, tuple[bytes, bool]]:
     files: dict[str, tuple[bytes, bool]] = {}
     contents = bytearray()
     started = FileStart("", 0, False)
     last: object = None
-    key = bytearray(bytes.fromhex(PACKAGE["data_key"]))
+    key = bytearray(bytes.fromhex(package["data_key"]))
     for last in read_package(io.BytesIO(data), lambda _: key, file="vector"):
         if isinstance(last, FileStart):
             started, contents = last, bytearray()
@@ -92,53 +102,74 @@ def read_vector(data: bytes) -> dict[str, tuple[bytes, bool]]:
     return files
 
 
-def test_package_vector() -> None:
-    header = decode_header(PACKAGE_DATA)
-    assert len(header.raw) == PACKAGE["header_bytes"]
-    assert header.wrapped_key.hex() == PACKAGE["wrapped_key"]
-    assert header.context.hex() == PACKAGE["context"]
+@pytest.mark.parametrize("package", PACKAGES, ids=["plain", "signed"])
+def test_package_vector(package: dict[str, Any]) -> None:
+    data = vector(package)
+    header = decode_header(data)
+    assert len(header.raw) == package["header_bytes"]
+    assert header.wrapped_key.hex() == package["wrapped_key"]
+    assert header.kms_key_arn == package["kms_key_arn"]
+    assert header.context.hex() == package["context"]
     assert header.encryption_context == {
         "package": "vector",
         "version": "1.0",
-        "label-sha256": PACKAGE["label_sha256"],
+        "label-sha256": package["label_sha256"],
     }
     assert header.label.package.description == "Grüße"
-    assert header.kms_key_arn == PACKAGE["kms_key_arn"]
-    assert header.label.data_key_commitment == PACKAGE["data_key_commitment"]
-    assert commit_data_key(bytes.fromhex(PACKAGE["data_key"])) == PACKAGE["data_key_commitment"]
-    assert encode_header(header.label, header.slot) == header.raw
-    check_files(read_vector(PACKAGE_DATA))
+    assert header.label.data_key_commitment == package["data_key_commitment"]
+    assert commit_data_key(bytes.fromhex(package["data_key"])) == package["data_key_commitment"]
+    assert encode_header(header.label, header.slot, header.signature) == header.raw
+    check_files(package, read_vector(package, data))
 
 
-def check_files(files: dict[str, tuple[bytes, bool]]) -> None:
-    assert files.keys() == PACKAGE["files"].keys()
-    for path, expected in PACKAGE["files"].items():
-        data, executable = files[path]
-        assert len(data) == expected["bytes"]
-        assert hashlib.sha256(data).hexdigest() == expected["sha256"]
+def check_files(package: dict[str, Any], files: dict[str, tuple[bytes, bool]]) -> None:
+    assert files.keys() == package["files"].keys()
+    for path, expected in package["files"].items():
+        contents, executable = files[path]
+        assert len(contents) == expected["bytes"]
+        assert hashlib.sha256(contents).hexdigest() == expected["sha256"]
         assert executable == expected["executable"]
 
 
-@pytest.mark.parametrize("case", PACKAGE["rekeyed"], ids=names(PACKAGE["rekeyed"]))
-def test_rekeyed_package_vector(case: dict[str, Any]) -> None:
-    rekeyed = edited(PACKAGE_DATA, case)
+@pytest.mark.parametrize(
+    ("package", "case"), [(package, case) for package in PACKAGES for case in package["rekeyed"]]
+)
+def test_rekeyed_package_vector(package: dict[str, Any], case: dict[str, Any]) -> None:
+    rekeyed = edited(vector(package), case)
     header = decode_header(rekeyed)
-    assert header.slot != decode_header(PACKAGE_DATA).slot
-    assert header.context.hex() == PACKAGE["context"]
-    check_files(read_vector(rekeyed))
+    assert header.slot != decode_header(vector(package)).slot
+    assert header.context.hex() == package["context"]
+    check_files(package, read_vector(package, rekeyed))
 
 
-@pytest.mark.parametrize("case", PACKAGE["invalid"], ids=names(PACKAGE["invalid"]))
-def test_invalid_package_vector(case: dict[str, Any]) -> None:
+def test_signature_vector() -> None:
+    header = decode_header(vector(SIGNED))
+    signer, signature = header.label.signer, header.signature
+    assert signer is not None and signature is not None
+    assert signer.fingerprint == SIGNED["fingerprint"]
+    assert signature.body_digest.hex() == SIGNED["body_digest"]
+    assert signature.value.hex() == SIGNED["signature"]
+    message = signed_message(signer, header.label_bytes, signature.body_digest)
+    assert message.hex() == SIGNED["signed_message"]
+    private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(SIGNED["private_key"]))
+    assert private.sign(message) == signature.value
+
+
+@pytest.mark.parametrize(
+    ("package", "case"), INVALID, ids=[f"{p['file'][:6]}: {c['name']}" for p, c in INVALID]
+)
+def test_invalid_package_vector(package: dict[str, Any], case: dict[str, Any]) -> None:
     with pytest.raises(package_errors.PackageError) as caught:
-        read_vector(edited(PACKAGE_DATA, case))
+        read_vector(package, edited(vector(package), case))
     assert type(caught.value).__name__ == case["error"]
     assert str(caught.value).startswith("vector: ")
 
 
-def test_second_implementation_opens_what_ours_wrote() -> None:
+@pytest.mark.parametrize("signed", [False, True])
+def test_second_implementation_opens_what_ours_wrote(signed: bool) -> None:
     files = {"credit_scorer.py": b"x = 1\n", "w/" + "long" * 40: secrets.token_bytes(40_000)}
-    package = make_example(files)
+    publisher = FileKey(Ed25519PrivateKey.generate()) if signed else None
+    package = make_example(files, publisher=publisher)
     label, opened = plain.open_package(package.data, package.data_key)
     assert label["package"]["name"] == "credit-scorer"
     assert {path: data for path, (data, _) in opened.items()} == files

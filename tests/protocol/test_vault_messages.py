@@ -47,7 +47,7 @@ def test_messages_of_the_vault_arrive_and_are_no_notebooks(message: vm.VaultMess
     [
         vm.VaultReady(),
         vm.VaultReady(("user of its own",)),
-        vm.StartVault(b"h"),
+        vm.StartVault(b"h", 1),
         vm.VaultStarted(),
         vm.VaultFailed("K", "m"),
     ],

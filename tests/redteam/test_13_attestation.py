@@ -6,7 +6,7 @@ What only AWS's own KMS and a real enclave can show is not here: see docs/threat
 import json
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,30 @@ from botocore.exceptions import ClientError
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from enclave_encryption.publisher_keys import make_key
 from enclave_infra.local_cloud.identities import HOST_SECRET_ACCESS_KEY
 from enclave_kernel.__main__ import main
 from enclave_kernel.key_release_errors import (
     KeyReleaseDeniedError,
     KeyReleaseError,
+    PackageExpiredError,
     WrongEnvironmentError,
 )
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
 from enclave_kernel.supervisor.app import Supervisor, SupervisorOptions
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.attestation_document import decode_signed_document
+from enclave_protocol.channel_binding import channel_user_data, public_key_of
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import encode_frame
 from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.kms_cms import decrypt_cms
 from enclave_protocol.messages import (
-    PROTOCOL_VERSION,
     Attest,
     Attested,
     Envelope,
-    OpenControl,
     encode,
 )
 from enclave_protocol.package_errors import PackageTamperedError
@@ -63,8 +65,9 @@ from tests.support.local_services import (
     release_policy,
     software_nsm,
 )
-from tests.support.package_owner import PackageOwner, write_package
+from tests.support.package_owner import PUBLISHER, PackageOwner, open_folder, write_package
 from tests.support.process_memory import occurrences
+from tests.support.supervisor_process import hangs_up
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,12 @@ class Aws:
         slot = KeySlot(arn, answer["CiphertextBlob"])
         return decode_header(encode_header(label, slot)), key
 
-    def release(self, header: PackageHeader, nsm: SoftwareNsmProcess | None = None) -> bytes:
+    def release(
+        self,
+        header: PackageHeader,
+        nsm: SoftwareNsmProcess | None = None,
+        clock: TrustedClock | None = None,
+    ) -> bytes:
         with NsmClient.open((nsm or self.nsm).endpoint) as client:
             return bytes(
                 release_data_key(
@@ -98,6 +106,7 @@ class Aws:
                     keys=self.pool,
                     credentials=HOST_CREDENTIALS,
                     endpoint_url=self.cloud.endpoint_url,
+                    clock=clock or TrustedClock(),
                 )
             )
 
@@ -196,16 +205,54 @@ def test_a04_the_key_of_another_package(aws: Aws) -> None:
         aws.release(mixed)
 
 
-def test_a05_whoever_it_claims_to_be_from(notebook: HostileNotebook) -> None:
-    """KMS proves secrecy and not origin: a name in a label is no publisher until it is proved."""
-    load = "%load_encrypted marked.encrypted as claimed"
-    try:
-        for cell in (load, "%encrypted"):
-            shown = notebook.cell(cell)
-            assert not shown.error and "ACME" not in shown.text
-            assert "unknown" in shown.text
-    finally:
-        notebook.cell("%unload_encrypted claimed")
+@needs_root
+def test_a05_a_package_of_somebody_elses(notebook: HostileNotebook) -> None:
+    """Own code, own KMS key that approves this enclave, the publisher's name: it is not loaded."""
+    home, folder = notebook.home, notebook.folder
+    status = home.status()
+    owner = PackageOwner(status["kms_endpoint_url"])
+    stranger = folder / "stranger.key"
+    make_key(stranger, None, force=False)
+    source = {
+        "enclave.toml": '[package]\nname = "marked"\nversion = "9"\nmodule = "evil"\n'
+        f'publisher = "{PUBLISHER}"\n[exports]\nfunctions = {{ f = "f()" }}\n',
+        "evil.py": "def f():\n    return 'mine'\n",
+    }
+    with open_folder() as work:
+        package = write_package(work / "evil", source)
+        arn = owner.new_key(status["pcrs"]["0"])
+        owner.encrypt(package, arn, folder / "evil.encrypted", sign_with=stranger)
+        (work / "bare").mkdir()
+        (work / "bare" / "evil.py").write_text(source["evil.py"])
+        owner.encrypt(work / "bare", arn, folder / "bare.encrypted")
+    for line, error in (
+        ("%load_encrypted evil.encrypted", "PublisherChangedError"),
+        ("%load_encrypted evil.encrypted --unsigned", "PublisherChangedError"),
+        ("%load_encrypted bare.encrypted as evil", "UnsignedPackageError"),
+    ):
+        shown = notebook.cell(line)
+        assert error in shown.text + shown.error + shown.message, shown
+        assert notebook.cell("evil").error == "NameError"
+    # The positive control: what the refusal says to type is what it takes.
+    assert notebook.cell("%load_encrypted bare.encrypted as evil --unsigned").error == ""
+    notebook.cell("%unload_encrypted evil")
+
+
+def test_a15_a_clock_that_is_turned(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expiry goes by documents, which the parent does not write, and never back."""
+    arn = aws.cloud.owner.create_key(Policy=release_policy(TEST_PCR0))["KeyMetadata"]["Arn"]
+    header, key = aws.wrapped(arn, "expiring")
+    policy = msgspec.structs.replace(header.label.policy, expires="2020-01-01T00:00:00Z")
+    expired = replace(header, label=msgspec.structs.replace(header.label, policy=policy))
+    with pytest.raises(PackageExpiredError):
+        aws.release(expired)
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    monkeypatch.setattr("enclave_kernel.trusted_clock.time.time", lambda: 0.0)
+    clock = TrustedClock()
+    with pytest.raises(PackageExpiredError):
+        aws.release(expired, clock=clock)
+    monkeypatch.undo()
+    assert aws.release(header) == key
 
 
 def test_a06_the_endpoint_is_not_the_parents_to_choose(aws: Aws) -> None:
@@ -315,20 +362,19 @@ def test_a12_credentials(notebook: HostileNotebook) -> None:
 
 @needs_root
 def test_a13_attestation_on_request(modern: Arena) -> None:
-    """A control stream gets a nonce attested, and nothing of its own besides."""
+    """A control stream gets a nonce attested for the supervisor's own TLS key, and no other."""
     with modern.supervisor.control() as control:
         attested = control.request(Attest(nonce=b"n" * 32))
         assert isinstance(attested, Attested)
         document = decode_signed_document(attested.document).document
-        assert (document.nonce, document.public_key, document.user_data) == (b"n" * 32, None, None)
+        own = public_key_of(control.sock.getpeercert(binary_form=True) or b"")
+        assert (document.nonce, document.public_key) == (b"n" * 32, None)
+        assert document.user_data == channel_user_data(own)
     asked = msgspec.msgpack.decode(encode(Envelope(body=Attest(nonce=b"n" * 32), request_id=1)))
     asked["body"] |= {"public_key": b"k" * 294}
-    with modern.supervisor.open(OpenControl(version=PROTOCOL_VERSION)) as sock:
-        sock.sendall(encode_frame(msgspec.msgpack.encode(asked)))
-        data = b""
-        while piece := sock.recv(65536):
-            data += piece
-        assert b"document" not in data
+    with modern.supervisor.control() as control:
+        control.sock.sendall(encode_frame(msgspec.msgpack.encode(asked)))
+        assert hangs_up(control.sock)
 
 
 def test_a14_another_key_in_the_key_slot(aws: Aws) -> None:

@@ -23,6 +23,7 @@ from tests.redteam.conftest import needs_root
 from tests.redteam.hostile_notebook import HostileNotebook
 from tests.redteam.places import Place, achieved
 from tests.support.enclave_home import kernel, run_code
+from tests.support.supervisor_process import hangs_up
 
 _VSOCK = 40
 
@@ -78,7 +79,7 @@ def test_v07_what_is_no_message(modern: Arena, payload: bytes) -> None:
     """The root process closes the stream, says nothing, logs none of it, and goes on."""
     with stream(modern) as sock:
         sock.sendall(encode_frame(payload))
-        assert sock.recv(100) == b""
+        assert hangs_up(sock)
     assert answers(modern)
     assert "\x1b" not in modern.supervisor.log.read_text()
 
@@ -95,11 +96,10 @@ def test_v07_lies_on_the_control_stream(modern: Arena) -> None:
         [1] * 100,
     ]
     for body in bodies:
-        with stream(modern) as sock:
-            sock.sendall(encode_frame(messages.encode(messages.OpenControl(version=1))))
-            sock.sendall(encode_frame(msgspec.msgpack.encode({"body": body, "request_id": 1})))
-            while sock.recv(65536):
-                pass
+        with modern.supervisor.control() as control:
+            frame = encode_frame(msgspec.msgpack.encode({"body": body, "request_id": 1}))
+            control.sock.sendall(frame)
+            assert hangs_up(control.sock)
     assert answers(modern)
 
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from enclave_encryption.publisher_keys import FileKey
 from enclave_kernel.session.package_loading import load_package
 from enclave_kernel.session_messages import LoadPackage
+from enclave_protocol.chunked_encryption import Encryptor
 from enclave_protocol.package_errors import PackageError, PackageFormatError, PackageTamperedError
 from enclave_protocol.package_header import decode_header
 from tests.redteam import attacks
@@ -23,6 +26,7 @@ from tests.support.sealed_package import SealedPackage, seal_package
 from tests.support.vault_link import VaultLink
 from tests.support.vault_packages import load_sealed
 
+PUBLISHER = FileKey(Ed25519PrivateKey.generate())
 _SOURCE = "def score(applicants, *, threshold=0.5):\n    return applicants\n"
 
 
@@ -65,12 +69,16 @@ def test_a_package_as_it_is_made_opens(tmp_path: Path) -> None:
     assert load(example, example.data_key, tmp_path) == [1]
 
 
-def test_z01_labels_that_were_changed(tmp_path: Path) -> None:
-    example = make_example()
+@pytest.mark.parametrize("signed", [False, True])
+def test_z01_labels_that_were_changed(tmp_path: Path, signed: bool) -> None:
+    """The KMS key's ARN is not in the label: see test_a14 for one that was changed."""
+    example = make_example(publisher=PUBLISHER if signed else None)
     for old, new in (
         (b'"score(applicants, *, threshold=0.5)"', b'"score(applicants, *, threshold=0.9)"'),
+        (b'"max_calls":0', b'"max_calls":9'),
         (b"1.2.0", b"1.2.1"),
         (b'"production"', b'"Production"'),
+        *([(b'"ed25519"', b'"ed25510"'), (b'"signer":{', b'"signor":{')] if signed else []),
     ):
         assert example.data.count(old) >= 1
         with pytest.raises(PackageError):
@@ -159,6 +167,28 @@ def test_z06_names_of_other_modules(tmp_path: Path, modern: Arena, path: str) ->
         load_sealed(link, seal_package(files, MANIFEST), tmp_path)
 
 
+def test_z01_a_signed_label_with_another_body(tmp_path: Path) -> None:
+    """Even somebody who has the data key cannot put another body under the publisher's label."""
+    example = make_example(publisher=PUBLISHER)
+    header = decode_header(example.data)
+    code = archive(("credit_scorer.py", b"0", b"import os; os._exit(66)\n"))
+    encryptor = Encryptor(example.data_key, header.context)
+    sealed = bytes(encryptor.update(code)) + encryptor.finalize()
+    with pytest.raises(PackageError):
+        load(header.raw + sealed, example.data_key, tmp_path)
+    stripped = header.raw.replace(b'"signer":{', b'"signer":null,"x":{')
+    with pytest.raises(PackageError):
+        load(stripped + example.data[len(header.raw) :], example.data_key, tmp_path)
+    assert load(example, example.data_key, tmp_path) == [1]
+
+
+@pytest.mark.parametrize("path", ["lib/evil.so", "evil.pyd", "data.bin"])
+def test_z08_undeclared_native_code(tmp_path: Path, modern: Arena, path: str) -> None:
+    files = {**modern.marked.files, path: Path(_ctypes.__file__).read_bytes()}
+    with VaultLink() as link, pytest.raises(PackageError, match="native = true"):
+        load_sealed(link, seal_package(files, MANIFEST), tmp_path)
+
+
 @pytest.mark.parametrize("position", [0, -1], ids=["first-byte", "last-byte"])
 def test_z07_verified_before_it_is_parsed(tmp_path: Path, position: int) -> None:
     """An archive that does not parse, and one byte changed: the byte is what it fails for.
@@ -176,7 +206,7 @@ def test_z07_verified_before_it_is_parsed(tmp_path: Path, position: int) -> None
     with pytest.raises(PackageTamperedError):
         load(bytes(changed), example.data_key, tmp_path)
     assert {field.name for field in msgspec.structs.fields(LoadPackage)} == {
-        *("request_id", "file_name", "header")
+        *("request_id", "file_name", "header", "unsigned")
     }
 
 
@@ -193,6 +223,12 @@ def test_z09_nothing_is_installed(notebook: HostileNotebook) -> None:
     assert notebook.cell(f"m.run({code!r})").error == "EncryptedPackageError"
     code = "import socket; socket.create_connection(('pypi.org', 443), timeout=5)"
     assert notebook.cell(f"m.run({code!r})").error == "EncryptedPackageError"
+
+
+def test_z09_what_the_image_lacks_is_not_looked_for(tmp_path: Path, modern: Arena) -> None:
+    wanted = MANIFEST.replace("[package]", '[package]\nrequirements = ["numpyy>=1"]', 1)
+    with VaultLink() as link, pytest.raises(PackageError, match=r"numpyy>=1 \(not installed\)"):
+        load_sealed(link, seal_package(modern.marked.files, wanted), tmp_path)
 
 
 def test_z10_what_the_encrypted_file_shows(notebook: HostileNotebook) -> None:

@@ -20,6 +20,7 @@ from enclave_kernel.key_release_errors import KmsUnreachableError
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.package_header import decode_header, encode_header
 from tests.redteam import attacks
@@ -210,7 +211,12 @@ def test_a06_b08_somebody_between_the_enclave_and_kms(
         control.close()
         with pytest.raises(KmsUnreachableError, match="SSLError"):
             release_data_key(
-                header, nsm=client, keys=pool, credentials=HOST_CREDENTIALS, endpoint_url=url
+                header,
+                nsm=client,
+                keys=pool,
+                credentials=HOST_CREDENTIALS,
+                endpoint_url=url,
+                clock=TrustedClock(),
             )
         server.shutdown()
     assert _FalseKms.reached == ["/control"]

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 
 import msgspec
 
-from enclave_protocol.chunked_encryption import Encryptor
+from enclave_encryption.publisher_keys import FileKey
+from enclave_protocol.body_digest import BodyDigest
+from enclave_protocol.chunked_encryption import BytesLike, Encryptor
 from enclave_protocol.data_key_commitment import commit_data_key
 from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.manifest import parse_manifest
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
 from enclave_protocol.package_header import (
-    decode_header,
+    body_context,
     encode_header,
     encryption_context,
 )
 from enclave_protocol.package_label import Label, encode_label
+from enclave_protocol.package_signature import PackageSignature, Signer, signed_message
 from tests.support.held_key import HeldKey
 
 KEY_ARN = "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
@@ -24,6 +27,7 @@ KEY_ARN = "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-123
 MANIFEST = """
 [package]
 name = "{name}"
+publisher = "Example Publisher"
 version = "1.2.0"
 module = "credit_scorer"
 [exports]
@@ -53,7 +57,10 @@ class ExamplePackage:
 
 
 def make_label(
-    files: Mapping[str, bytes], name: str = "credit-scorer", data_key: bytes = bytes(32)
+    files: Mapping[str, bytes],
+    name: str = "credit-scorer",
+    data_key: bytes = bytes(32),
+    signer: Signer | None = None,
 ) -> Label:
     manifest = parse_manifest(MANIFEST.format(name=name))
     entries = [Entry(path, len(data)) for path, data in files.items()]
@@ -66,6 +73,7 @@ def make_label(
         data_key_commitment=commit_data_key(data_key),
         archive_bytes=archive_size(entries),
         file_count=len(entries),
+        signer=signer,
     )
 
 
@@ -76,21 +84,21 @@ def make_example(
     held: HeldKey | None = None,
     archive: bytes | None = None,
     announced_files: int | None = None,
+    publisher: FileKey | None = None,
 ) -> ExamplePackage:
     """Encrypt `files`; `archive` replaces their tar, to encrypt what no owner's tool would.
 
-    `announced_files` is put into the label instead of their number.
+    `announced_files` is put into the label instead of their number; `publisher` signs.
     """
     held = held or HeldKey()
     files = {path: files[path] for path in sorted(files, key=str.encode)}
     data_key = secrets.token_bytes(32)
-    label = make_label(files, name, data_key)
+    label = make_label(files, name, data_key, None if publisher is None else publisher.signer)
     if announced_files is not None:
         label = msgspec.structs.replace(label, file_count=announced_files)
     label_bytes = encode_label(label)
     wrapped = held.wrap(data_key, encryption_context(label, label_bytes))
-    header = encode_header(label, KeySlot(KEY_ARN, wrapped))
-    encryptor = Encryptor(data_key, decode_header(header).context)
+    encryptor = Encryptor(data_key, body_context(label_bytes))
     body = bytearray()
     if archive is None:
         entries = [Entry(path, len(data)) for path, data in files.items()]
@@ -98,5 +106,16 @@ def make_example(
             body += encryptor.update(piece)
     else:
         body += encryptor.update(archive)
-    data = header + bytes(body) + encryptor.finalize()
+    body += encryptor.finalize()
+    signature = None if publisher is None else sign_package(publisher, label_bytes, body)
+    header = encode_header(label, KeySlot(KEY_ARN, wrapped), signature)
+    data = header + bytes(body)
     return ExamplePackage(data, len(header), len(label_bytes), held, data_key, files)
+
+
+def sign_package(publisher: FileKey, label_bytes: bytes, body: BytesLike) -> PackageSignature:
+    digest = BodyDigest()
+    digest.update(body)
+    found = digest.finish()
+    message = signed_message(publisher.signer, label_bytes, found)
+    return PackageSignature(found, publisher.sign(message))

@@ -9,6 +9,7 @@ Everything is stopped, and its sockets are gone, when the `with` block ends.
 import json
 import os
 import select
+import ssl
 import subprocess
 import sys
 import time
@@ -70,6 +71,11 @@ class SoftwareNsmProcess:
     @property
     def endpoint(self) -> str:
         return f"unix:{self.socket}"
+
+    @property
+    def root(self) -> bytes:
+        """Its root certificate, DER."""
+        return ssl.PEM_cert_to_DER_cert(self.root_cert.read_text())
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ class MotoKms:
     key_id: str
     key_arn: str
 
+    def new_signing_key(self, spec: str = "ECC_NIST_P384") -> str:
+        """Return the ARN of a new asymmetric key."""
+        answer = _client("kms", self.endpoint_url).create_key(KeySpec=spec, KeyUsage="SIGN_VERIFY")
+        arn: str = answer["KeyMetadata"]["Arn"]
+        return arn
+
     def unwrap(self, wrapped: bytes, context: dict[str, str]) -> bytearray:
         answer = _client("kms", self.endpoint_url).decrypt(
             CiphertextBlob=wrapped, KeyId=self.key_arn, EncryptionContext=context

@@ -1,5 +1,7 @@
 """A package's owner at an enclave's own local cloud: keys, and the real `enclave-owner`."""
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
@@ -9,9 +11,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from enclave_encryption.publisher_keys import load_key, make_key
 from tests.support.local_services import OWNER_CREDENTIALS, kms_client, release_policy
 
-__all__ = ["PackageOwner", "open_folder", "write_package"]
+__all__ = [
+    "PUBLISHER",
+    "PackageOwner",
+    "open_folder",
+    "publisher_fingerprint",
+    "publisher_key_file",
+    "write_package",
+]
+
+PUBLISHER = "Test Publisher"
 
 _COMMAND = Path(sys.executable).parent / "enclave-owner"
 
@@ -37,9 +49,17 @@ class PackageOwner:
         policy = release_policy(pcr0)
         self.kms.put_key_policy(KeyId=key_arn, PolicyName="default", Policy=policy)
 
-    def encrypt(self, folder: Path, key_arn: str, output: Path) -> Path:
-        """Run `enclave-owner encrypt`; return `output`."""
+    def encrypt(
+        self, folder: Path, key_arn: str, output: Path, *, sign_with: Path | None = None
+    ) -> Path:
+        """Run `enclave-owner encrypt`; return `output`.
+
+        It is signed: with `sign_with`, or with the key of all tests in the name of `PUBLISHER`. A
+        folder without an enclave.toml has no publisher, and is not.
+        """
         arguments = ["encrypt", "-d", str(folder), "-k", key_arn, "-o", str(output)]
+        if _name_publisher(folder):
+            arguments += ["--sign-with", str(sign_with or publisher_key_file())]
         subprocess.run(
             [_COMMAND, *arguments, "--endpoint-url", self.endpoint_url],
             env={
@@ -55,6 +75,33 @@ class PackageOwner:
             stdout=subprocess.DEVNULL,
         )
         return output
+
+
+@functools.cache
+def publisher_key_file() -> Path:
+    """Return the file with the one key that packages of these tests are signed with."""
+    folder = Path(tempfile.mkdtemp(prefix="enclave-publisher-"))
+    atexit.register(shutil.rmtree, folder)
+    make_key(folder / "publisher.key", None, force=False)
+    return folder / "publisher.key"
+
+
+def publisher_fingerprint() -> str:
+    """Return the fingerprint of that key."""
+    return load_key(publisher_key_file(), None).signer.fingerprint
+
+
+def _name_publisher(folder: Path) -> bool:
+    """Name a publisher in the folder's enclave.toml if there is none; False without the file."""
+    manifest = folder / "enclave.toml"
+    if not manifest.exists():
+        return False
+    text = manifest.read_text()
+    if "\npublisher" not in text:
+        manifest.write_text(
+            text.replace("[package]\n", f'[package]\npublisher = "{PUBLISHER}"\n', 1)
+        )
+    return True
 
 
 def write_package(folder: Path, files: Mapping[str, str | bytes]) -> Path:

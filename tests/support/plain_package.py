@@ -13,6 +13,10 @@ import struct
 import tarfile
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 
@@ -83,10 +87,10 @@ def encode_label(label: dict[str, Any]) -> bytes:
     return json.dumps(label, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def make_header(label_bytes: bytes, arn: str, wrapped_key: bytes) -> bytes:
+def make_header(label_bytes: bytes, arn: str, wrapped_key: bytes, signature: bytes = b"") -> bytes:
     slot = struct.pack(">H", len(arn)) + arn.encode() + wrapped_key
-    preamble = b"\x89ENCPKG\n" + struct.pack(">HHI", 1, len(slot), len(label_bytes))
-    return preamble + label_bytes + slot
+    lengths = struct.pack(">HHHI", 1, len(slot), len(signature), len(label_bytes))
+    return b"\x89ENCPKG\n" + lengths + label_bytes + signature + slot
 
 
 def context_of(label_bytes: bytes) -> bytes:
@@ -98,6 +102,18 @@ def data_key_commitment(key: bytes) -> str:
     return hkdf_expand_sha512(key, b"enclave-package/v1/data-key-commitment", 32).hex()
 
 
+def body_digest(body: bytes) -> bytes:
+    leaves = [body[i : i + 131072] for i in range(0, len(body), 131072)]
+    hashes = b"".join(hashlib.sha256(leaf).digest() for leaf in leaves)
+    return hashlib.sha256(b"enclave-kernel package body v1\0" + hashes).digest()
+
+
+def signed_message(algorithm: str, label_bytes: bytes, digest: bytes) -> bytes:
+    label_hash = hashlib.sha512(label_bytes).digest()
+    domain = b"enclave-kernel package signature v1\0"
+    return domain + algorithm.encode() + b"\0" + label_hash + digest
+
+
 def make_package(
     label: dict[str, Any],
     files: dict[str, tuple[bytes, bool]],
@@ -106,21 +122,41 @@ def make_package(
     arn: str,
     wrapped_key: bytes,
     salt: bytes,
+    private_key: Ed25519PrivateKey | None = None,
 ) -> bytes:
     archive = pack_tar(files)
-    label = {**label, "archive_bytes": len(archive), "file_count": len(files)}
+    signer = None
+    if private_key is not None:
+        raw = private_key.public_key().public_bytes_raw()
+        spki = bytes.fromhex("302a300506032b6570032100") + raw
+        signer = {"algorithm": "ed25519", "public_key": spki.hex()}
+    label = {**label, "archive_bytes": len(archive), "file_count": len(files), "signer": signer}
     label_bytes = encode_label({**label, "data_key_commitment": data_key_commitment(key)})
-    header = make_header(label_bytes, arn, wrapped_key)
-    return header + seal(key, context_of(label_bytes), salt, archive)
+    body = seal(key, context_of(label_bytes), salt, archive)
+    signature = b""
+    if private_key is not None:
+        digest = body_digest(body)
+        signature = digest + private_key.sign(signed_message("ed25519", label_bytes, digest))
+    return make_header(label_bytes, arn, wrapped_key, signature) + body
 
 
 def open_package(data: bytes, key: bytes) -> tuple[dict[str, Any], dict[str, tuple[bytes, bool]]]:
-    magic, version, slot_size, label_size = struct.unpack_from(">8sHHI", data)
+    magic, version, slot_size, signature_size, label_size = struct.unpack_from(">8sHHHI", data)
     if magic != b"\x89ENCPKG\n" or version != 1:
         raise ValueError("magic")
-    end = 16 + label_size + slot_size
-    label_bytes = data[16 : 16 + label_size]
+    label_end = 18 + label_size
+    end = label_end + signature_size + slot_size
+    label_bytes, body = data[18:label_end], data[end:]
+    signature = data[label_end : label_end + signature_size]
     label: dict[str, Any] = json.loads(label_bytes)
+    if label["signer"] is not None:
+        digest = body_digest(body)
+        if digest != signature[:32] or label["signer"]["algorithm"] != "ed25519":
+            raise ValueError("digest")
+        public = Ed25519PublicKey.from_public_bytes(
+            bytes.fromhex(label["signer"]["public_key"])[12:]
+        )
+        public.verify(signature[32:], signed_message("ed25519", label_bytes, digest))
     if not hmac.compare_digest(label["data_key_commitment"], data_key_commitment(key)):
         raise ValueError("data key")
-    return label, unpack_tar(unseal(key, context_of(label_bytes), data[end:]))
+    return label, unpack_tar(unseal(key, context_of(label_bytes), body))

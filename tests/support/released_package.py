@@ -11,6 +11,7 @@ from enclave_encryption.key_policy.release_rule import RuleChange
 from enclave_kernel.kms import release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.package_archive import FileData
 from enclave_protocol.package_header import PackageHeader, decode_header
 from enclave_protocol.package_reader import read_package
@@ -85,6 +86,7 @@ class Release:
                 keys=self.pool,
                 credentials=HOST_CREDENTIALS,
                 endpoint_url=self.cloud.endpoint_url,
+                clock=TrustedClock(),
             )
 
     def contents(self, file: Path | bytes, enclave: str = "old") -> bytes:

@@ -5,13 +5,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from enclave_encryption.publisher_keys import FileKey
 from enclave_protocol.chunked_encryption import Encryptor
 from enclave_protocol.data_key_commitment import commit_data_key
 from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.manifest import parse_manifest
 from enclave_protocol.package_archive import Entry, archive_size, encode_archive
-from enclave_protocol.package_header import decode_header, encode_header
-from enclave_protocol.package_label import Label
+from enclave_protocol.package_header import body_context, encode_header
+from enclave_protocol.package_label import Label, encode_label
+from tests.support.example_package import sign_package
 
 KEY_ARN = "arn:aws:kms:eu-west-1:111122223333:key/12345678-1234-1234-1234-123456789012"
 
@@ -30,7 +32,11 @@ class SealedPackage:
 
 
 def seal_package(
-    files: Mapping[str, str | bytes], manifest: str, *, file_count: int | None = None
+    files: Mapping[str, str | bytes],
+    manifest: str,
+    *,
+    file_count: int | None = None,
+    publisher: FileKey | None = None,
 ) -> SealedPackage:
     """Return an encrypted package with these files and this `enclave.toml`.
 
@@ -51,12 +57,16 @@ def seal_package(
         data_key_commitment=commit_data_key(key),
         archive_bytes=archive_size(entries),
         file_count=len(entries) if file_count is None else file_count,
+        signer=None if publisher is None else publisher.signer,
     )
-    header_raw = encode_header(label, KeySlot(KEY_ARN, secrets.token_bytes(184)))
+    label_bytes = encode_label(label)
 
     def read(entry: Entry) -> Iterator[bytes]:
         yield contents[entry.path]
 
-    encryptor = Encryptor(key, decode_header(header_raw).context)
+    encryptor = Encryptor(key, body_context(label_bytes))
     body = b"".join(bytes(encryptor.update(piece)) for piece in encode_archive(entries, read))
-    return SealedPackage(header_raw + body + encryptor.finalize(), header_raw, key)
+    body += encryptor.finalize()
+    signature = None if publisher is None else sign_package(publisher, label_bytes, body)
+    header_raw = encode_header(label, KeySlot(KEY_ARN, secrets.token_bytes(184)), signature)
+    return SealedPackage(header_raw + body, header_raw, key)

@@ -2,34 +2,41 @@
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.blocking.client import BlockingKernelClient
 
+from enclave_parent_gateway.transport import tls_context
+from enclave_protocol.channel_binding import verify_channel
 from enclave_protocol.frame import FrameDecoder, encode_frame
 from enclave_protocol.messages import (
     CHANNELS,
+    MAX_CHALLENGE_BYTES,
     PROTOCOL_VERSION,
     Body,
+    Challenge,
     Envelope,
     Failed,
     KernelEnded,
     LaunchKernel,
     Open,
     OpenControl,
+    decode_attested,
     decode_envelope,
     encode,
 )
-from tests.support.local_services import software_nsm
+from tests.support.local_services import SoftwareNsmProcess, software_nsm
 
-__all__ = ["Control", "Refused", "SupervisorProcess", "supervisor_process"]
+__all__ = ["Control", "Refused", "SupervisorProcess", "hangs_up", "supervisor_process"]
 
 _TIMEOUT_S = 30.0
 
@@ -46,7 +53,7 @@ class Refused(Exception):  # noqa: N818 (it is the reply, not an error of the te
 class Control:
     """A control stream; requests are answered in order, events are kept."""
 
-    sock: socket.socket
+    sock: ssl.SSLSocket
     events: list[KernelEnded] = field(default_factory=list)
     _decoder: FrameDecoder = field(default_factory=FrameDecoder)
     _last: int = 0
@@ -88,6 +95,7 @@ class SupervisorProcess:
     path: Path
     runtime_dir: Path
     log: Path
+    nsm: SoftwareNsmProcess
 
     def open(self, first: Open | bytes) -> socket.socket:
         """Return a stream that was opened with this message."""
@@ -97,9 +105,32 @@ class SupervisorProcess:
         sock.sendall(encode_frame(first if isinstance(first, bytes) else encode(first)))
         return sock
 
+    def secure(self) -> ssl.SSLSocket:
+        """Return a control stream after its TLS handshake, before the challenge."""
+        sock = self.open(OpenControl(version=PROTOCOL_VERSION))
+        return tls_context().wrap_socket(sock)
+
     @contextmanager
     def control(self) -> Iterator[Control]:
-        with self.open(OpenControl(version=PROTOCOL_VERSION)) as sock:
+        """Return a control stream whose peer was verified as the gateway does it."""
+        with self.secure() as sock:
+            nonce = os.urandom(32)
+            sock.sendall(encode_frame(encode(Challenge(nonce))))
+            frames: list[bytes] = []
+            decoder = FrameDecoder(MAX_CHALLENGE_BYTES)
+            while not frames:
+                data = sock.recv(65536)
+                if not data:
+                    raise ConnectionError("the supervisor does not answer the challenge")
+                frames = decoder.feed(data)
+            verify_channel(
+                decode_attested(frames[0]).document,
+                certificate=sock.getpeercert(binary_form=True) or b"",
+                nonce=nonce,
+                root=self.nsm.root,
+                now=datetime.now(UTC),
+                pcrs={0: {bytes.fromhex(self.nsm.pcr0)}},
+            )
             yield Control(sock)
 
     def launch_request(self) -> LaunchKernel:
@@ -132,20 +163,37 @@ class SupervisorProcess:
             client.stop_channels()
 
 
+def hangs_up(sock: socket.socket) -> bool:
+    """Return whether the peer says nothing more and ends the connection."""
+    try:
+        return sock.recv(100) == b""
+    except ConnectionResetError:
+        # It did not read all that was sent.
+        return True
+
+
 @contextmanager
-def supervisor_process(directory: Path, *options: str) -> Iterator[SupervisorProcess]:
-    """Run a supervisor below `directory`, whose path must be short; stop it with SIGTERM."""
+def supervisor_process(
+    directory: Path, *options: str, program: tuple[str, ...] = ("-m", "enclave_kernel")
+) -> Iterator[SupervisorProcess]:
+    """Run a supervisor below `directory`, whose path must be short; stop it with SIGTERM.
+
+    Args:
+        directory: For everything it makes.
+        options: Of its command line, further ones.
+        program: What Python runs: the supervisor, perhaps after something that watches it.
+    """
     runtime_dir = directory / "r"
     runtime_dir.mkdir(mode=0o711)
     path = directory / "supervisor.sock"
     log = directory / "supervisor.log"
     with software_nsm(directory) as nsm, log.open("wb") as output:
-        command = [sys.executable, "-I", "-m", "enclave_kernel", "--listen", f"unix:{path}"]
+        command = [sys.executable, "-I", *program, "--listen", f"unix:{path}"]
         command += ["--nsm", nsm.endpoint, "--runtime-dir", str(runtime_dir), "--development"]
         process = subprocess.Popen([*command, *options], stdout=output, stderr=output)
         try:
             _wait_for(path, process)
-            yield SupervisorProcess(process.pid, path, runtime_dir, log)
+            yield SupervisorProcess(process.pid, path, runtime_dir, log, nsm)
         finally:
             process.terminate()
             try:

@@ -6,6 +6,7 @@ import shutil
 import sysconfig
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from enclave_kernel.isolation.control_groups import ControlGroup, ControlGroups
 from enclave_kernel.session.supervisor_link import LoadedVault, LoadRefusedError
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.package_header import decode_header
 from tests.support.sealed_package import SealedPackage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +74,7 @@ def spawn_vault(
     *,
     memory_limit: int | None = None,
     control_group: ControlGroup | None = None,
+    native: bool = False,
 ) -> VaultProcess:
     uid = next(_uids) if os.geteuid() == 0 else None
     return VaultProcess.spawn(
@@ -81,6 +84,7 @@ def spawn_vault(
         sys_path=SYS_PATH,
         memory_limit=memory_limit,
         control_group=control_group,
+        native=native,
     )
 
 
@@ -101,6 +105,8 @@ class VaultLink:
         self._spawn = spawn
         self._keys = {package.header_raw: package.key for package in packages}
         self.directory = runtime_dir()
+        self.new_publishers = False
+        self.now_ms: int | None = None
         self.vaults: dict[str, VaultProcess] = {}
         self._deaths: dict[str, VaultDeath] = {}
         self._waiters: dict[str, threading.Thread] = {}
@@ -126,7 +132,7 @@ class VaultLink:
     def add(self, package: SealedPackage) -> None:
         self._keys[package.header_raw] = package.key
 
-    def load(self, file_name: str, header_raw: bytes) -> LoadedVault:
+    def load(self, file_name: str, header_raw: bytes, *, unsigned: bool = False) -> LoadedVault:
         key = self._keys.get(header_raw)
         if key is None:
             # As KMS: a header it does not know has no data key.
@@ -135,17 +141,20 @@ class VaultLink:
         groups = self._control_groups
         group = None if groups is None else groups.create(vault_id)
         limit = None if group is None else group.limit_bytes
-        vault = self._spawn(self.directory, memory_limit=limit, control_group=group)
+        native = decode_header(header_raw).label.policy.native
+        vault = self._spawn(self.directory, memory_limit=limit, control_group=group, native=native)
         waiter = threading.Thread(target=self._wait, args=(vault_id, vault), daemon=True)
         waiter.start()
         self.vaults[vault_id] = vault
         self._waiters[vault_id] = waiter
         try:
-            vault.start(header_raw, bytearray(key))
+            vault.start(
+                header_raw, bytearray(key), now_ms=self.now_ms or time.time_ns() // 1_000_000
+            )
         except EnclaveError as error:
             self.unload(vault_id)
             raise LoadRefusedError(type(error).__name__, str(error)) from None
-        return LoadedVault(vault_id, vault.session_socket)
+        return LoadedVault(vault_id, vault.session_socket, self.new_publishers)
 
     def interrupt(self, vault_id: str) -> None:
         self.vaults[vault_id].interrupt()

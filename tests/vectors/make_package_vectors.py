@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.support import plain_package as plain
@@ -76,14 +78,14 @@ def invalid_chunked() -> list[dict[str, Any]]:
     return [{"of": "32768 bytes", **dict(zip(keys, case, strict=True))} for case in cases]
 
 
-def label() -> dict[str, Any]:
+def label(publisher: str) -> dict[str, Any]:
     return {
         "package": {
             "name": "vector",
             "version": "1.0",
             "description": "Grüße",
             "module": "vector",
-            "publisher": "",
+            "publisher": publisher,
             "requirements": ["numpy>=2"],
         },
         "exports": {
@@ -120,64 +122,45 @@ FILES = {
 }
 
 
-def write_package_vectors(folder: Path) -> None:
+_KEYS = ("name", "offset", "removed", "inserted", "error")
+
+
+def write_package_vectors(folder: Path, *, signed: bool) -> None:
+    """Write an encrypted package, what is in it, edits that are allowed, and edits that are not."""
     key, wrapped = derive("package key"), b"wrapped:" + derive("wrapped")
-    salt = derive("package salt", 24)
-    whole = plain.make_package(label(), FILES, key=key, arn=ARN, wrapped_key=wrapped, salt=salt)
-    (folder / "vector-1.0.encrypted").write_bytes(whole)
-    slot_at = 16 + int.from_bytes(whole[12:16], "big")
+    private = Ed25519PrivateKey.from_private_bytes(derive("publisher key")) if signed else None
+    whole = plain.make_package(
+        label("Vector Maker" if signed else ""),
+        FILES,
+        key=key,
+        arn=ARN,
+        wrapped_key=wrapped,
+        salt=derive("package salt", 24),
+        private_key=private,
+    )
+    name = "signed" if signed else "vector"
+    (folder / f"{name}-1.0.encrypted").write_bytes(whole)
+    label_end = 18 + int.from_bytes(whole[14:18], "big")
+    slot_at = label_end + (96 if signed else 0)
     header_bytes = slot_at + 2 + len(ARN) + len(wrapped)
-    commitment_at = whole.index(b'"data_key_commitment":"') + 23
-    size, version_at = len(whole), whole.index(b'"1.0"') + 1
-    cases: list[tuple[str, int, int, str, str]] = [
-        ("magic altered", 0, 1, "88", "PackageFormatError"),
-        ("version 2", 9, 1, "02", "PackageFormatError"),
-        ("no key slot", 10, 2, "0000", "PackageFormatError"),
-        ("key slot of 6403 bytes", 10, 2, "1903", "PackageFormatError"),
-        ("no wrapped key", 10, 2, f"{2 + len(ARN):04x}", "PackageFormatError"),
-        ("ARN longer than the key slot", slot_at, 2, "ffff", "PackageFormatError"),
-        ("ARN altered to none", slot_at + 2, 1, "62", "PackageFormatError"),
-        ("data key commitment altered", commitment_at, 1, "30", "PackageTamperedError"),
-        ("data key commitment no hex", commitment_at, 1, "67", "PackageFormatError"),
-        ("label of 256 KiB and a byte", 12, 4, "00040001", "PackageFormatError"),
-        ("label not canonical", 16, 1, "7b20", "PackageFormatError"),
-        (
-            "version in the label altered",
-            version_at,
-            1,
-            "32",
-            "PackageTamperedError",
-        ),
-        ("salt altered", header_bytes, 1, "ff", "PackageTamperedError"),
-        ("body altered", header_bytes + 60, 1, "ff", "PackageTamperedError"),
-        ("byte appended", len(whole), 0, "00", "PackageTamperedError"),
-        ("empty file", 0, len(whole), "", "PackageTruncatedError"),
-        ("cut in the preamble", 10, len(whole) - 10, "", "PackageTruncatedError"),
-        ("cut in the label", 100, len(whole) - 100, "", "PackageTruncatedError"),
-        (
-            "cut after the header",
-            header_bytes,
-            size - header_bytes,
-            "",
-            "PackageTruncatedError",
-        ),
-        ("last byte missing", len(whole) - 1, 1, "", "PackageTruncatedError"),
-    ]
-    keys = ("name", "offset", "removed", "inserted", "error")
+    label_bytes = whole[18:label_end]
     # What `rekey` does: as long as the data key is the label's, the slot may say anything.
     rekeyed = [
         ("wrapped key replaced", header_bytes - 1, 1, "ff"),
         ("another KMS key", slot_at + 2 + len(ARN) - 1, 1, "65"),
     ]
+    cases = _cases(whole, label_end, slot_at, header_bytes)
+    if signed:
+        cases += _signature_cases(whole, label_end, slot_at)
+    else:
+        cases.append(("bytes where a signature would be", 12, 2, "0060", "PackageFormatError"))
     description = {
-        "file": "vector-1.0.encrypted",
+        "file": f"{name}-1.0.encrypted",
         "data_key": key.hex(),
         "wrapped_key": wrapped.hex(),
         "header_bytes": header_bytes,
-        "label_sha256": hashlib.sha256(
-            plain.encode_label(json.loads(whole[16:slot_at]))
-        ).hexdigest(),
-        "context": plain.context_of(whole[16:slot_at]).hex(),
+        "label_sha256": hashlib.sha256(label_bytes).hexdigest(),
+        "context": plain.context_of(label_bytes).hex(),
         "kms_key_arn": ARN,
         "data_key_commitment": plain.data_key_commitment(key),
         "files": {
@@ -188,16 +171,77 @@ def write_package_vectors(folder: Path) -> None:
             }
             for path, (data, executable) in FILES.items()
         },
-        "rekeyed": [dict(zip(keys[:4], case, strict=True)) for case in rekeyed],
-        "invalid": [dict(zip(keys, case, strict=True)) for case in cases],
+        "rekeyed": [dict(zip(_KEYS[:4], case, strict=True)) for case in rekeyed],
+        "invalid": [dict(zip(_KEYS, case, strict=True)) for case in cases],
     }
-    _write_json(folder / "package.json", description)
+    if private is not None:
+        public = private.public_key().public_bytes_raw()
+        spki = bytes.fromhex("302a300506032b6570032100") + public
+        digest = plain.body_digest(whole[header_bytes:])
+        description |= {
+            "private_key": derive("publisher key").hex(),
+            "fingerprint": hashlib.sha256(spki).hexdigest(),
+            "body_digest": digest.hex(),
+            "signed_message": plain.signed_message("ed25519", label_bytes, digest).hex(),
+            "signature": whole[label_end + 32 : slot_at].hex(),
+        }
+    _write_json(folder / ("signed_package.json" if signed else "package.json"), description)
+
+
+def _cases(
+    whole: bytes, label_end: int, slot_at: int, header_bytes: int
+) -> list[tuple[str, int, int, str, str]]:
+    commitment_at = whole.index(b'"data_key_commitment":"') + 23
+    size, version_at = len(whole), whole.index(b'"1.0"') + 1
+    signed = slot_at != label_end
+    altered = "PackageSignatureError" if signed else "PackageTamperedError"
+    return [
+        ("magic altered", 0, 1, "88", "PackageFormatError"),
+        ("version 2", 9, 1, "02", "PackageFormatError"),
+        ("no key slot", 10, 2, "0000", "PackageFormatError"),
+        ("key slot of 6403 bytes", 10, 2, "1903", "PackageFormatError"),
+        ("no wrapped key", 10, 2, f"{2 + len(ARN):04x}", "PackageFormatError"),
+        ("ARN longer than the key slot", slot_at, 2, "ffff", "PackageFormatError"),
+        ("ARN altered to none", slot_at + 2, 1, "62", "PackageFormatError"),
+        ("signature of 129 bytes", 12, 2, "0081", "PackageFormatError"),
+        ("data key commitment altered", commitment_at, 1, "30", altered),
+        ("data key commitment no hex", commitment_at, 1, "67", "PackageFormatError"),
+        ("label of 256 KiB and a byte", 14, 4, "00040001", "PackageFormatError"),
+        ("label not canonical", 18, 1, "7b20", "PackageFormatError"),
+        ("version in the label altered", version_at, 1, "32", altered),
+        ("salt altered", header_bytes, 1, "ff", "PackageTamperedError"),
+        ("body altered", header_bytes + 60, 1, "ff", "PackageTamperedError"),
+        ("byte appended", size, 0, "00", "PackageTamperedError"),
+        ("empty file", 0, size, "", "PackageTruncatedError"),
+        ("cut in the preamble", 10, size - 10, "", "PackageTruncatedError"),
+        ("cut in the label", 100, size - 100, "", "PackageTruncatedError"),
+        ("cut after the header", header_bytes, size - header_bytes, "", "PackageTruncatedError"),
+        ("last byte missing", size - 1, 1, "", "PackageTruncatedError"),
+    ]
+
+
+def _signature_cases(
+    whole: bytes, label_end: int, slot_at: int
+) -> list[tuple[str, int, int, str, str]]:
+    gone = b"\x00\x00" + whole[14:label_end]
+    key_at = whole.index(b'"public_key":"') + 14
+    kind = "PackageSignatureError"
+    return [
+        ("signature taken out", 12, slot_at - 12, gone.hex(), kind),
+        ("signature a byte short", 12, 2, "005f", "PackageFormatError"),
+        ("body digest altered", label_end, 1, "ff", kind),
+        ("first byte of the signature altered", label_end + 32, 1, "ff", kind),
+        ("last byte of the signature altered", slot_at - 1, 1, "ff", kind),
+        ("public key altered", key_at + 86, 2, "3030", kind),
+        ("algorithm of the public key altered", key_at + 14, 2, "3731", "PackageFormatError"),
+    ]
 
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "chunked_encryption.json", chunked_vectors())
-    write_package_vectors(folder)
+    write_package_vectors(folder, signed=False)
+    write_package_vectors(folder, signed=True)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

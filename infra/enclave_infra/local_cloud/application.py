@@ -1,18 +1,22 @@
 """The WSGI application: checks the signature, then KMS by `kms_service` and S3 by moto."""
 
+import base64
 import io
 import json
 import os
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from enclave_infra.local_cloud.aws_errors import AwsError
 from enclave_infra.local_cloud.cms_encoding import CmsShape
+from enclave_infra.local_cloud.event_log import EventLog
 from enclave_infra.local_cloud.kms_parameters import KmsParameters
 from enclave_infra.local_cloud.recipient import RecipientVerifier
 from enclave_infra.local_cloud.request_signature import SignedRequest, Verified, verify_signature
+from enclave_protocol.attestation_document import decode_signed_document
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -46,6 +50,7 @@ class LocalCloud:
         from enclave_infra.local_cloud.kms_service import KmsService
 
         self._clock = clock
+        self._events = EventLog(state_dir, clock)
         self._moto_kms: WSGIApplication = create_backend_app("kms")
         self._moto_s3: WSGIApplication = create_backend_app("s3")
         self._kms = KmsService(
@@ -82,12 +87,16 @@ class LocalCloud:
             values = json.loads(request.body)
         except (ValueError, RecursionError) as error:
             raise AwsError("SerializationException", "the request is not JSON") from error
-        return self._kms.handle(
-            target.removeprefix(_TARGET_PREFIX),
-            KmsParameters(values),
-            caller=verified.caller,
-            region=verified.region,
-        )
+        operation, parameters = target.removeprefix(_TARGET_PREFIX), KmsParameters(values)
+        caller, region = verified.caller, verified.region
+        record = partial(self._events.record, operation, values, caller=caller, region=region)
+        try:
+            answer = self._kms.handle(operation, parameters, caller=caller, region=region)
+        except AwsError as error:
+            record(pcr0=None, error=error.code)
+            raise
+        record(pcr0=_image(values), error=None)
+        return answer
 
     def _call_moto_kms(
         self, operation: str, values: dict[str, Any], account: str, region: str
@@ -124,6 +133,15 @@ class LocalCloud:
             code = str(answer.get("__type", "KMSInternalException"))
             raise AwsError(code, str(answer.get("message") or answer.get("Message") or ""))
         return dict(answer)
+
+
+def _image(values: dict[str, Any]) -> str | None:
+    """Return PCR0 of the document that was verified with this request."""
+    recipient = values.get("Recipient")
+    if recipient is None:
+        return None
+    document = base64.b64decode(recipient["AttestationDocument"])
+    return decode_signed_document(document).document.pcrs[0].hex()
 
 
 def _read(environ: "WSGIEnvironment", limit: int) -> SignedRequest:

@@ -136,6 +136,10 @@ def _configure(start: StartKernel) -> Config:
     return config
 
 
+def _curve_pair(start: StartKernel) -> tuple[bytes | None, bytes | None]:
+    return (None, None) if start.curve is None else (start.curve.public_key, start.curve.secret_key)
+
+
 def run_kernel(
     listeners: Mapping[str, int], session_descriptor: int, status_descriptor: int | None
 ) -> int:
@@ -174,6 +178,7 @@ def run_kernel(
     _enter_directory(folder if workspace is None else start.cwd, workspace)
     # What an interactive `python` has: modules beside the notebook can be imported.
     sys.path.insert(0, "")
+    public, secret = _curve_pair(start)
     app = EnclaveKernelApp.instance(
         config=_configure(start),
         transport="ipc",
@@ -183,12 +188,16 @@ def run_kernel(
         stdin_port=3,
         control_port=4,
         hb_port=5,
+        curve_publickey=public,
+        curve_secretkey=secret,
     )
     app.listeners = listeners
     app.initialize(list(start.arguments))  # type: ignore[no-untyped-call]
     if app.session.key != start.key or app.session.signature_scheme != start.signature_scheme:
         # An option among the arguments could switch signatures off (THREATS J-01).
         raise MessageError("the kernel's options change its session key, which they may not")
+    if (app.curve_publickey, app.curve_secretkey) != (public, secret):
+        raise MessageError("the kernel's options change its encryption, which they may not")
     app.kernel.supervisor_link = link
     if workspace is not None:
         flush_after_cells(app.shell, link)

@@ -10,12 +10,14 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
 
+from enclave_kernel.session.attest_magic import AttestMagic
 from enclave_kernel.session.egress_hint import show_refusals
 from enclave_kernel.session.enclave_magic import EnclaveMagic
 from enclave_kernel.session.load_progress import LoadProgress
 from enclave_kernel.session.not_in_enclave import NotInEnclaveError, supervisor_link
 from enclave_kernel.session.one_line import in_one_line
 from enclave_kernel.session.pip_magic import PipMagic
+from enclave_kernel.session.publisher_line import publisher, publisher_line
 from enclave_kernel.session.run_magic import RunMagic
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.plain_text import plain_text
@@ -34,6 +36,9 @@ __all__ = [
 ]
 
 _CHOOSE: Final = "choose another with %load_encrypted FILE as NAME"
+
+
+_UNSIGNED = "--unsigned"
 
 
 class NameNotBindableError(EnclaveError):
@@ -61,10 +66,14 @@ class EncryptedMagics(Magics):
         """Load an encrypted package and bind it to one name.
 
         Usage:
-          %load_encrypted FILE [as NAME]
+          %load_encrypted FILE [as NAME] [--unsigned]
 
         Example:
           %load_encrypted credit-scorer-1.2.0.encrypted as scorer
+
+        The first package of a publisher pins the publisher's key, whose fingerprint is shown. One
+        that is signed with another key later is refused; `enclave trust`, on the parent instance,
+        accepts it. A package that nobody signed loads with --unsigned only.
 
         Without `as NAME` the name is the one the package's label gives, if nothing else has it.
         Loading it again under a name replaces the package that was loaded under it.
@@ -74,12 +83,12 @@ class EncryptedMagics(Magics):
         from enclave_kernel.session.package_loading import load_package
 
         with in_one_line():
-            file_name, name = _parse_load(line)
+            file_name, name, unsigned = _parse_load(line)
             if name is not None:
                 self._check_bindable(name)
             progress = LoadProgress()
             try:
-                loaded = load_package(file_name, self._link(), progress)
+                loaded = load_package(file_name, self._link(), progress, unsigned=unsigned)
             finally:
                 progress.finish()
             try:
@@ -95,7 +104,7 @@ class EncryptedMagics(Magics):
                 previous.client.close("another package was loaded under its name")
             self.packages[name] = loaded
             self._namespace()[name] = loaded.proxy
-            print(_summary(loaded.label, name))  # noqa: T201 (the cell's output)
+            print(_summary(loaded, name))  # noqa: T201 (the cell's output)
 
     @line_magic
     def encrypted(self, line: str) -> None:
@@ -160,16 +169,23 @@ class EncryptedMagics(Magics):
         return supervisor_link(self.shell)
 
 
-def _parse_load(line: str) -> tuple[str, str | None]:
+def _parse_load(line: str) -> tuple[str, str | None, bool]:
+    """Return file, name and whether it may be unsigned."""
     try:
         words = shlex.split(line)
     except ValueError as error:
-        raise UsageError(f"%load_encrypted FILE [as NAME]: {error}") from None
+        raise UsageError(f"%load_encrypted FILE [as NAME] [--unsigned]: {error}") from None
+    unsigned = _UNSIGNED in words[1:]
+    words = [*words[:1], *(word for word in words[1:] if word != _UNSIGNED)]
+    if words[:1] == [_UNSIGNED]:
+        words, unsigned = words[1:], True
     if len(words) == 1:
-        return words[0], None
+        return words[0], None, unsigned
     if len(words) == 3 and words[1] == "as":
-        return words[0], words[2]
-    raise UsageError("usage: %load_encrypted FILE [as NAME]; put a FILE with spaces between quotes")
+        return words[0], words[2], unsigned
+    raise UsageError(
+        "usage: %load_encrypted FILE [as NAME] [--unsigned]; put a FILE with spaces between quotes"
+    )
 
 
 def _default_name(label: "Label") -> str:
@@ -186,10 +202,11 @@ def _exports(label: "Label") -> str:
     return plain_text(names) or "nothing"
 
 
-def _summary(label: "Label", name: str) -> str:
+def _summary(loaded: "LoadedPackage", name: str) -> str:
+    label = loaded.label
     return (
-        f"Loaded {_title(label)} as {name}: {_exports(label)}. "
-        "Publisher unknown: the package is not signed."
+        f"Loaded {_title(label)} as {name}: {_exports(label)}.\n"
+        f"{publisher_line(label, is_new=loaded.new_publisher)}"
     )
 
 
@@ -201,7 +218,7 @@ def _table(packages: "dict[str, LoadedPackage]") -> str:
         state = "running" if loaded.client.alive else "ended"
         exports = _exports(loaded.label)
         file = plain_text(loaded.file)
-        rows.append((name, _title(loaded.label), state, "unknown", exports, file))
+        rows.append((name, _title(loaded.label), state, publisher(loaded.label), exports, file))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -211,5 +228,5 @@ def _table(packages: "dict[str, LoadedPackage]") -> str:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics with an IPython shell."""
-    shell.register_magics(EncryptedMagics, EnclaveMagic, PipMagic, RunMagic)
+    shell.register_magics(EncryptedMagics, EnclaveMagic, AttestMagic, PipMagic, RunMagic)
     show_refusals(shell)

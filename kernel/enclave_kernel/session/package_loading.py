@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from enclave_kernel import key_release_errors
+from enclave_kernel import key_release_errors, publisher_errors
 from enclave_kernel.call_channel import FileCutError
 from enclave_kernel.session.proxies import EncryptedPackage, package_proxy
 from enclave_kernel.session.proxy_parts import shown_name
@@ -26,6 +26,7 @@ from enclave_protocol.package_errors import (
 from enclave_protocol.package_header import PackageHeader
 from enclave_protocol.package_label import Label, check_label
 from enclave_protocol.package_reader import read_header
+from enclave_protocol.package_signature import PackageSignatureError
 from enclave_protocol.plain_text import plain_text
 from enclave_protocol.vault_messages import BODY_CHUNK_BYTES, LoadFailed
 
@@ -54,11 +55,22 @@ class PackageLoadError(PackageError):
 
 _VAULT_ERRORS: Final[dict[str, type[PackageError]]] = {
     kind.__name__: kind
-    for kind in (PackageFormatError, PackageTamperedError, PackageTruncatedError)
+    for kind in (
+        PackageFormatError,
+        PackageSignatureError,
+        PackageTamperedError,
+        PackageTruncatedError,
+    )
 }
 _REFUSALS: Final[dict[str, type[PackageError]]] = _VAULT_ERRORS | {
-    name: getattr(key_release_errors, name) for name in key_release_errors.__all__
+    name: getattr(module, name)
+    for module in (key_release_errors, publisher_errors)
+    for name in module.__all__
 }
+
+
+_MAX_REFUSAL_CHARS: Final = 1000
+"""Two fingerprints and the command that accepts one fit."""
 
 
 @dataclass
@@ -70,12 +82,14 @@ class LoadedPackage:
         client: The connection to the vault.
         proxy: What the notebook works with.
         file: The file's name as it was typed.
+        new_publisher: The key that it is signed with was pinned with this load.
     """
 
     label: Label
     client: VaultClient
     proxy: EncryptedPackage
     file: str
+    new_publisher: bool = False
 
 
 def load_package(
@@ -83,6 +97,8 @@ def load_package(
     link: VaultLink,
     progress: Progress,
     make: Callable[[LoadedVaultLike, str, VaultLink], VaultClient] = VaultClient,
+    *,
+    unsigned: bool = False,
 ) -> LoadedPackage:
     """Load the encrypted package in a file.
 
@@ -91,14 +107,15 @@ def load_package(
         link: The way to the supervisor.
         progress: Called often; it decides what to show.
         make: Makes the client, for those who want to know of its calls.
+        unsigned: Whether a package without a publisher's signature will do.
 
     Raises:
-        PackageError: The file is none, is altered or cut, or KMS does not release its key; names
-            it. Nothing of it ran.
+        PackageError: The file is none, is altered or cut, its publisher is not the one that was
+            pinned, or KMS does not release its key; names it. Nothing of it ran.
         LoadRefusedError: The supervisor refused for another reason; names the file, too.
         EnclaveError: The vault died, or the enclave is going down.
     """
-    with open_encrypted(file_name) as opened:
+    with open_encrypted(file_name, unsigned=unsigned) as opened:
         client = opened.start(link, make, progress)
         return _fill(opened, client, progress)
 
@@ -114,11 +131,15 @@ class OpenedFile:
         name: As the user typed it.
         header: Well-formed; authentic only once the body verified.
         stream: At the body's first byte.
+        unsigned: Whether it may be without a publisher's signature.
+        new_publisher: The key that it is signed with was pinned when the vault got its key.
     """
 
     name: str
     header: PackageHeader
     stream: io.FileIO
+    unsigned: bool = False
+    new_publisher: bool = False
 
     def start(
         self,
@@ -133,7 +154,8 @@ class OpenedFile:
             LoadRefusedError: The supervisor refused for another reason.
         """
         progress("asking for its key", 0.0)
-        vault = _load(self.name, self.header, link)
+        vault = _load(self.name, self.header, link, unsigned=self.unsigned)
+        self.new_publisher = vault.new_publisher
         try:
             return make(vault, shown_name(self.header.label), link)
         except BaseException:
@@ -143,8 +165,12 @@ class OpenedFile:
 
 
 @contextmanager
-def open_encrypted(file_name: str) -> Iterator[OpenedFile]:
+def open_encrypted(file_name: str, *, unsigned: bool = False) -> Iterator[OpenedFile]:
     """Open an encrypted file and read its header; errors from within name the file.
+
+    Args:
+        file_name: As the user typed it.
+        unsigned: Whether it may be without a publisher's signature.
 
     Raises:
         PackageError: The file is none.
@@ -153,7 +179,7 @@ def open_encrypted(file_name: str) -> Iterator[OpenedFile]:
         with _open(file_name) as stream:
             header = read_header(stream, file=file_name)
             check_label(header.label)
-            yield OpenedFile(file_name, header, stream)
+            yield OpenedFile(file_name, header, stream, unsigned)
     except PackageError as error:
         raise error.with_file(file_name) from None
     except OSError as error:
@@ -168,13 +194,15 @@ def vault_failure(failure: LoadFailed, file_name: str) -> PackageError:
     return kind(plain_text(failure.message), file=file_name)
 
 
-def _load(file_name: str, header: PackageHeader, link: VaultLink) -> LoadedVaultLike:
+def _load(
+    file_name: str, header: PackageHeader, link: VaultLink, *, unsigned: bool
+) -> LoadedVaultLike:
     try:
-        return link.load(file_name, header.raw)
+        return link.load(file_name, header.raw, unsigned=unsigned)
     except LoadRefusedError as refusal:
         named = str(PackageError("", file=file_name))
         # The supervisor passes on what a vault said.
-        reason = plain_text(str(refusal).removeprefix(named))
+        reason = plain_text(str(refusal).removeprefix(named), limit=_MAX_REFUSAL_CHARS)
         kind = _REFUSALS.get(refusal.kind)
         if kind is None:
             raise LoadRefusedError(refusal.kind, named + reason) from None
@@ -190,7 +218,8 @@ def _fill(opened: OpenedFile, client: VaultClient, progress: Progress) -> Loaded
         failure = client.finish_body(lambda: progress("importing", 1.0))
         if failure is not None:
             raise vault_failure(failure, opened.name)
-        return LoadedPackage(label, client, package_proxy(client, label), opened.name)
+        proxy = package_proxy(client, label)
+        return LoadedPackage(label, client, proxy, opened.name, opened.new_publisher)
     except BaseException:
         client.close("it was not loaded completely")
         raise

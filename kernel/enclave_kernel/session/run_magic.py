@@ -13,7 +13,7 @@ from enclave_protocol.plain_text import plain_text
 
 __all__ = ["RunMagic"]
 
-_USAGE: Final = "usage: %run_encrypted [--output /DIR/] FILE SCRIPT [ARGUMENTS...]"
+_USAGE: Final = "usage: %run_encrypted [--unsigned] [--output /DIR/] FILE SCRIPT [ARGUMENTS...]"
 _MAX_LISTED: Final = 10
 
 
@@ -26,7 +26,7 @@ class RunMagic(Magics):
         """Run a script of an encrypted package and wait until it has ended.
 
         Usage:
-          %run_encrypted [--output /DIR/] FILE SCRIPT [ARGUMENTS...]
+          %run_encrypted [--unsigned] [--output /DIR/] FILE SCRIPT [ARGUMENTS...]
 
         Example:
           %run_encrypted app.encrypted classify.py -m model.h5 -d /dataset/ -o /output/
@@ -35,7 +35,8 @@ class RunMagic(Magics):
         workspace, the folder that this notebook started in: /dataset/ is its folder dataset. The
         script sees copies of what the arguments name, and nothing else of yours. What it writes to
         /output/, to what follows -o or --output, and to folders named by --output in front of FILE
-        comes back. `_exit_code` is the script's exit code.
+        comes back. `_exit_code` is the script's exit code. --unsigned and the publisher's key are
+        as in %load_encrypted.
 
         A notebook of the package runs the same way, with parameters:
           %run_encrypted app.encrypted report.ipynb -p threshold 0.5 -p data /dataset/ -o /output/
@@ -46,12 +47,21 @@ class RunMagic(Magics):
         # Late: it needs NumPy, which must not be imported before the kernel was forked.
         from enclave_kernel.session.script_run import ScriptFailedError, run_script
 
-        file_name, script, arguments, outputs = _parse(line)
+        file_name, script, arguments, outputs, unsigned = _parse(line)
         with in_one_line():
             link = supervisor_link(self.shell)
             progress = LoadProgress()
             try:
-                result = run_script(file_name, script, arguments, outputs, link, progress)
+                result = run_script(
+                    file_name,
+                    script,
+                    arguments,
+                    outputs,
+                    link,
+                    progress,
+                    unsigned=unsigned,
+                    tell=print,
+                )
             except ScriptFailedError as error:
                 self._tell_exit_code(error.exit_code)
                 raise
@@ -66,18 +76,24 @@ class RunMagic(Magics):
             self.shell.user_ns["_exit_code"] = code
 
 
-def _parse(line: str) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
+def _parse(line: str) -> tuple[str, str, tuple[str, ...], tuple[str, ...], bool]:
+    """Return file, script, arguments, outputs and whether the file may be unsigned."""
     try:
         words = shlex.split(line)
     except ValueError as error:
         raise UsageError(f"{_USAGE}: {error}") from None
     outputs: list[str] = []
-    while words and words[0] == "--output":
+    unsigned = False
+    while words and words[0] in ("--output", "--unsigned"):
+        if words[0] == "--unsigned":
+            unsigned = True
+            words = words[1:]
+            continue
         outputs += words[1:2]
         words = words[2:]
     if len(words) < 2 or words[0].startswith("-"):
         raise UsageError(_USAGE)
-    return words[0], words[1], tuple(words[2:]), tuple(outputs)
+    return words[0], words[1], tuple(words[2:]), tuple(outputs), unsigned
 
 
 def _summary(written: tuple[str, ...]) -> str:

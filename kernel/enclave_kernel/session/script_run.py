@@ -9,6 +9,7 @@ from enclave_kernel.session.executed_notebook import ExecutedNotebook
 from enclave_kernel.session.package_failures import rebuild_raised
 from enclave_kernel.session.package_loading import open_encrypted, send_body, vault_failure
 from enclave_kernel.session.proxy_parts import shown_name
+from enclave_kernel.session.publisher_line import publisher_line
 from enclave_kernel.session.script_client import ScriptClient
 from enclave_kernel.session.script_inputs import plan_inputs, read_inputs, workspace_folder
 from enclave_kernel.session.script_outputs import OutputFiles
@@ -61,6 +62,9 @@ def run_script(
     link: VaultLink,
     progress: Progress,
     results: Path | None = None,
+    *,
+    tell: Callable[[str], None] = lambda _line: None,
+    unsigned: bool = False,
 ) -> ScriptResult:
     """Run a script and return when it has ended and its files are in the workspace.
 
@@ -73,13 +77,15 @@ def run_script(
         link: The way to the supervisor.
         progress: Called while files travel; it decides what to show.
         results: Where its files are put, if not in the workspace.
+        tell: Given a line about the publisher, when there is something new about it.
+        unsigned: Whether a package without a publisher's signature will do.
 
     Raises:
         ScriptFailedError: It ended with another exit code than 0; its files are in the workspace.
         EnclaveError: It did not begin, or its files cannot be taken.
         KeyboardInterrupt: Ctrl-C ended it.
     """
-    with open_encrypted(file_name) as opened:
+    with open_encrypted(file_name, unsigned=unsigned) as opened:
         name = _script_name(opened.header.label, script)
         workspace = workspace_folder()
         inputs = plan_inputs(workspace, arguments, outputs)
@@ -91,6 +97,8 @@ def run_script(
                 inputs = plan_inputs(workspace, arguments, (_NOTEBOOK_OUTPUT,))
             notebook = ExecutedNotebook(f"{inputs.outputs[0]}/{file.rpartition('/')[2]}")
         client = opened.start(link, ScriptClient, progress)
+        if opened.new_publisher or opened.header.label.signer is None:
+            tell(publisher_line(opened.header.label, is_new=opened.new_publisher))
         files = OutputFiles(results or workspace, inputs.outputs)
         try:
             send_body(opened.stream, client, progress)

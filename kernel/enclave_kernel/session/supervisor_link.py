@@ -12,11 +12,13 @@ from enclave_kernel.session_messages import (
     MAX_SESSION_BYTES,
     About,
     AboutRequest,
+    AttestRequest,
     CancelLoad,
     FlushWorkspace,
     InterruptVault,
     LoadPackage,
     LoadRefused,
+    NotebookAttested,
     PackageLoaded,
     StartKernel,
     UnloadVault,
@@ -34,7 +36,7 @@ _DEATH_WAIT_S = 2.0
 _ABOUT_WAIT_S = 10.0
 _FLUSH_WAIT_S = 15.0
 """Longer than the supervisor waits for the parent."""
-_Reply = PackageLoaded | LoadRefused | VaultDeath | About | WorkspaceFlushed
+_Reply = PackageLoaded | LoadRefused | VaultDeath | About | NotebookAttested | WorkspaceFlushed
 
 
 class SupervisorGoneError(EnclaveError):
@@ -54,10 +56,14 @@ class LoadRefusedError(EnclaveError):
 
 @dataclass(frozen=True)
 class LoadedVault:
-    """A vault that holds the data key and waits for the package's body on `socket`."""
+    """A vault that holds the data key and waits for the package's body on `socket`.
+
+    `new_publisher`: the key that the package is signed with was pinned just now.
+    """
 
     vault_id: str
     socket: socket.socket
+    new_publisher: bool = False
 
 
 class SupervisorLink:
@@ -107,12 +113,13 @@ class SupervisorLink:
             self._frames += self._decoder.feed(data)
         return session_messages.decode_from_supervisor(self._frames.pop(0))
 
-    def load(self, file_name: str, header_raw: bytes) -> LoadedVault:
+    def load(self, file_name: str, header_raw: bytes, *, unsigned: bool = False) -> LoadedVault:
         """Return a vault that has the data key of the package with this header.
 
         Args:
             file_name: As the user wrote it, for messages.
             header_raw: Everything before the package's body.
+            unsigned: Whether a package without a publisher's signature will do.
 
         Raises:
             LoadRefusedError: The supervisor or KMS refused; one line says why.
@@ -120,7 +127,9 @@ class SupervisorLink:
             KeyboardInterrupt: Passed on after the load was cancelled.
         """
         number = next(self._numbers)
-        message = LoadPackage(request_id=number, file_name=file_name, header=header_raw)
+        message = LoadPackage(
+            request_id=number, file_name=file_name, header=header_raw, unsigned=unsigned
+        )
         try:
             reply = self._ask(number, session_messages.encode(message), None)
         except BaseException:
@@ -168,6 +177,28 @@ class SupervisorLink:
         if not isinstance(reply, About):
             raise MessageError("the supervisor's reply about the enclave is not one")
         return reply
+
+    def attest(self, nonce: bytes) -> bytes:
+        """Return an attestation document with this nonce, unverified.
+
+        Args:
+            nonce: 32 fresh random bytes.
+
+        Raises:
+            LoadRefusedError: The NSM did not attest, or this notebook asks too often.
+            SupervisorGoneError: The enclave is going down, or does not answer within 10 s.
+        """
+        number = next(self._numbers)
+        request = AttestRequest(request_id=number, nonce=nonce)
+        try:
+            reply = self._ask(number, session_messages.encode(request), _ABOUT_WAIT_S)
+        except queue.Empty:
+            raise SupervisorGoneError from None
+        if isinstance(reply, LoadRefused):
+            raise LoadRefusedError(reply.kind, reply.message)
+        if not isinstance(reply, NotebookAttested):
+            raise MessageError("the supervisor's reply to a request to attest is not one")
+        return reply.document
 
     def flush_workspace(self) -> None:
         """Wait until what was written to the workspace is on the parent's disk, but not for ever.
@@ -219,7 +250,7 @@ class SupervisorLink:
                 raise MessageError("the supervisor announced a vault and sent no socket to it")
             sock = socket.socket(fileno=self._descriptors.pop(0))
             sock.set_inheritable(False)
-            reply = LoadedVault(message.vault_id, sock)
+            reply = LoadedVault(message.vault_id, sock, message.new_publisher)
         with self._waiting_lock:
             answers = self._waiting.get(message.request_id)
             if answers is not None:

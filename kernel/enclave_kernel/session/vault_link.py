@@ -19,11 +19,16 @@ class LoadedVaultLike(Protocol):
         """The notebook's end of its socket for calls."""
         ...
 
+    @property
+    def new_publisher(self) -> bool:
+        """Whether the key that the package is signed with was pinned just now."""
+        ...
+
 
 class VaultLink(Protocol):
     """What a session asks of the supervisor (`supervisor_link.SupervisorLink`)."""
 
-    def load(self, file_name: str, header_raw: bytes) -> LoadedVaultLike:
+    def load(self, file_name: str, header_raw: bytes, *, unsigned: bool = False) -> LoadedVaultLike:
         """Return a vault with the data key of the package with this header."""
         ...
 

@@ -20,22 +20,22 @@ from enclave_kernel.kms import load_boto3, release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
 from enclave_kernel.session_messages import About, KernelPlace
-from enclave_kernel.supervisor import transport
+from enclave_kernel.supervisor.channel_identity import new_channel_identity
 from enclave_kernel.supervisor.code_folders import code_folders, import_path
 from enclave_kernel.supervisor.control_stream import ControlStream, NoGatewayError
 from enclave_kernel.supervisor.egress import Egress
 from enclave_kernel.supervisor.kernel_process import KernelProcesses
 from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownKernelError
 from enclave_kernel.supervisor.package_loader import PackageLoader
+from enclave_kernel.supervisor.publisher_check import PublisherCheck
+from enclave_kernel.supervisor.stream_listener import StreamListener
 from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.supervisor.vault_pool import VaultPool
 from enclave_kernel.supervisor.workspace import Workspace
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
-from enclave_protocol.errors import EnclaveError, ProtocolError
-from enclave_protocol.frame import FrameDecoder
+from enclave_kernel.trusted_clock import TrustedClock
+from enclave_protocol.channel_binding import NOTEBOOK_USER_DATA
 from enclave_protocol.messages import (
-    MAX_OPEN_BYTES,
-    PROTOCOL_VERSION,
     Attest,
     Attested,
     Body,
@@ -48,24 +48,19 @@ from enclave_protocol.messages import (
     KernelLaunched,
     LaunchKernel,
     MessageError,
-    Open,
     OpenChannel,
-    OpenEgress,
-    OpenWorkspace,
     Shutdown,
     SignalKernel,
     StatusRequest,
-    decode_open,
 )
 from enclave_protocol.package_header import PackageHeader
-from enclave_protocol.relay import relay
+from enclave_protocol.relay import relay, relay_secured
 
 __all__ = ["Supervisor", "SupervisorOptions"]
 
 _log = logging.getLogger(__name__)
-_OPEN_TIMEOUT_S = 5.0
-_MAX_UNOPENED = 64
-_ACCEPT_PAUSE_S = 0.1
+_MAX_CONTROLS = 16
+"""Open at once; the oldest goes when one more comes (THREATS V-08)."""
 _KEY_THREADS = 8
 """Releases at once; a notebook has one at most, and a silent KMS holds it for a minute."""
 _MAX_TASKS = 4096
@@ -107,10 +102,13 @@ class Supervisor:
     def __init__(self, options: SupervisorOptions) -> None:
         self._options = options
         self._started = time.monotonic()
+        # First of all: nothing that is started later may inherit what it is made of.
+        self._identity = new_channel_identity()
         self._nsm = NsmClient.open(options.nsm)
         self._pcrs = {i: self._nsm.describe_pcr(i)[1].hex() for i in _PCR_INDICES}
         self._module_id = self._nsm.describe().module_id
         self._keys = RsaPool()
+        self._clock = TrustedClock()
         self._key_threads = ThreadPoolExecutor(_KEY_THREADS, thread_name_prefix="key-release")
         self._cgroups = _groups_for_kernels(options.kernel_memory_bytes)
         sockets = options.runtime_dir / "k"
@@ -135,9 +133,17 @@ class Supervisor:
             workspace=self._workspace,
         )
         self._control: ControlStream | None = None
-        self._unopened = 0
+        self._controls: list[ControlStream] = []
         self._stopping = asyncio.Event()
-        self._streams: set[asyncio.Task[None]] = set()
+        self._listener = StreamListener(
+            options.listen,
+            identity=self._identity,
+            attest=self._attest,
+            on_control=self._serve_control,
+            on_channel=self._carry_channel,
+            on_egress=self._egress.take,
+            on_workspace=self._carry_workspace,
+        )
         self._zygote = self._new_zygote()
 
     def _describe_isolation(self) -> tuple[str, ...]:
@@ -181,7 +187,15 @@ class Supervisor:
             self._zygote = self._new_zygote()
 
     def _vaults_of(self, kernel: Kernel) -> PackageLoader:
-        return PackageLoader(kernel, self._pool, self._release_key, self._about)
+        return PackageLoader(
+            kernel,
+            self._pool,
+            self._release_key,
+            self._about,
+            self._attest_for_notebook,
+            PublisherCheck(self._ask_gateway),
+            self._clock,
+        )
 
     def _about(self, request_id: int) -> About:
         return About(
@@ -216,9 +230,7 @@ class Supervisor:
 
     async def _release_key(self, header: PackageHeader) -> bytearray:
         self._check_environment(header.label.policy.environment)
-        if self._control is None:
-            raise NoGatewayError
-        credentials = await self._control.request(CredentialsRequest())
+        credentials = await self._ask_gateway(CredentialsRequest())
         if not isinstance(credentials, Credentials):
             raise MessageError("the gateway's answer to a request for credentials holds none")
         async with self._way_to_kms() as proxy_url:
@@ -229,6 +241,7 @@ class Supervisor:
                 keys=self._keys,
                 credentials=credentials,
                 endpoint_url=self._options.kms_endpoint_url,
+                clock=self._clock,
                 proxy_url=proxy_url,
             )
             releasing = asyncio.get_running_loop().run_in_executor(self._key_threads, release)
@@ -237,6 +250,11 @@ class Supervisor:
             except asyncio.CancelledError:
                 releasing.add_done_callback(_wipe)
                 raise
+
+    async def _ask_gateway(self, request: Body) -> Body:
+        if self._control is None:
+            raise NoGatewayError
+        return await self._control.request(request)
 
     def _check_environment(self, environment: str) -> None:
         """Refuse a package in an enclave that its owner did not make it for (THREATS A-08)."""
@@ -260,18 +278,19 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stopping.set)
-        listener = transport.listen(self._options.listen)
-        accepting = asyncio.create_task(self._accept(listener))
-        _log.info("listening on %s", self._options.listen)
+        accepting = asyncio.create_task(self._listener.run())
+        accepting.add_done_callback(lambda _: self._stopping.set())
         # What it says of its walls is what the enclave reports.
         self._pool.prepare_spare()
         # Whoever loads the first package shall not wait for it.
         self._key_threads.submit(load_boto3)
         try:
             await self._stopping.wait()
+            if accepting.done():
+                # It ends by itself only where the endpoint cannot be listened on.
+                accepting.result()
         finally:
             accepting.cancel()
-            listener.close()
             await self._close()
 
     async def _close(self) -> None:
@@ -287,66 +306,15 @@ class Supervisor:
         if self._control is not None:
             await self._control.close()
         await self._workspace.close()
-        for stream in list(self._streams):
-            stream.cancel()
-        if self._options.listen.startswith("unix:"):
-            Path(self._options.listen.removeprefix("unix:")).unlink(missing_ok=True)
+        self._listener.close()
         for name in ("k", "v", "w"):
             with contextlib.suppress(OSError):
                 (self._options.runtime_dir / name).rmdir()
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, address = await loop.sock_accept(listener)
-            except OSError as error:
-                # Out of descriptors, or the peer is gone again: the next one is served.
-                _log.warning("a stream was not accepted: %s", error)
-                await asyncio.sleep(_ACCEPT_PAUSE_S)
-                continue
-            if not transport.is_parent(sock, address) or self._unopened >= _MAX_UNOPENED:
-                sock.close()
-                continue
-            self._unopened += 1
-            stream = asyncio.create_task(self._serve(sock))
-            self._streams.add(stream)
-            stream.add_done_callback(self._streams.discard)
-            # sock_accept does not give way while somebody waits: those accepted have their turn,
-            # or a burst of good streams would be over the limit.
-            await asyncio.sleep(0)
-
-    async def _serve(self, sock: socket.socket) -> None:
-        """Carry one stream from its Open message to its end."""
-        sock.setblocking(False)
-        opened: Open | None = None
-        rest = b""
-        try:
-            opened, rest = await asyncio.wait_for(_read_open(sock), _OPEN_TIMEOUT_S)
-        except (OSError, TimeoutError, ProtocolError) as error:
-            _log.warning("a stream was refused: %s", error)
-        finally:
-            self._unopened -= 1
-            if opened is None:
-                sock.close()
-        try:
-            if isinstance(opened, OpenEgress):
-                self._egress.take(opened, sock)
-            elif isinstance(opened, OpenChannel):
-                await self._carry_channel(sock, opened, rest)
-            elif isinstance(opened, OpenWorkspace) and opened.version == PROTOCOL_VERSION:
-                await self._carry_workspace(sock, rest)
-            elif opened is not None and opened.version == PROTOCOL_VERSION:
-                await self._serve_control(sock, rest)
-            else:
-                sock.close()
-        except (OSError, EnclaveError) as error:
-            _log.warning("a stream ended: %s", error)
-
-    async def _carry_channel(self, sock: socket.socket, opened: OpenChannel, rest: bytes) -> None:
+    async def _carry_channel(self, sock: socket.socket, opened: OpenChannel) -> None:
         try:
             kernel = self._kernels.get(opened.kernel_id)
-            inner = await self._kernels.connect(kernel, opened.channel, rest)
+            inner = await self._kernels.connect(kernel, opened.channel)
         except (OSError, UnknownKernelError):
             # Usual while a kernel ends: ZeroMQ clients connect again until told to stop.
             sock.close()
@@ -357,24 +325,42 @@ class Supervisor:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(task)
 
-    async def _carry_workspace(self, sock: socket.socket, rest: bytes) -> None:
+    async def _carry_workspace(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rest: bytes
+    ) -> None:
         try:
             agent = await self._workspace.serve(rest)
         except BaseException:
-            sock.close()
+            writer.transport.abort()
             raise
-        await relay(sock, agent)
+        await relay_secured(reader, writer, agent)
 
-    async def _serve_control(self, sock: socket.socket, rest: bytes) -> None:
-        reader, writer = await asyncio.open_connection(sock=sock)
+    async def _serve_control(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rest: bytes
+    ) -> None:
         stream = ControlStream(reader, writer, self._handle)
         # The newest gateway is the one that counts: an older one crashed or is being replaced.
         self._control = stream
+        self._controls.append(stream)
+        if len(self._controls) > _MAX_CONTROLS:
+            self._controls.pop(0).abort()
         try:
             await stream.run(rest)
         finally:
             if self._control is stream:
                 self._control = None
+            if stream in self._controls:
+                self._controls.remove(stream)
+
+    async def _attest_for_notebook(self, nonce: bytes) -> bytes:
+        """Return a document that says nothing but which enclave this is."""
+        return await asyncio.to_thread(self._nsm.attest, nonce=nonce, user_data=NOTEBOOK_USER_DATA)
+
+    async def _attest(self, nonce: bytes) -> bytes:
+        """Return a document for our own TLS key (THREATS A-13: for none that we did not make)."""
+        return await asyncio.to_thread(
+            self._nsm.attest, nonce=nonce, user_data=self._identity.user_data
+        )
 
     async def _handle(self, body: Body) -> Body:
         if isinstance(body, LaunchKernel):
@@ -386,8 +372,7 @@ class Supervisor:
         if isinstance(body, StatusRequest):
             return self._status()
         if isinstance(body, Attest):
-            document = await asyncio.to_thread(self._nsm.attest, nonce=body.nonce)
-            return Attested(document=document)
+            return Attested(document=await self._attest(body.nonce))
         if isinstance(body, Shutdown):
             asyncio.get_running_loop().call_later(0.05, self._stopping.set)
             return Done()
@@ -429,17 +414,3 @@ def _wipe(releasing: "asyncio.Future[bytearray]") -> None:
     if not releasing.cancelled() and releasing.exception() is None:
         data_key = releasing.result()
         data_key[:] = bytes(len(data_key))
-
-
-async def _read_open(sock: socket.socket) -> tuple[Open, bytes]:
-    """Return the first message of a stream and the bytes that came behind it."""
-    loop = asyncio.get_running_loop()
-    decoder = FrameDecoder(MAX_OPEN_BYTES)
-    while True:
-        data = await loop.sock_recv(sock, 4096)
-        if not data:
-            raise MessageError("the stream ended before its Open message")
-        frames = decoder.feed(data, most=1)
-        if frames:
-            break
-    return decode_open(frames[0]), decoder.take_rest()

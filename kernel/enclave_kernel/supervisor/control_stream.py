@@ -22,6 +22,8 @@ __all__ = ["ControlStream", "GatewayRefusedError", "NoGatewayError"]
 _log = logging.getLogger(__name__)
 _REPLY_TIMEOUT_S = 30.0
 _MAX_OPEN_REQUESTS = 256
+_MAX_UNREAD_BYTES = 4 * MAX_CONTROL_BYTES
+"""Of replies that a gateway does not read; one that lets more pile up is hung up on."""
 
 
 class NoGatewayError(EnclaveError):
@@ -61,7 +63,7 @@ class ControlStream:
         """Serve until the stream ends.
 
         Args:
-            early: Bytes that came with the Open message.
+            early: Bytes that came right behind the challenge.
 
         Raises:
             ProtocolError: The gateway broke the protocol.
@@ -108,6 +110,8 @@ class ControlStream:
     def _send(self, envelope: Envelope) -> None:
         if not self._writer.is_closing():
             self._writer.write(encode_frame(encode(envelope)))
+            if self._writer.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
+                self.abort()
 
     def notify(self, event: Body) -> None:
         """Send an event; lost when the gateway is gone, which asks for the status on its return."""
@@ -134,6 +138,10 @@ class ControlStream:
         if isinstance(answer, Failed):
             raise GatewayRefusedError(answer.message)
         return answer
+
+    def abort(self) -> None:
+        """End the stream at once; `run` returns."""
+        self._writer.transport.abort()
 
     async def close(self) -> None:
         """Send what is buffered and close."""

@@ -24,7 +24,7 @@ from enclave_protocol.relay import relay
 __all__ = ["Egress", "EgressListener", "make_room_for_connections"]
 
 _log = logging.getLogger(__name__)
-_STREAM_TIMEOUT_S: Final = 10.0
+_STREAM_TIMEOUT_S: Final = 30.0
 _TICKET_BYTES: Final = 16
 _MAX_CONNECTIONS: Final = 256
 """Of one listener, as many as the proxy serves for one notebook. More wait in the backlog."""
@@ -61,7 +61,7 @@ class Egress:
             kernel_id: For whom; None: for the enclave itself.
 
         Raises:
-            NoGatewayError: Nobody opens one within 10 s.
+            NoGatewayError: Nobody opens one within 30 s.
         """
         ticket = secrets.token_hex(_TICKET_BYTES)
         arrived: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()

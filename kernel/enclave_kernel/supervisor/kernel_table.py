@@ -188,6 +188,7 @@ class KernelTable:
                 environ=request.environ,
                 arguments=request.arguments,
                 place=self._place(process, request),
+                curve=request.curve,
                 workspace=None if request.workspace is None else str(self._workspace.folder()),
             )
         )
@@ -258,8 +259,8 @@ class KernelTable:
         if kernel.vaults is not None:
             kernel.vaults.close()
 
-    async def connect(self, kernel: Kernel, channel: str, first: bytes) -> socket.socket:
-        """Return a connection to one channel of a kernel, `first` already sent into it.
+    async def connect(self, kernel: Kernel, channel: str) -> socket.socket:
+        """Return a connection to one channel of a kernel.
 
         Raises:
             OSError: The kernel ended meanwhile, or is not up yet.
@@ -272,7 +273,6 @@ class KernelTable:
         sock.setblocking(False)
         try:
             await loop.sock_connect(sock, f"{kernel.process.prefix}-{number}")
-            await loop.sock_sendall(sock, first)
         except BaseException:
             sock.close()
             raise

@@ -3,26 +3,30 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Protocol
 
 from enclave_kernel.session_messages import (
     About,
     AboutRequest,
+    AttestRequest,
     CancelLoad,
     InterruptVault,
     LoadPackage,
     LoadRefused,
+    NotebookAttested,
     PackageLoaded,
     UnloadVault,
     VaultDeathRequest,
 )
 from enclave_kernel.session_messages import VaultDeath as VaultDeathMessage
 from enclave_kernel.supervisor.failure_log import log_failure
+from enclave_kernel.supervisor.publisher_check import PublisherCheck
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
 from enclave_kernel.supervisor.token_bucket import TokenBucket
 from enclave_kernel.supervisor.vault_pool import VaultPool
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.package_errors import PackageError
@@ -37,6 +41,10 @@ _MAX_DEATHS_KEPT = 64
 _LOADS_AT_ONCE = 32
 _SECONDS_PER_LOAD = 1.0
 """Nobody loads more by hand; a loop that does must not storm KMS (THREATS X-08)."""
+
+_ATTESTATIONS_AT_ONCE = 4
+_SECONDS_PER_ATTESTATION = 0.5
+"""The NSM serves one request at a time, and releases of keys wait for it as well."""
 
 KeyRelease = Callable[[PackageHeader], Awaitable[bytearray]]
 """Fetches the data key of the package with this header, as `enclave_kernel.kms` does."""
@@ -65,6 +73,9 @@ class PackageLoader:
         pool: Where vaults come from.
         release_key: Key release.
         about: Says what enclave this is, in a reply to the request of this number.
+        attest: Returns an attestation document for notebooks with this nonce.
+        publishers: Says whether the user may trust who made a package.
+        clock: Set by every key release.
     """
 
     def __init__(
@@ -73,11 +84,18 @@ class PackageLoader:
         pool: VaultPool,
         release_key: KeyRelease,
         about: Callable[[int], About],
+        attest: Callable[[bytes], Awaitable[bytes]],
+        publishers: PublisherCheck,
+        clock: TrustedClock,
     ) -> None:
         self._owner = owner
         self._pool = pool
         self._release_key = release_key
         self._about = about
+        self._attest = attest
+        self._attestations = TokenBucket(_ATTESTATIONS_AT_ONCE, _SECONDS_PER_ATTESTATION)
+        self._publishers = publishers
+        self._clock = clock
         self._vaults: dict[str, _Vault] = {}
         self._deaths: dict[str, asyncio.Future[str]] = {}
         self._loads: dict[int, asyncio.Task[None]] = {}
@@ -118,13 +136,31 @@ class PackageLoader:
             if len(self._asked) >= _MAX_VAULTS:
                 self._send(VaultDeathMessage(request_id=message.request_id, reason=None))
                 return
-            asked = asyncio.create_task(self._tell_death(message))
-            self._asked.add(asked)
-            asked.add_done_callback(self._asked.discard)
+            self._ask(self._tell_death(message))
+        elif isinstance(message, AttestRequest):
+            if len(self._asked) >= _MAX_VAULTS:
+                error = EnclaveError("this notebook asks for too many attestation documents")
+                self._refuse(message.request_id, error)
+                return
+            self._ask(self._tell_attestation(message))
+
+    def _ask(self, work: Coroutine[None, None, None]) -> None:
+        asked = asyncio.create_task(work)
+        self._asked.add(asked)
+        asked.add_done_callback(self._asked.discard)
+
+    async def _tell_attestation(self, message: AttestRequest) -> None:
+        await asyncio.sleep(self._attestations.take())
+        try:
+            document = await self._attest(message.nonce)
+        except EnclaveError as error:
+            self._refuse(message.request_id, error)
+        else:
+            self._send(NotebookAttested(request_id=message.request_id, document=document))
 
     def _send(
         self,
-        message: PackageLoaded | LoadRefused | VaultDeathMessage | About,
+        message: PackageLoaded | LoadRefused | VaultDeathMessage | About | NotebookAttested,
         descriptors: tuple[int, ...] = (),
     ) -> None:
         if self._owner.channel is not None:
@@ -164,10 +200,11 @@ class PackageLoader:
             self._refuse(message.request_id, failure)
 
     async def _load_or_raise(self, message: LoadPackage) -> None:
-        """1. Parse. 2. A vault that passed its self-check. 3. The key. 4. Both meet."""
+        """1. Parse. 2. Publisher. 3. A vault that passed its self-check. 4. Key. 5. Both meet."""
         header = decode_header(message.header)
         if len(header.raw) != len(message.header):
             raise EnclaveError("the header sent to the supervisor has bytes behind its end")
+        is_new = await self._publishers.check(header, allow_unsigned=message.unsigned)
         vault: VaultProcess | None = None
         died = asyncio.Event()
         vault_id = secrets.token_hex(8)
@@ -177,14 +214,16 @@ class PackageLoader:
             self._vault_died(vault_id, death)
 
         try:
-            vault = await self._pool.take(on_death)
+            vault = await self._pool.take(on_death, native=header.label.policy.native)
             self._deaths[vault_id] = asyncio.get_running_loop().create_future()
             data_key = await self._release_key(header)
             try:
-                await self._pool.start(vault, header.raw, data_key)
+                await self._pool.start(vault, header.raw, data_key, now_ms=self._clock.now_ms())
             finally:
                 # Also when the load is cancelled before the vault's turn came.
                 data_key[:] = bytes(len(data_key))
+            if is_new:
+                await self._publishers.pin(header)
             if died.is_set() or self._closed:
                 raise EnclaveError("the vault ended before the package was loaded; load it again")
         except BaseException:
@@ -195,7 +234,7 @@ class PackageLoader:
         self._vaults[vault_id] = _Vault(vault, f"{package.name} {package.version}")
         _log.info("kernel %s loaded a package into vault %s", self._owner.kernel_id, vault_id)
         with vault.session_socket as sock:
-            loaded = PackageLoaded(request_id=message.request_id, vault_id=vault_id)
+            loaded = PackageLoaded(message.request_id, vault_id, new_publisher=is_new)
             self._send(loaded, (sock.fileno(),))
 
     def _vault_died(self, vault_id: str, death: VaultDeath) -> None:

@@ -10,6 +10,7 @@ from enclave_kernel.session_messages import (
     MAX_SESSION_BYTES,
     About,
     AboutRequest,
+    AttestRequest,
     CancelLoad,
     FlushWorkspace,
     InterruptVault,
@@ -18,6 +19,7 @@ from enclave_kernel.session_messages import (
     KernelWalled,
     LoadPackage,
     LoadRefused,
+    NotebookAttested,
     PackageLoaded,
     StartKernel,
     UnloadVault,
@@ -43,6 +45,17 @@ FromSession = (
     | VaultDeathRequest
     | AboutRequest
     | FlushWorkspace
+    | AttestRequest
+)
+
+ToSession = (
+    StartKernel
+    | PackageLoaded
+    | LoadRefused
+    | VaultDeath
+    | About
+    | NotebookAttested
+    | WorkspaceFlushed
 )
 
 
@@ -73,7 +86,7 @@ class SessionChannel:
 
     def send(
         self,
-        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath | About | WorkspaceFlushed,
+        message: ToSession,
         descriptors: tuple[int, ...] = (),
     ) -> None:
         """Send one message; what does not fit into the socket's buffer follows when it is read.

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from enclave_kernel.isolation.control_groups import (
@@ -59,26 +60,35 @@ class VaultPool:
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="vault-spawner")
         self._starter = ThreadPoolExecutor(_STARTER_THREADS, thread_name_prefix="vault-starter")
 
-    async def take(self, on_death: Callable[[VaultDeath], None]) -> VaultProcess:
+    async def take(
+        self, on_death: Callable[[VaultDeath], None], *, native: bool = False
+    ) -> VaultProcess:
         """Return an empty vault that passed its self-check; `on_death` hears of its end.
 
         Cancelling it takes effect when the vault that is on its way has come: whoever cancels and
         asks again in a loop has never more than one on its way.
 
+        Args:
+            on_death: Hears of its end.
+            native: For a package with compiled code: such a vault never waits as a spare.
+
         Raises:
             EnclaveError: The vault process did not come up.
         """
-        spare, self._spare = self._spare, None
-        coming = spare if spare is not None else self._spawn_soon()
+        if native:
+            coming = self._spawn_soon(native=True)
+        else:
+            spare, self._spare = self._spare, None
+            coming = spare if spare is not None else self._spawn_soon()
         try:
             vault = await asyncio.shield(coming)
         except asyncio.CancelledError:
-            coming.add_done_callback(self._keep_or_end)
+            coming.add_done_callback(self._end_coming if native else self._keep_or_end)
             await asyncio.wait([coming])
             raise
         if vault not in self._living:
             # The spare died while it waited.
-            return await self.take(on_death)
+            return await self.take(on_death, native=native)
         self._living[vault] = on_death
         self.prepare_spare()
         return vault
@@ -106,10 +116,14 @@ class VaultPool:
         else:
             self.end(coming.result())
 
-    def _spawn_soon(self) -> "asyncio.Future[VaultProcess]":
-        return self._loop.run_in_executor(self._spawner, self._spawn)
+    def _end_coming(self, coming: "asyncio.Future[VaultProcess]") -> None:
+        if not coming.cancelled() and coming.exception() is None:
+            self.end(coming.result())
 
-    def _spawn(self) -> VaultProcess:
+    def _spawn_soon(self, *, native: bool = False) -> "asyncio.Future[VaultProcess]":
+        return self._loop.run_in_executor(self._spawner, self._spawn, native)
+
+    def _spawn(self, native: bool) -> VaultProcess:
         if self._closed:
             raise EnclaveError("the enclave is going down")
         uid = self._user_ids.next() if os.geteuid() == 0 else None
@@ -120,6 +134,7 @@ class VaultPool:
             sys_path=self._sys_path,
             memory_limit=self._memory_limit,
             control_group=self._new_group(),
+            native=native,
         )
         if vault.walls != self.walls:
             _log.info("walls of a vault: %s", "; ".join(vault.walls))
@@ -165,13 +180,16 @@ class VaultPool:
         except OSError as error:
             raise EnclaveError(f"no control group can be made for a vault: {error}") from error
 
-    async def start(self, vault: VaultProcess, header_raw: bytes, data_key: bytearray) -> None:
-        """Give a vault its package's header and key; the key is wiped here.
+    async def start(
+        self, vault: VaultProcess, header_raw: bytes, data_key: bytearray, *, now_ms: int
+    ) -> None:
+        """Give a vault its package's header and key, and the time; the key is wiped here.
 
         Raises:
             EnclaveError: The vault ended or refused the header.
         """
-        await self._loop.run_in_executor(self._starter, vault.start, header_raw, data_key)
+        start = partial(vault.start, header_raw, data_key, now_ms=now_ms)
+        await self._loop.run_in_executor(self._starter, start)
 
     def end(self, vault: VaultProcess) -> None:
         """Kill a vault; an ended one is fine. Its death is told of as any other."""

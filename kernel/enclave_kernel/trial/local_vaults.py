@@ -3,6 +3,7 @@
 import itertools
 import os
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ from enclave_kernel.supervisor.code_folders import import_path
 from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.package_header import decode_header
 
 __all__ = ["LocalVaults"]
 
@@ -53,8 +55,14 @@ class LocalVaults:
         self._memory_limit = memory // 4 * 3
         self.walls: tuple[str, ...] = ()
 
-    def load(self, file_name: str, header_raw: bytes) -> LoadedVault:
-        """Return a vault with the data key.
+    def load(
+        self,
+        file_name: str,
+        header_raw: bytes,
+        *,
+        unsigned: bool = False,  # noqa: ARG002 (as in SupervisorLink)
+    ) -> LoadedVault:
+        """Return a vault with the data key; a package on trial is its owner's own, and unsigned.
 
         Raises:
             LoadRefusedError: It did not come up, or does not take the header.
@@ -68,6 +76,7 @@ class LocalVaults:
                 runtime_dir=self._directory,
                 sys_path=import_path(),
                 memory_limit=self._memory_limit,
+                native=decode_header(header_raw).label.policy.native,
             )
         except EnclaveError as error:
             raise LoadRefusedError(type(error).__name__, f"{file_name}: {error}") from None
@@ -76,7 +85,9 @@ class LocalVaults:
         vault.waiter.start()
         self.walls = process.walls
         try:
-            process.start(header_raw, bytearray(self._data_key))
+            # The owner's own machine: its clock will do.
+            now_ms = time.time_ns() // 1_000_000
+            process.start(header_raw, bytearray(self._data_key), now_ms=now_ms)
         except EnclaveError as error:
             self.unload(vault_id)
             process.session_socket.close()

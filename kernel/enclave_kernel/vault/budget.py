@@ -2,10 +2,11 @@
 
 import time
 from collections import deque
-from datetime import UTC, datetime
 
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.manifest import Policy
+from enclave_protocol.package_errors import PackageError
 
 __all__ = ["BudgetExceededError", "CallBudget"]
 
@@ -21,25 +22,14 @@ class CallBudget:
 
     Args:
         policy: The package's policy; 0 and "" mean no limit.
-
-    Raises:
-        BudgetExceededError: `expires` is no RFC 3339 time with an offset.
+        clock: Time that neither the parent nor the package can turn.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, clock: TrustedClock) -> None:
         self._policy = policy
+        self._clock = clock
         self._calls = 0
         self._recent: deque[float] = deque()
-        self._expires: datetime | None = None
-        if policy.expires:
-            try:
-                self._expires = datetime.fromisoformat(policy.expires)
-            except ValueError:
-                self._expires = None
-            if self._expires is None or self._expires.tzinfo is None:
-                raise BudgetExceededError(
-                    f"its policy expires at {policy.expires[:80]!r}, expected an RFC 3339 time"
-                )
         self._limited = bool(policy.max_calls or policy.calls_per_minute or policy.expires)
 
     def check_expiry(self) -> None:
@@ -48,10 +38,10 @@ class CallBudget:
         Raises:
             BudgetExceededError: The package expired.
         """
-        if self._expires is not None and datetime.now(UTC) >= self._expires:
-            raise BudgetExceededError(
-                f"the package expired at {self._policy.expires}: ask its owner for a newer one"
-            )
+        try:
+            self._clock.check(self._policy.expires)
+        except PackageError as error:
+            raise BudgetExceededError(error.reason) from None
 
     def take(self) -> None:
         """Count one call.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from enclave_kernel.call_channel import CallChannel, ChannelClosedError
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_kernel.vault.budget import BudgetExceededError, CallBudget
 from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.callbacks import Callbacks
@@ -61,9 +62,7 @@ class Dispatcher:
         policy: The owner's policy, from the verified label.
         output: What a call shows besides its result.
         incidents: Makes the ids of errors.
-
-    Raises:
-        BudgetExceededError: The policy cannot be understood.
+        clock: Tells whether the package has expired.
     """
 
     def __init__(
@@ -73,12 +72,13 @@ class Dispatcher:
         policy: Policy,
         output: CallOutput,
         incidents: Incidents,
+        clock: TrustedClock,
     ) -> None:
         self._channel = channel
         self._output = output
         self._exports = exports
         self._incidents = incidents
-        self._budget = CallBudget(policy)
+        self._budget = CallBudget(policy, clock)
         self._shown_errors = frozenset(policy.errors)
         self._max_result_bytes = policy.max_result_bytes
         self._live = LiveObjects()

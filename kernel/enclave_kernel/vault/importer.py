@@ -30,9 +30,18 @@ class PackageImporter:
         root: Directory of the package's data files, absolute and without links.
         file_name: What code objects say they come from; no path.
         sources: Python source by path within the package (`rapidocr/main.py`).
+        native: Extension modules among the data files are importable, too.
     """
 
-    def __init__(self, root: str, file_name: str, sources: Mapping[str, bytes | bytearray]) -> None:
+    def __init__(
+        self,
+        root: str,
+        file_name: str,
+        sources: Mapping[str, bytes | bytearray],
+        *,
+        native: bool = False,
+    ) -> None:
+        self.native = native
         self.root = root
         self.file_name = file_name
         self.sources = sources
@@ -95,14 +104,26 @@ class _EntryFinder:
                 spec.has_location = True
                 break
         else:
-            if path not in importer.folders:
-                return None
+            extension = self._find_extension(fullname, path)
+            if extension is not None or path not in importer.folders:
+                return extension
             # A folder without __init__.py: a portion of a namespace package.
             spec = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
             is_package = True
         if is_package:
             spec.submodule_search_locations = [f"{importer.root}/{path}"]
         return spec
+
+    def _find_extension(self, fullname: str, path: str) -> importlib.machinery.ModuleSpec | None:
+        """Return where a compiled module is: a file like any other of the package's."""
+        if not self._importer.native:
+            return None
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            file = f"{self._importer.root}/{path}{suffix}"
+            if Path(file).is_file():
+                loader = importlib.machinery.ExtensionFileLoader(fullname, file)
+                return importlib.machinery.ModuleSpec(fullname, loader, origin=file)
+        return None
 
     def iter_modules(self, prefix: str = "") -> Iterator[tuple[str, bool]]:
         """Yield the modules of this folder, for `pkgutil`."""

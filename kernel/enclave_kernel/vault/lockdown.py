@@ -55,6 +55,7 @@ class LockdownSpec:
             without root).
         gid: Group to become.
         memory_limit: Bytes of private memory, and of files in the tmpfs; None for no limit.
+        native: The package may bring compiled code, and run it from its own folder.
         control_groups: Controllers that limit this process already, each with the end of its
             path in /proc/self/cgroup.
     """
@@ -64,6 +65,7 @@ class LockdownSpec:
     uid: int | None = None
     gid: int | None = None
     memory_limit: int | None = None
+    native: bool = False
     control_groups: dict[str, str] = field(default_factory=dict)
 
 
@@ -106,7 +108,7 @@ def lock_down(spec: LockdownSpec, *, keep: frozenset[int]) -> Walls:
     os.umask(0o077)
     groups = control_groups_in_force(spec.control_groups)
     _set_limits(None if "memory" in groups else spec.memory_limit)
-    expected = Expected(keep, groups, limited=spec.memory_limit is not None)
+    expected = Expected(keep, groups, limited=spec.memory_limit is not None, native=spec.native)
     if spec.uid is None:
         # 9. No way back.
         forbid_new_privileges()
@@ -127,7 +129,13 @@ def _lock_down_as_root(spec: LockdownSpec, uid: int, expected: Expected) -> Wall
     def prepare() -> None:
         # 7. A root of its own.
         private.append(
-            enter_own_root(spec.private_dir, uid=uid, gid=gid, memory_limit=spec.memory_limit)
+            enter_own_root(
+                spec.private_dir,
+                uid=uid,
+                gid=gid,
+                memory_limit=spec.memory_limit,
+                native=spec.native,
+            )
         )
 
     def drop(parent: int | None) -> None:

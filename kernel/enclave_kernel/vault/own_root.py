@@ -32,7 +32,10 @@ from enclave_kernel.isolation.mounts import (
 )
 from enclave_kernel.isolation.seccomp import ARCHITECTURES
 
-__all__ = ["enter_own_root", "move_root", "pivot_root"]
+__all__ = ["PACKAGE_FOLDER", "enter_own_root", "move_root", "pivot_root"]
+
+PACKAGE_FOLDER: Final = "package"
+"""Below the private folder: where the package's files are."""
 
 _MNT_DETACH: Final = 2
 _ROOT_OPTIONS: Final = "mode=0755,size=1m,nr_inodes=8192"
@@ -45,7 +48,9 @@ _LIBRARIES: Final = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _DATA: Final = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
 
 
-def enter_own_root(mount_point: str, *, uid: int, gid: int, memory_limit: int | None) -> str:
+def enter_own_root(
+    mount_point: str, *, uid: int, gid: int, memory_limit: int | None, native: bool = False
+) -> str:
     """Make a new root and leave the old one for good.
 
     Folders on the way to what is shown are new and passable, whatever the real ones are: a
@@ -57,6 +62,7 @@ def enter_own_root(mount_point: str, *, uid: int, gid: int, memory_limit: int | 
         uid: The vault's user, owner of the private folder.
         gid: Its group.
         memory_limit: Bytes of all its files together; None for half of the memory.
+        native: The package brings compiled code: of its own folder it may be run.
 
     Returns:
         The private folder: a tmpfs, not executable, with `tmp` in it, which is /tmp as well.
@@ -73,6 +79,8 @@ def enter_own_root(mount_point: str, *, uid: int, gid: int, memory_limit: int | 
     try:
         # First: in development the code itself may be below /tmp.
         private = _make_private(root, uid, gid, memory_limit)
+        if native:
+            _make_executable(private / PACKAGE_FOLDER, uid, gid)
         for path in needed:
             _show(root, path)
         _make_devices(root, private / "shm")
@@ -163,6 +171,13 @@ def _make_private(root: Path, uid: int, gid: int, memory_limit: int | None) -> P
     (root / "tmp").mkdir()
     bind(str(private / "tmp"), root / "tmp", flags)
     return private
+
+
+def _make_executable(folder: Path, uid: int, gid: int) -> None:
+    """Let files in `folder`, which is made, be run; in all other places they cannot be."""
+    folder.mkdir(mode=0o700)
+    os.chown(folder, uid, gid)
+    bind(str(folder), folder, SAFE)
 
 
 def _make_devices(root: Path, shared_memory: Path) -> None:

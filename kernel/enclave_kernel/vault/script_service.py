@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from enclave_kernel.call_channel import CallChannel
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_kernel.vault.budget import CallBudget
 from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.failures import raised
@@ -43,6 +44,7 @@ def run_script(
     incidents: Incidents,
     inputs: InputFiles,
     channel: CallChannel,
+    clock: TrustedClock,
 ) -> None:
     """Run the script, send its output while it runs, then its files and how it ended.
 
@@ -54,6 +56,7 @@ def run_script(
         incidents: Makes the id of its error.
         inputs: The workspace's files.
         channel: The socket to the notebook's process.
+        clock: Tells whether the package has expired.
 
     Raises:
         ChannelClosedError: The notebook is gone.
@@ -64,7 +67,7 @@ def run_script(
     if script is None:
         known = ", ".join(sorted(label.scripts)) or "it has none"
         raise NoSuchScriptError(f"it has no script {request.script!r}; scripts: {known}")
-    CallBudget(label.policy).take()
+    CallBudget(label.policy, clock).take()
     inputs.finish(request.folders)
     notebook, arguments = None, request.arguments
     if script.file.endswith(NOTEBOOK_SUFFIX):

@@ -19,6 +19,7 @@ from typing import Final
 from enclave_kernel.isolation.kernel_calls import LIBC, LockdownError, prctl
 from enclave_kernel.isolation.namespaces import namespaces_of_this_process
 from enclave_kernel.isolation.trials import vault_breaches
+from enclave_kernel.vault.own_root import PACKAGE_FOLDER
 
 __all__ = [
     "MAX_FILES",
@@ -60,6 +61,7 @@ class Expected:
         descriptors: Open ones, above 2.
         groups: Controllers in force.
         limited: There is a limit of memory.
+        native: Files in the package's folder may be run.
         uid: The vault's own user; None without root, and then all below is as it was.
         gid: Its group.
         filtered: There is a filter for this machine.
@@ -69,6 +71,7 @@ class Expected:
     descriptors: frozenset[int]
     groups: frozenset[str]
     limited: bool
+    native: bool = False
     uid: int | None = None
     gid: int | None = None
     filtered: bool = False
@@ -100,7 +103,7 @@ def check_walls(expected: Expected) -> tuple[str, ...]:
         status = _status()
         wrong += _wrong_identity(status, expected)
         wrong += _wrong_namespaces(expected.left)
-        wrong += _wrong_mounts()
+        wrong += _wrong_mounts(native=expected.native)
         if expected.filtered:
             wrong += vault_breaches()
         names = sorted(link.partition(":")[0] for link in expected.left)
@@ -228,15 +231,20 @@ def _wrong_namespaces(left: frozenset[str]) -> list[str]:
     return sorted(left & set(namespaces_of_this_process().values()))
 
 
-def _wrong_mounts() -> list[str]:
-    """Each mount must be closed to writing, but the private folder; and to set-user-id files."""
+def _wrong_mounts(*, native: bool) -> list[str]:
+    """Each mount must be closed to writing, but the private folder; and to set-user-id files.
+
+    What can be written cannot be run, but for the folder of a package with compiled code.
+    """
     wrong: list[str] = []
     proc = ""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, target, kind, options, *_ = line.split(" ")
         flags = set(options.split(","))
         writable = target in _WRITABLE or target.startswith("/vault-") or target == "/proc"
-        if "nosuid" not in flags or not ("ro" in flags or (writable and "noexec" in flags)):
+        own = native and target.startswith("/vault-") and target.endswith(f"/{PACKAGE_FOLDER}")
+        kept = "ro" in flags or (writable and ("noexec" in flags or own))
+        if "nosuid" not in flags or not kept:
             wrong.append(f"mount {target} {options}")
         if kind == "proc" and target == "/proc":
             proc = options

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from enclave_kernel.vault.lockdown import LockdownError, LockdownSpec, lock_down
+from enclave_kernel.vault.own_root import PACKAGE_FOLDER
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import MAX_FRAME_BYTES, encode_frame
 from enclave_protocol.vault_messages import (
@@ -27,7 +28,6 @@ from enclave_protocol.vault_messages import (
 
 __all__ = ["run"]
 
-_PACKAGE_FOLDER = "package"
 _TEMPORARY_FOLDER = "tmp"
 
 
@@ -47,6 +47,7 @@ def run(control: socket.socket, calls: socket.socket, spec: dict[str, Any]) -> i
         private = _prepare(walls.private_dir)
         # Now, while the vault waits: the notebook shall not wait for it. Behind the walls, as
         # whatever a package imports later: what works here works there.
+        from enclave_kernel.trusted_clock import TrustedClock
         from enclave_kernel.vault.serving import open_package, serve_package
     except (EnclaveError, OSError, ImportError) as error:
         kind = LockdownError.__name__
@@ -55,11 +56,11 @@ def run(control: socket.socket, calls: socket.socket, spec: dict[str, Any]) -> i
     _silence_hooks()
     _say(control, VaultReady(walls.checked))
     try:
-        header, key = _receive_start(control)
+        start, key = _receive_start(control)
     except EOFError:
         return 0
     try:
-        package = open_package(header, key, private)
+        package = open_package(start.header, key, private, TrustedClock(start.now_ms))
     except EnclaveError as error:
         _say(control, VaultFailed(type(error).__name__, str(error)[:4000]))
         return 1
@@ -89,8 +90,8 @@ def _check_readable(lockdown: LockdownSpec) -> None:
 
 def _prepare(private_dir: Path) -> Path:
     """Make the folders for the package's files and for temporary ones; return the former."""
-    package = private_dir / _PACKAGE_FOLDER
-    package.mkdir(mode=0o700)
+    package = private_dir / PACKAGE_FOLDER
+    package.mkdir(mode=0o700, exist_ok=True)
     temporary = private_dir / _TEMPORARY_FOLDER
     temporary.mkdir(mode=0o700, exist_ok=True)
     os.environ["HOME"] = os.environ["TMPDIR"] = str(temporary)
@@ -114,8 +115,8 @@ def _say(control: socket.socket, message: ControlMessage) -> None:
         control.sendall(encode_frame(encode_control(message)))
 
 
-def _receive_start(control: socket.socket) -> tuple[bytes, bytearray]:
-    """Return header and data key, once the supervisor sends them.
+def _receive_start(control: socket.socket) -> tuple[StartVault, bytearray]:
+    """Return what to open and the data key, once the supervisor sends them.
 
     Raises:
         EOFError: It closed the socket instead: this vault is not needed.
@@ -131,4 +132,4 @@ def _receive_start(control: socket.socket) -> tuple[bytes, bytearray]:
         key, KEY_BYTES, socket.MSG_WAITALL
     ) != len(key):
         raise EOFError
-    return message.header, key
+    return message, key

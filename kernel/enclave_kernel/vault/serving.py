@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Final
 
 from enclave_kernel.call_channel import CallChannel, ChannelClosedError
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_kernel.vault.call_output import CallOutput
 from enclave_kernel.vault.dispatcher import Dispatcher
 from enclave_kernel.vault.exports import Exports, build_exports
 from enclave_kernel.vault.importer import PackageImporter
 from enclave_kernel.vault.incidents import Incidents, take_incident_key
+from enclave_kernel.vault.requirements import check_requirements
 from enclave_kernel.vault.script_files import InputFiles
 from enclave_kernel.vault.script_service import run_script
 from enclave_kernel.vault.unpacking import Unpacker
@@ -51,19 +53,25 @@ class WorkspaceRefusedError(PackageError):
 class OpeningPackage:
     """A package whose header is known and whose body is still to come."""
 
-    def __init__(self, header: PackageHeader, unpacker: Unpacker, root: Path) -> None:
+    def __init__(
+        self, header: PackageHeader, unpacker: Unpacker, root: Path, clock: TrustedClock
+    ) -> None:
         self.header = header
+        self.clock = clock
         self.unpacker = unpacker
         self.root = root
 
 
-def open_package(header_raw: bytes, data_key: bytearray, root: Path) -> OpeningPackage:
+def open_package(
+    header_raw: bytes, data_key: bytearray, root: Path, clock: TrustedClock
+) -> OpeningPackage:
     """Return a package ready to take its body.
 
     Args:
         header_raw: Everything before the body, as it is in the file.
         data_key: 32 bytes; the caller wipes it.
         root: Existing, empty directory for the package's data files.
+        clock: Set by the supervisor.
 
     Raises:
         PackageError: The header breaks a rule.
@@ -72,7 +80,7 @@ def open_package(header_raw: bytes, data_key: bytearray, root: Path) -> OpeningP
     if len(header.raw) != len(header_raw):
         raise PackageFormatError("the header has bytes behind its end")
     check_label(header.label)
-    return OpeningPackage(header, Unpacker(header, data_key, root), root)
+    return OpeningPackage(header, Unpacker(header, data_key, root), root, clock)
 
 
 def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
@@ -82,18 +90,21 @@ def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
     try:
         request = _receive_body(package, channel, inputs)
         importer = _importer(package)
+        check_requirements(package.header.label.package.requirements)
         key = take_incident_key(package.root)
         incidents = Incidents(key, importer.root, importer.file_name)
         if request is not None:
             label, notebooks = package.header.label, package.unpacker.notebooks
-            run_script(request, label, importer, notebooks, incidents, inputs, channel)
+            run_script(
+                request, label, importer, notebooks, incidents, inputs, channel, package.clock
+            )
             return
         policy = package.header.label.policy
         output = CallOutput(channel.send, policy.output)
         # Before its code is imported, which may keep what it finds as sys.stdout.
         output.install()
         exports = _import(package, importer, incidents)
-        dispatcher = Dispatcher(channel, exports, policy, output, incidents)
+        dispatcher = Dispatcher(channel, exports, policy, output, incidents, package.clock)
     except ChannelClosedError:
         return
     except EnclaveError as error:
@@ -152,7 +163,12 @@ def _importer(package: OpeningPackage) -> PackageImporter:
     """
     label = package.header.label.package
     name = f"<encrypted {label.name} {label.version}>"
-    return PackageImporter(str(package.root), name, package.unpacker.finish())
+    return PackageImporter(
+        str(package.root),
+        name,
+        package.unpacker.finish(),
+        native=package.header.label.policy.native,
+    )
 
 
 def _import(package: OpeningPackage, importer: PackageImporter, incidents: Incidents) -> Exports:

@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from enclave_protocol.compiled_code import HEAD_BYTES, is_compiled_head, is_compiled_name
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
-from enclave_protocol.package_archive import ArchiveEnd, ArchiveEvent, FileStart
+from enclave_protocol.package_archive import ArchiveEnd, ArchiveEvent, FileEnd, FileStart
 from enclave_protocol.package_errors import PackageError, PackageTruncatedError
 from enclave_protocol.package_header import PackageHeader
 from enclave_protocol.package_reader import PackageReader
 
-__all__ = ["PackageSpaceError", "Unpacker"]
+__all__ = ["NativeCodeError", "PackageSpaceError", "Unpacker"]
 
 _MAX_SOURCE_BYTES: Final = 32 * 1024 * 1024
 """Of one module or notebook; the compiler takes a multiple of it."""
@@ -23,6 +24,17 @@ _MAX_SOURCE_BYTES: Final = 32 * 1024 * 1024
 
 class PackageSpaceError(PackageError):
     """The package's files do not fit into the memory the vault has for them."""
+
+
+class NativeCodeError(PackageError):
+    """The package brings compiled code, and its policy does not say so."""
+
+    def __init__(self) -> None:
+        # The message names no file: those of the package are the owner's.
+        super().__init__(
+            "it brings compiled code, which its policy does not allow: its owner has to set "
+            "[policy] native = true, or leave that code out"
+        )
 
 
 class Unpacker:
@@ -49,6 +61,8 @@ class Unpacker:
         self._root = root
         self._folders: set[str] = set()
         self._complete = False
+        self._native = header.label.policy.native
+        self._current: bytearray | memoryview = bytearray()
         self._reader = PackageReader(header, data_key, place=self._place)
 
     def feed(self, data: memoryview) -> None:
@@ -74,10 +88,24 @@ class Unpacker:
 
     def _consume(self, events: Iterable[ArchiveEvent]) -> None:
         for event in events:
-            # Contents go where `_place` said; only the archive's end is of interest.
+            # Contents go where `_place` said; only ends are of interest.
             self._complete = isinstance(event, ArchiveEnd)
+            if isinstance(event, FileEnd) and not self._native:
+                self._refuse_compiled()
+
+    def _refuse_compiled(self) -> None:
+        """Look at the file that just ended: nothing of it was used."""
+        if is_compiled_head(bytes(self._current[:HEAD_BYTES])):
+            raise NativeCodeError
+        self._current = bytearray()
 
     def _place(self, start: FileStart) -> bytearray | memoryview:
+        if not self._native and is_compiled_name(start.path):
+            raise NativeCodeError
+        self._current = self._find_place(start)
+        return self._current
+
+    def _find_place(self, start: FileStart) -> bytearray | memoryview:
         folder = start.path.rpartition("/")[0]
         try:
             if folder not in self._folders:

@@ -52,6 +52,13 @@ class Backend(Protocol):
     def stop_processes(self, paths: EnclavePaths) -> None:
         """End everything but the gateway, and remove its files."""
 
+    def attestation_root(self, paths: EnclavePaths) -> bytes:
+        """Return the certificate (DER) that attestation documents must lead to.
+
+        Raises:
+            GatewayError: There is none (yet).
+        """
+
     def credentials(self, paths: EnclavePaths) -> Credentials:
         """Return AWS credentials for one KMS call. Blocks.
 

@@ -8,12 +8,12 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import stat
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -23,7 +23,7 @@ from enclave_parent_gateway.backends.base import Progress
 from enclave_parent_gateway.backends.daemon import Daemon
 from enclave_parent_gateway.credentials import CredentialsError, default_credentials
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state, write_state
-from enclave_parent_gateway.errors import EnclaveStartError
+from enclave_parent_gateway.errors import EnclaveNotTrustedError, EnclaveStartError
 from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.process_identity import ProcessIdentity, stop_process
@@ -43,6 +43,9 @@ _PASSED_ON = ("PATH", "LANG", "TZ", "HOME")
 """All of this user's environment that enters the enclave's processes."""
 _MEASURED = ("enclave_kernel", "enclave_protocol")
 _NOBODY = ProcessIdentity(0, -1)
+_ROOT_CERTIFICATE = "root.pem"
+"""Written by the software NSM beside its root key."""
+_MAX_PEM_BYTES = 64 * 1024
 _PARTS = ("supervisor", "nsm", "cloud")
 _PASSABLE = 0o711
 _MADE_FOR_ROOT = re.compile(r"(/[^/]+)*/enclave-[a-z0-9_]{8}")
@@ -118,6 +121,22 @@ class LocalBackend:
             if _is_enclave_directory(directory, paths):
                 shutil.rmtree(directory, ignore_errors=True)
 
+    def attestation_root(self, paths: EnclavePaths) -> bytes:
+        """Return the certificate of this machine's own root.
+
+        Raises:
+            EnclaveStartError: It was not made yet, or cannot be read.
+        """
+        path = _root_directory(paths) / _ROOT_CERTIFICATE
+        try:
+            with path.open("rb") as file:
+                return ssl.PEM_cert_to_DER_cert(file.read(_MAX_PEM_BYTES).decode("ascii"))
+        except (OSError, ValueError) as error:
+            raise EnclaveStartError(
+                f"the local root's certificate {path} cannot be read ({error}); type: "
+                "enclave down && enclave up"
+            ) from error
+
     def credentials(self, paths: EnclavePaths) -> Credentials:
         """Return the local cloud's identity for the parent; the default chain's without an enclave.
 
@@ -182,7 +201,8 @@ class _Start:
     def run(self, memory_mib: int | None, idle_timeout_s: float, *, wait_for_all: bool) -> None:
         """Start everything; return when kernels can be launched, or when all of it is ready."""
         paths = self._paths
-        root_dir = paths.make_durable() / "root"
+        paths.make_durable()
+        root_dir = _root_directory(paths)
         self._progress("starting the software NSM")
         nsm = self._spawn(
             "nsm",
@@ -192,6 +212,8 @@ class _Start:
         )
         gateway = self.spawn_gateway(idle_timeout_s)
         ready = nsm.wait_ready(self._deadline, self._interrupts.check)
+        self.state = msgspec.structs.replace(self.state, measured_pcr0=ready.get("pcr0"))
+        write_state(paths.state_file, self.state)
         self._progress("starting supervisor and local cloud")
         memory = ("--kernel-memory-mib", str(memory_mib)) if memory_mib else ()
         supervisor = self._spawn(
@@ -218,6 +240,7 @@ class _Start:
 
         Raises:
             EnclaveStartError: One of the daemons ended, or it takes too long.
+            EnclaveNotTrustedError: It answers, and is not the enclave expected.
         """
         self._progress("waiting for the enclave")
         while not self._answers():
@@ -250,13 +273,20 @@ class _Start:
         return daemon
 
     def _answers(self) -> bool:
-        with suppress(EnclaveError, OSError):
+        try:
             # Short: Ctrl-C is looked at between two of these.
             status = ask_blocking(
                 self._paths.gateway_socket, StatusRequest(), GatewayStatus, timeout_s=1.0
             )
-            return status.enclave is not None
-        return False
+        except (EnclaveError, OSError):
+            return False
+        if status.refusal is not None:
+            raise EnclaveNotTrustedError(status.refusal.kind, status.refusal.message)
+        return status.enclave is not None
+
+
+def _root_directory(paths: EnclavePaths) -> Path:
+    return paths.durable / "root"
 
 
 def _folder(package: str) -> Path:

@@ -11,17 +11,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
+from enclave_encryption.publisher_keys import FileKey
 from enclave_kernel.session.magics import EncryptedMagics
 from enclave_kernel.session.supervisor_link import LoadedVault, LoadRefusedError
 from tests.support.sealed_package import SealedPackage, seal_package
 from tests.support.vault_link import VaultLink
-from tests.support.vault_packages import spy_package
+from tests.support.vault_packages import SPY_MANIFEST, SPY_SOURCE, spy_package
 
 LINE = (
-    "Loaded spy 1.0 as {}: Box, Sealed, echo, empty, fail, make, nothing, opts, run, wrong. "
-    "Publisher unknown: the package is not signed.\n"
+    "Loaded spy 1.0 as {}: Box, Sealed, echo, empty, fail, make, nothing, opts, run, wrong.\n"
+    "NOT SIGNED: anybody can have made it.\n"
 )
 
 
@@ -87,7 +89,7 @@ def test_the_table_and_unloading(
     run(shell, "%encrypted")
     header, row = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["NAME", "PACKAGE", "STATE", "PUBLISHER"]
-    assert row.split()[:5] == ["s", "spy", "1.0", "running", "unknown"]
+    assert row.split()[:6] == ["s", "spy", "1.0", "running", "not", "signed"]
     assert run(shell, "%unload_encrypted s").success
     assert "s" not in shell.user_ns
     result = run(shell, "kept.echo(1)")
@@ -178,7 +180,7 @@ class RefusingLink(VaultLink):
         super().__init__()
         self._refusal = kind, message
 
-    def load(self, file_name: str, header_raw: bytes) -> LoadedVault:
+    def load(self, file_name: str, header_raw: bytes, *, unsigned: bool = False) -> LoadedVault:
         raise LoadRefusedError(*self._refusal)
 
 
@@ -186,6 +188,9 @@ class RefusingLink(VaultLink):
     ("kind", "shown"),
     [
         ("WrongEnvironmentError", "WrongEnvironmentError"),
+        ("UnsignedPackageError", "UnsignedPackageError"),
+        ("PublisherChangedError", "PublisherChangedError"),
+        ("PackageSignatureError", "PackageSignatureError"),
         ("KeyReleaseDeniedError", "KeyReleaseDeniedError"),
         ("GatewayRefusedError", "LoadRefusedError"),
         ("NoGatewayError", "LoadRefusedError"),
@@ -242,11 +247,62 @@ def test_no_file_to_read(
         assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-@pytest.mark.parametrize("line", ["", "a b", "a as", "a as b c", "'open"])
+@pytest.mark.parametrize(
+    "line", ["", "a b", "a as", "a as b c", "'open", "--unsigned", "a --unsigned b", "a --signed"]
+)
 def test_usage(shell: Shell, capsys: pytest.CaptureFixture[str], line: str) -> None:
     assert not run(shell, f"%load_encrypted {line}").success
     captured = capsys.readouterr()
     assert "%load_encrypted FILE [as NAME]" in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "allowed"),
+    [
+        ("spy.encrypted", "spy", False),
+        ("spy.encrypted --unsigned", "spy", True),
+        ("--unsigned spy.encrypted as s", "s", True),
+        ("spy.encrypted --unsigned as s", "s", True),
+        ("spy.encrypted as s --unsigned", "s", True),
+    ],
+)
+def test_the_supervisor_is_told_what_the_user_allows(
+    shell: Shell,
+    link: VaultLink,
+    package: SealedPackage,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    name: str,
+    allowed: bool,
+) -> None:
+    asked = []
+    load = link.load
+
+    def noted(file_name: str, header_raw: bytes, *, unsigned: bool = False) -> LoadedVault:
+        asked.append(unsigned)
+        return load(file_name, header_raw, unsigned=unsigned)
+
+    monkeypatch.setattr(link, "load", noted)
+    assert run(shell, f"%load_encrypted {line}").success
+    assert asked == [allowed] and name in shell.user_ns
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_the_publisher_is_shown(
+    shell: Shell, link: VaultLink, capsys: pytest.CaptureFixture[str], is_new: bool
+) -> None:
+    publisher = FileKey(Ed25519PrivateKey.generate())
+    manifest = SPY_MANIFEST.replace("[package]", '[package]\npublisher = "ACME Analytics"')
+    signed = seal_package({"spy.py": SPY_SOURCE}, manifest, publisher=publisher)
+    link.new_publishers = is_new
+    link.add(signed)
+    signed.write(Path("signed.encrypted"))
+    assert run(shell, "%load_encrypted signed.encrypted").success
+    shown = capsys.readouterr().out
+    assert f"Publisher ACME Analytics, key {publisher.signer.fingerprint}" in shown
+    assert ("NEW: this key is pinned from now on." in shown) == is_new
+    run(shell, "%encrypted")
+    assert "ACME Analytics" in capsys.readouterr().out
 
 
 def test_names_that_would_replace_something_are_refused(

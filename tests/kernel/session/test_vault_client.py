@@ -236,7 +236,7 @@ class ForgingVault:
             while sock.recv(65536):
                 continue
 
-    def load(self, file_name: str, header_raw: bytes) -> LoadedVault:
+    def load(self, file_name: str, header_raw: bytes, *, unsigned: bool = False) -> LoadedVault:
         raise AssertionError((file_name, header_raw))
 
     def interrupt(self, vault_id: str) -> None:

@@ -18,6 +18,7 @@ from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
 from enclave_kernel.supervisor.control_stream import NoGatewayError
 from enclave_kernel.supervisor.egress import Egress, EgressListener
+from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.key_slot import KeySlot
 from enclave_protocol.messages import EgressWanted, OpenEgress
@@ -153,6 +154,7 @@ async def test_kms_through_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyP
                     credentials=HOST_CREDENTIALS,
                     endpoint_url=cloud.endpoint_url,
                     proxy_url=url,
+                    clock=TrustedClock(),
                 )
 
             async with egress.own_proxy() as url:
@@ -205,6 +207,7 @@ async def test_tls_to_kms_ends_in_the_enclave(tmp_path: Path) -> None:
                     credentials=HOST_CREDENTIALS,
                     endpoint_url=None,
                     proxy_url=url,
+                    clock=TrustedClock(),
                 )
 
             with pytest.raises(KmsUnreachableError, match="SSLError"):
@@ -212,6 +215,6 @@ async def test_tls_to_kms_ends_in_the_enclave(tmp_path: Path) -> None:
             opened = [entry for entry in proxy.logged() if entry.event == "opened"]
             assert opened and {entry.destination for entry in opened} == {f"{name}:443"}
             proxy.rules.clear()
-            with pytest.raises(KmsUnreachableError, match="egress proxy allows it"):
+            with pytest.raises(KmsUnreachableError, match="enclave proxy allow kms"):
                 await asyncio.to_thread(release)
     assert heard == [] or set(heard) == {b""}

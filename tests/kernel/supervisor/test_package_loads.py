@@ -1,5 +1,6 @@
 """Loads that are asked for in bursts, cancelled, or wrong: the supervisor keeps its footing."""
 
+import itertools
 import resource
 import signal
 import socket
@@ -94,8 +95,10 @@ def test_running_out_of_descriptors_does_not_make_it_deaf(supervisor: Supervisor
         time.sleep(0.1)
     time.sleep(0.5)
     soft, hard = resource.prlimit(supervisor.pid, resource.RLIMIT_NOFILE)
-    used = len(list(Path(f"/proc/{supervisor.pid}/fd").iterdir()))
-    resource.prlimit(supervisor.pid, resource.RLIMIT_NOFILE, (used, hard))
+    used = {int(entry.name) for entry in Path(f"/proc/{supervisor.pid}/fd").iterdir()}
+    # The limit is one of numbers: the lowest free one must be over it.
+    free = next(number for number in itertools.count() if number not in used)
+    resource.prlimit(supervisor.pid, resource.RLIMIT_NOFILE, (free, hard))
     with socket.socket(socket.AF_UNIX) as waiting:
         waiting.connect(str(supervisor.path))
         time.sleep(0.5)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from enclave_protocol.attestation_document import decode_signed_document
+from enclave_protocol.channel_binding import channel_user_data, public_key_of
 from enclave_protocol.messages import (
     Attest,
     Attested,
@@ -27,6 +28,7 @@ from tests.support.supervisor_process import (
     Control,
     Refused,
     SupervisorProcess,
+    hangs_up,
     supervisor_process,
 )
 
@@ -76,6 +78,7 @@ def test_a_kernel_runs_code_and_is_gone_after_its_shutdown(
     ended = control.next_event()
     assert (ended.kernel_id, ended.returncode) == (request.kernel_id, 0)
     assert not _status(control).kernels
+    # The process that waits for the next kernel has some, too.
     assert not list((supervisor.runtime_dir / "k").glob(f"{request.kernel_id}*"))
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -126,6 +129,9 @@ def test_the_supervisor_attests_a_nonce_and_no_key(control: Control) -> None:
     document = decode_signed_document(attested.document).document
     assert document.nonce == b"n" * 32
     assert document.public_key is None
+    assert document.user_data == channel_user_data(
+        public_key_of(control.sock.getpeercert(binary_form=True) or b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,12 +147,12 @@ def test_a_stream_without_an_open_message_is_closed(
     supervisor: SupervisorProcess, control: Control, first: bytes
 ) -> None:
     with supervisor.open(first) as sock:
-        assert sock.recv(1) == b""
+        assert hangs_up(sock)
     assert _status(control).kernels == ()
 
 
 def test_another_protocol_version_is_closed(supervisor: SupervisorProcess) -> None:
-    with supervisor.open(OpenControl(version=2)) as sock:
+    with supervisor.open(OpenControl(version=1)) as sock:
         assert sock.recv(1) == b""
 
 

@@ -1,6 +1,8 @@
 """Calls into a real vault: what passes, what is refused, what an error shows."""
 
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,38 @@ def test_the_owners_limits_hold(
             assert limited.f(size) == bytes(size)
         with pytest.raises(CallLimitError, match=message):
             limited.f(sizes[-1])
+
+
+@pytest.mark.parametrize(("now", "allowed"), [("2019-12-31", True), ("2020-01-01", False)])
+def test_expiry_goes_by_the_time_that_the_supervisor_gave(
+    tmp_path: Path, now: str, allowed: bool
+) -> None:
+    """The vault's own clock says neither of these."""
+    manifest = MANIFEST + 'expires = "2020-01-01T00:00:00Z"'
+    with VaultLink() as link:
+        link.now_ms = int(datetime.fromisoformat(f"{now}T00:00:00Z").timestamp() * 1000)
+        package = seal_package({"limited.py": "def f(n):\n    return bytes(n)\n"}, manifest)
+        limited: Any = load_sealed(link, package, tmp_path).proxy
+        if allowed:
+            assert limited.f(1) == b"\0"
+        else:
+            with pytest.raises(CallLimitError, match="expired at 2020"):
+                limited.f(1)
+
+
+def test_a_package_expires_while_it_is_loaded(tmp_path: Path) -> None:
+    manifest = MANIFEST + 'expires = "2020-01-01T00:00:00Z"'
+    with VaultLink() as link:
+        end = datetime.fromisoformat("2020-01-01T00:00:00Z").timestamp()
+        link.now_ms = int((end - 8) * 1000)
+        package = seal_package({"limited.py": "def f(n):\n    return bytes(n)\n"}, manifest)
+        limited: Any = load_sealed(link, package, tmp_path).proxy
+        assert limited.f(1) == b"\0"
+        began = time.monotonic()
+        with pytest.raises(CallLimitError, match="expired at 2020"):
+            while time.monotonic() < began + 30:
+                limited.f(1)
+                time.sleep(0.2)
 
 
 BOXES_MANIFEST = """

@@ -1,0 +1,73 @@
+"""The hash of an encrypted body that a publisher signs: a tree of two levels, for speed.
+
+SHA-256 of a domain and of the SHA-256 of every 128 KiB of the body. Segments are hashed beside each
+other and beside decryption, on the cores there are; the result does not depend on that.
+
+Source: docs/spec/encrypted_package.md, "Signature".
+"""
+
+import hashlib
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+from enclave_protocol.chunked_encryption import BytesLike
+
+__all__ = ["SEGMENT_BYTES", "BodyDigest"]
+
+SEGMENT_BYTES: Final = 128 * 1024
+"""Several of them in each piece that is read, so that they can be hashed side by side."""
+_DOMAIN: Final = b"enclave-kernel package body v1\x00"
+_MAX_THREADS: Final = 4
+
+
+class BodyDigest:
+    """Hashes a body piece by piece. Close it, or use it in a `with` block: it has threads."""
+
+    def __init__(self) -> None:
+        self._root = hashlib.sha256(_DOMAIN)
+        self._segment = hashlib.sha256()
+        self._filled = 0
+        threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="body-digest")
+        self._busy: list[tuple[Future[None], Any, bool]] = []
+
+    def begin(self, data: BytesLike) -> None:
+        """Begin to hash the next bytes; they must stay as they are until `join` returned."""
+        self.join()  # one piece of a segment at a time
+        view = memoryview(data).cast("B")
+        while view:
+            piece = view[: SEGMENT_BYTES - self._filled]
+            view = view[len(piece) :]
+            self._filled += len(piece)
+            whole = self._filled == SEGMENT_BYTES
+            self._busy.append(
+                (self._threads.submit(self._segment.update, piece), self._segment, whole)
+            )
+            if whole:
+                self._segment, self._filled = hashlib.sha256(), 0
+
+    def join(self) -> None:
+        """Wait until all that was begun is hashed."""
+        busy, self._busy = self._busy, []
+        for done, segment, whole in busy:
+            done.result()
+            if whole:
+                self._root.update(segment.digest())
+
+    def update(self, data: BytesLike) -> None:
+        """Hash the next bytes."""
+        self.begin(data)
+        self.join()
+
+    def finish(self) -> bytes:
+        """Return the digest, 32 bytes, of all bytes so far; nothing can be added afterwards."""
+        self.join()
+        self.close()
+        if self._filled:
+            self._root.update(self._segment.digest())
+        return self._root.digest()
+
+    def close(self) -> None:
+        """End the threads; harmless when they have ended."""
+        self._threads.shutdown(wait=True)

@@ -1,0 +1,115 @@
+"""docs/runbook.md: its commands are ones that the templates and our commands understand."""
+
+import configparser
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.deployed_stack import load_template
+from tests.support.project_wheel import ROOT
+
+_TEXT = (ROOT / "docs" / "runbook.md").read_text()
+_BLOCKS = re.findall(r"^```bash\n(.*?)^```$", _TEXT, re.DOTALL | re.MULTILINE)
+_COMMANDS = [
+    line for block in _BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()
+]
+_DEPLOYS = [line for line in _COMMANDS if line.startswith("aws cloudformation deploy")]
+_TEMPLATES = ("owner-key", "sharing-bucket", "encryptor-pipeline", "parent-instance")
+_DEPLOYED = list(zip(_DEPLOYS, _TEMPLATES, strict=True))
+
+
+def _option(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1]
+
+
+def _overrides(words: list[str]) -> set[str]:
+    begin = words.index("--parameter-overrides") + 1
+    return {word.partition("=")[0] for word in words[begin:]}
+
+
+@pytest.mark.parametrize("block", _BLOCKS)
+def test_every_block_is_a_script(block: str) -> None:
+    result = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_every_template_is_deployed_once() -> None:
+    files = [Path(_option(shlex.split(line), "--template-file")) for line in _DEPLOYS]
+    assert [path.stem for path in files] == list(_TEMPLATES)
+    assert all((ROOT / path).is_file() for path in files)
+
+
+@pytest.mark.parametrize(("line", "name"), _DEPLOYED, ids=_TEMPLATES)
+def test_parameters_are_those_of_the_template(line: str, name: str) -> None:
+    parameters = load_template(name)["Parameters"]
+    given = _overrides(shlex.split(line))
+    assert given <= parameters.keys()
+    assert {key for key, value in parameters.items() if "Default" not in value} <= given
+
+
+@pytest.mark.parametrize(("line", "name"), _DEPLOYED, ids=_TEMPLATES)
+def test_capabilities_are_what_the_template_needs(line: str, name: str) -> None:
+    roles = [
+        resource["Properties"]
+        for resource in load_template(name)["Resources"].values()
+        if resource["Type"] == "AWS::IAM::Role"
+    ]
+    needed = ""
+    if roles:
+        named = any("RoleName" in role for role in roles)
+        needed = "CAPABILITY_NAMED_IAM" if named else "CAPABILITY_IAM"
+    words = shlex.split(line)
+    assert (_option(words, "--capabilities") if "--capabilities" in words else "") == needed
+
+
+def test_parameters_and_outputs_named_in_the_text_exist() -> None:
+    stacks = {_option(shlex.split(line), "--stack-name"): name for line, name in _DEPLOYED}
+    asked = re.findall(r"\$\(output (\S+) (\w+)\)", _TEXT)
+    assert len(asked) >= 5
+    for stack, output in asked:
+        assert output in load_template(stacks[stack])["Outputs"]
+    everything = {key for name in _TEMPLATES for key in load_template(name)["Parameters"]}
+    everything |= {key for name in _TEMPLATES for key in load_template(name)["Outputs"]}
+    answers = {"Enabled", "PendingDeletion", "SUCCEEDED"}
+    for name in re.findall(r"`([A-Z][A-Za-z0-9]+)(?:=\w+)?`", _TEXT):
+        assert name in everything | answers, name
+
+
+def test_options_of_our_commands_exist() -> None:
+    uses = re.findall(r"\.venv/bin/(enclave-owner) ([a-z-]+)([^\n`|]*)", _TEXT)
+    assert {command for _, command, _ in uses} == {"encrypt", "key-policy", "try"}
+    help_texts = {
+        command: subprocess.run(
+            [sys.executable, "-m", "enclave_encryption", command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _, command, _ in uses
+    }
+    for _, command, rest in uses:
+        for option in re.findall(r"(?<!\S)--?[a-z][a-z0-9-]*", rest):
+            assert re.search(rf"(?<!\S){re.escape(option)}\b", help_texts[command]), option
+
+
+@pytest.mark.parametrize("page", ["runbook.md", "aws.md"])
+def test_links(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / "docs" / target).is_file(), target
+
+
+def test_what_does_not_exist_is_marked() -> None:
+    """As soon as one of these exists, this test asks for the page to be brought up to date."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    commands = config["options.entry_points"]["console_scripts"]
+    assert "enclave-image" not in commands
+    assert not (ROOT / "infra" / "systemd").exists()
+    for backend in ("nitro", "qemu"):
+        assert not list((ROOT / "parent_gateway").rglob(f"backends/{backend}.py"))
+    assert _TEXT.count("**Not built yet") == 2
