@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 from jupyter_client.blocking.client import BlockingKernelClient
 
 from enclave_kernel import key_release_errors
-from enclave_protocol import package_errors
+from enclave_protocol import package_errors, package_signature
 from enclave_protocol.chunked_encryption import PREFIX_BYTES, SEALED_CHUNK_BYTES
 from enclave_protocol.package_header import PREAMBLE_BYTES, decode_header
 from tests.support.enclave_home import EnclaveHome, kernel, wait_until
 from tests.support.notebook_cells import one_line, run_cell, vault_pids
 from tests.support.package_owner import PackageOwner, open_folder, write_package
 
-_ERRORS = {*package_errors.__all__, *key_release_errors.__all__}
+_ERRORS = {
+    *(*package_errors.__all__, *key_release_errors.__all__),
+    package_signature.PackageSignatureError.__name__,
+}
 _MANIFEST = """
 [package]
 name = "{name}"
