@@ -1,8 +1,8 @@
 """The three processes of a vault: one outside its pid namespace, its init, and the payload.
 
-The outer one is the supervisor's child: SIGTERM ends all through it, and it ends as the payload did. Init
-is pid 1 inside: it reaps, and when it ends, the kernel kills whatever else is in the namespace, a
-daemon of the package's included. Neither runs a line of a package.
+The outer one is the supervisor's child: SIGTERM ends all through it, and it ends as the payload
+did. Init is pid 1 inside: it reaps, and when it ends, the kernel kills whatever else is in the
+namespace, a daemon of the package's included. Neither runs a line of a package.
 
 Source: THREATS section C, steps 5, 13 and 14.
 """
