@@ -14,16 +14,24 @@ import msgspec
 import pytest
 
 from enclave_parent_gateway.sync.remote_tree import RemoteTree
-from enclave_protocol.messages import OpenWorkspace
+from enclave_protocol.messages import PROTOCOL_VERSION, OpenWorkspace
 from enclave_protocol.workspace.messages import (
+    WORKSPACE_VERSION,
     Entry,
+    Hello,
     MakeFolder,
     Put,
     decode_from_enclave,
 )
 from enclave_protocol.workspace.stream import MessageStream, StreamEndedError
 from tests.support.enclave_home import run_code, wait_until
-from tests.support.supervisor_process import Refused, SupervisorProcess, supervisor_process
+from tests.support.supervisor_process import (
+    Refused,
+    SupervisorProcess,
+    hangs_up,
+    supervisor_process,
+)
+from tests.support.workspace_stream import workspace_stream
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="walls need a root supervisor")
 
@@ -40,9 +48,7 @@ def supervisor() -> Iterator[SupervisorProcess]:
 
 @contextmanager
 def workspace(supervisor: SupervisorProcess) -> Iterator[RemoteTree]:
-    sock = supervisor.open(OpenWorkspace(version=1))
-    sock.settimeout(30)
-    with sock:
+    with workspace_stream(supervisor) as sock:
         yield RemoteTree(MessageStream(sock, decode_from_enclave))
 
 
@@ -123,14 +129,18 @@ def test_files_outlive_the_stream_and_the_newest_stream_counts(
 
 def test_garbage_ends_the_stream_and_nothing_else(supervisor: SupervisorProcess) -> None:
     for garbage in (b"\xff\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0\0\4oops", b"\0\0"):
-        sock = supervisor.open(OpenWorkspace(version=1))
-        with sock:
+        with workspace_stream(supervisor) as sock:
             sock.sendall(garbage)
             sock.shutdown(socket.SHUT_WR)
-            sock.settimeout(30)
             assert sock.recv(100) == b""
     with workspace(supervisor) as tree:
         put(tree, "after.txt", b"fine")
+
+
+def test_a_stream_without_tls_is_not_served(supervisor: SupervisorProcess) -> None:
+    with supervisor.open(OpenWorkspace(version=PROTOCOL_VERSION)) as sock:
+        MessageStream(sock, decode_from_enclave).send(Hello(WORKSPACE_VERSION))
+        assert hangs_up(sock)
 
 
 def test_a_notebook_starts_in_its_own_folder(supervisor: SupervisorProcess) -> None:
