@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from enclave_kernel.held_process import HeldProcess
 from enclave_kernel.isolation.control_groups import ControlGroup
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, FrameError, encode_frame
@@ -111,7 +112,7 @@ class VaultProcess:
         self._has_init = has_init
         self._control_group = control_group
         self.walls: tuple[str, ...] = ()
-        self._payload: int | None = None
+        self._payload: HeldProcess | None = None
         self._lock = threading.Lock()
         self._killed = False
         self._reaped = False
@@ -233,8 +234,7 @@ class VaultProcess:
         """
         with self._lock:
             if self._payload is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self._payload, signal.SIGINT)
+                self._payload.signal(signal.SIGINT)
 
     def kill(self) -> None:
         """Kill the vault and whatever it forked; harmless when it is dead. Call `wait` after."""
@@ -260,7 +260,7 @@ class VaultProcess:
             self._reaped = True
             returncode = self._process.wait()
             if self._payload is not None:
-                os.close(self._payload)
+                self._payload.close()
                 self._payload = None
         self._control.close()
         # As another user the files were on the vault's own tmpfs, and only the folder is left.
@@ -322,7 +322,7 @@ class VaultProcess:
         """Keep the process that runs the package; no line of a package has run in there yet."""
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-                self._payload = os.pidfd_open(_CREDENTIALS.unpack(data)[0])
+                self._payload = HeldProcess(_CREDENTIALS.unpack(data)[0])
 
 
 def _execute(descriptors: tuple[int, int]) -> "subprocess.Popen[bytes]":
