@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
@@ -123,7 +124,7 @@ def test_nobody_takes_the_last_word_for_a_kernel(nitro_home: NitroHome) -> None:
         # Without the kernel's key nobody gets a word out of it.
         stranger = BlockingKernelClient()
         info = client.get_connection_info()
-        stranger.load_connection_info(info | {"key": b"0" * 64})
+        stranger.load_connection_info(cast("Any", info | {"key": b"0" * 64}))
         stranger.start_channels()
         stranger.execute("1")
         with pytest.raises(queue.Empty):
