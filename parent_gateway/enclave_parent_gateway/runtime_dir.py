@@ -190,6 +190,11 @@ class EnclavePaths:
         return self.runtime / "gateway.sock"
 
     @property
+    def metrics_socket(self) -> Path:
+        """Where Prometheus scrapes the gateway."""
+        return self.runtime / "metrics.sock"
+
+    @property
     def enclave_socket(self) -> Path:
         """The supervisor's one listening endpoint (local backend)."""
         return self.runtime / "enclave.sock"
