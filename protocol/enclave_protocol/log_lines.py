@@ -4,10 +4,13 @@ Of an exception a line holds the class and the places in the code, never its mes
 line of source: either could quote a key, a package or what a stranger sent.
 """
 
+import errno
 import logging
 import sys
+import threading
 import traceback
 from datetime import datetime
+from types import TracebackType
 from typing import Final, Literal
 
 import msgspec
@@ -32,7 +35,7 @@ class LogLine(msgspec.Struct, frozen=True, omit_defaults=True):
         logger: The module's.
         message: One line for people.
         fields: The same for programs, where there is something to count or to find.
-        error: The class of an exception.
+        error: The class of an exception, and the name of its `errno` if it has one.
         places: Where it came from, outermost first: `FILE:LINE FUNCTION`.
     """
 
@@ -54,6 +57,9 @@ def _line_of(record: logging.LogRecord) -> LogLine:
     places: tuple[str, ...] = ()
     if record.exc_info and record.exc_info[0] is not None:
         error = record.exc_info[0].__name__
+        number = getattr(record.exc_info[1], "errno", None)
+        if isinstance(number, int) and number in errno.errorcode:
+            error += f" {errno.errorcode[number]}"
         frames = traceback.extract_tb(record.exc_info[2])[-_MAX_PLACES:]
         places = tuple(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames)
     fields: dict[str, _Value] = getattr(record, "fields", {})
@@ -107,6 +113,9 @@ def show_log_line(line: LogLine) -> str:
 def set_up_logging(chosen: str | None) -> None:
     """Have this process log to its standard error, from INFO on.
 
+    What Python itself would print of an exception that nobody caught becomes a line as well: its
+    own traceback has the message and the source.
+
     Args:
         chosen: `json` or `text`; None: text on a terminal, else JSON.
     """
@@ -117,3 +126,19 @@ def set_up_logging(chosen: str | None) -> None:
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(handler)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(
+        args.exc_type, args.exc_value, args.exc_traceback
+    )
+    sys.unraisablehook = lambda args: _log_uncaught(
+        args.exc_type, args.exc_value, args.exc_traceback
+    )
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt | SystemExit):
+        return
+    exc_info = (kind, error if error is not None else kind(), trace)
+    logging.getLogger(__name__).critical("an error that nobody caught", exc_info=exc_info)

@@ -3,6 +3,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -17,6 +18,8 @@ def written(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setattr(root, "level", root.level)
+    for module, hook in ((sys, "excepthook"), (threading, "excepthook"), (sys, "unraisablehook")):
+        monkeypatch.setattr(module, hook, getattr(module, hook))
     set_up_logging("json")
     return stream
 
@@ -91,3 +94,31 @@ def test_the_format_that_is_chosen(chosen: str | None, is_json: bool) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert (decode_log_line(result.stderr.strip()) is not None) is is_json
     assert b"hello" in result.stderr
+
+
+_UNCAUGHT = """
+import sys, threading
+from enclave_protocol.log_lines import set_up_logging
+set_up_logging("json")
+def fail():
+    raise OSError(28, "canary-of-a-key", "canary-of-a-file")
+class Dying:
+    def __del__(self):
+        fail()
+thread = threading.Thread(target=fail)
+thread.start()
+thread.join()
+Dying()
+fail()
+"""
+
+
+def test_what_nobody_caught_is_a_line_too() -> None:
+    result = subprocess.run([sys.executable, "-c", _UNCAUGHT], capture_output=True, check=False)
+    assert result.returncode == 1
+    lines = [decode_log_line(raw) for raw in result.stderr.splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        assert line is not None and (line.level, line.error) == ("CRITICAL", "OSError ENOSPC")
+        assert line.places[-1].endswith(" fail")
+    assert b"canary" not in result.stderr

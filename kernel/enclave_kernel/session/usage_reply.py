@@ -25,6 +25,7 @@ __all__ = ["HOST_NAME", "EnclaveKernel", "UsageReply"]
 HOST_NAME: Final = "enclave"
 _PROC: Final = Path("/proc")
 _SHORTEST_SPAN_S: Final = 1.0
+_HOST_STEP: Final = 64 * 2**20
 _IDLE: Final = slice(3, 5)
 _ALL: Final = slice(0, 8)
 """Fields of stat's line "cpu" (proc(5)): idle and iowait; and all but those of guests, which are
@@ -80,7 +81,7 @@ class UsageReply:
         self._own_percent = max(0.0, 100 * (cpu_s - self._cpu_s) / (now - self._looked))
         busy, total = (after - before for after, before in zip(host, self._host, strict=True))
         if total > 0:
-            self._host_percent = round(min(100.0, max(0.0, 100 * busy / total)), 1)
+            self._host_percent = float(round(min(100.0, max(0.0, 100 * busy / total))))
         self._looked, self._cpu_s, self._host = now, cpu_s, host
 
 
@@ -98,7 +99,8 @@ def _host_memory() -> dict[str, int | float]:
     kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
 
     def size(name: str) -> int:
-        return kib.get(name, 0) * 1024
+        # The system's, other notebooks' vaults among it: rounded, if only for who looks at screens.
+        return round(kib.get(name, 0) * 1024 / _HOST_STEP) * _HOST_STEP
 
     total, available = size("MemTotal"), size("MemAvailable")
     cached = size("Cached") + size("SReclaimable")

@@ -106,4 +106,6 @@ def _last_line(path: Path) -> str:
         lines = []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
     logged = decode_log_line(last.encode())
-    return last if logged is None else logged.message
+    if logged is None:
+        return last
+    return f"{logged.message} ({logged.error})" if logged.error else logged.message
