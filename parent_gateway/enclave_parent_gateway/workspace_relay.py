@@ -7,7 +7,7 @@ way into the enclave is the gateway's, which knows that it is the right one.
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from enclave_parent_gateway.attested_stream import PeerCheck, open_attested
@@ -29,9 +29,13 @@ class WorkspaceRelay:
         path: The socket's.
         endpoint: The supervisor's, as in `transport.connect`.
         check: Verifies the peer of every stream.
+        on_opened: Told of every stream that it was opened.
     """
 
-    def __init__(self, path: Path, endpoint: str, check: PeerCheck) -> None:
+    def __init__(
+        self, path: Path, endpoint: str, check: PeerCheck, on_opened: Callable[[], None]
+    ) -> None:
+        self._on_opened = on_opened
         self._check = check
         self._path = path
         self._endpoint = endpoint
@@ -86,4 +90,5 @@ class WorkspaceRelay:
         except BaseException:
             client.close()
             raise
+        self._on_opened()
         await relay_secured(stream.reader, stream.writer, client)
