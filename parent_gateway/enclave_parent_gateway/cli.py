@@ -28,6 +28,7 @@ from enclave_parent_gateway.logs_command import logs
 from enclave_parent_gateway.machine_options import chosen_machine, machine_options
 from enclave_parent_gateway.metrics_command import metrics
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.service_manager import say_ready
 from enclave_parent_gateway.status_command import status
 from enclave_parent_gateway.sync_cli import sync
 from enclave_parent_gateway.trust_command import trust
@@ -157,6 +158,7 @@ def up(backend: str, idle_timeout: float, wait: bool, **options: Any) -> None:
         console.print(f"PCR0 {found.enclave.pcrs.get('0', 'unknown')}")
         _print_confidential(console, state)
         if wait:
+            say_ready()
             _wait(paths, state, interrupts)
 
 
