@@ -11,20 +11,24 @@ from typing import Any, Final
 from enclave_encryption.errors import KeyPolicyError, KmsError
 from enclave_encryption.key_policy.key_admin import KeyAdmin
 from enclave_encryption.key_policy.release_rule import DENY_SID
+from enclave_protocol.policy.caller import Caller
 from enclave_protocol.policy.policy_document import load_policy, parse_policy
 
 __all__ = ["ALLOW_SID", "opened_policy", "rekey_window"]
 
 ALLOW_SID: Final = "EnclaveRekey"
 _DENY_OTHERS_SID: Final = "EnclaveRekeyDenyOthers"
+_DENY_PRINCIPALS_SID: Final = "EnclaveRekeyDenyPrincipals"
 _ACTION: Final = "kms:ReEncryptFrom"
 _LABEL: Final = "label-sha256"
+_PRINCIPAL: Final = "aws:PrincipalArn"
 
 
 def opened_policy(text: str, principal: str, context: Mapping[str, str]) -> str:
     """Return the policy `text`, with `principal` let to re-encrypt what `context` names.
 
-    The tool's Deny keeps covering everything else; other statements are left as they are.
+    The tool's Deny keeps covering everything else, and everybody else: other statements are left as
+    they are, and one that leaves it to IAM policies who may re-encrypt lets nobody meanwhile.
 
     Args:
         text: The key policy.
@@ -32,7 +36,7 @@ def opened_policy(text: str, principal: str, context: Mapping[str, str]) -> str:
         context: The package's encryption context; its `label-sha256` names one file's label.
 
     Raises:
-        PolicyError: `text` is no policy.
+        PolicyError: `text` is no policy, or `principal` none.
     """
     parse_policy(text)
     document = load_policy(text)
@@ -45,16 +49,9 @@ def opened_policy(text: str, principal: str, context: Mapping[str, str]) -> str:
             opened.append(statement)
             continue
         opened.append({**statement, "Action": "kms:Decrypt"})
-        opened.append(
-            {
-                "Sid": _DENY_OTHERS_SID,
-                "Effect": "Deny",
-                "Principal": "*",
-                "Action": _ACTION,
-                "Resource": "*",
-                "Condition": {"StringNotEquals": {key: label}},
-            }
-        )
+        opened.append(_deny(_DENY_OTHERS_SID, {"StringNotEquals": {key: label}}))
+        others = {"StringNotLike": {_PRINCIPAL: _names_of(principal)}}
+        opened.append(_deny(_DENY_PRINCIPALS_SID, others))
     opened.append(
         {
             "Sid": ALLOW_SID,
@@ -68,6 +65,30 @@ def opened_policy(text: str, principal: str, context: Mapping[str, str]) -> str:
     after = json.dumps({**document, "Statement": opened})
     parse_policy(after)
     return after
+
+
+def _deny(sid: str, condition: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "Sid": sid,
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": _ACTION,
+        "Resource": "*",
+        "Condition": condition,
+    }
+
+
+def _names_of(principal: str) -> list[str]:
+    """Return patterns of the `aws:PrincipalArn` of `principal`: of a session it is the role's.
+
+    A session's ARN does not hold its role's path, but no two roles of an account share a name.
+
+    Raises:
+        PolicyError: It is none.
+    """
+    arn = Caller.of(principal).arn
+    before, role, name = arn.partition(":role/")
+    return [arn, f"{before}{role}*/{name}"] if arn != principal and role else [arn]
 
 
 @contextmanager
