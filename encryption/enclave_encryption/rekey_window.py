@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from enclave_encryption.errors import KeyPolicyError, KmsError
 from enclave_encryption.key_policy.key_admin import KeyAdmin
+from enclave_encryption.key_policy.kms_actions import KEY_ACTIONS
 from enclave_encryption.key_policy.release_rule import DENY_SID
 from enclave_protocol.policy.caller import Caller
 from enclave_protocol.policy.policy_document import load_policy, parse_policy
@@ -38,20 +39,23 @@ def opened_policy(text: str, principal: str, context: Mapping[str, str]) -> str:
     Raises:
         PolicyError: `text` is no policy, or `principal` none.
     """
-    parse_policy(text)
+    policy = parse_policy(text)
     document = load_policy(text)
     found = document["Statement"]
     statements: list[dict[str, Any]] = [found] if type(found) is dict else list(found)
     key, label = f"kms:EncryptionContext:{_LABEL}", context[_LABEL]
     opened: list[dict[str, Any]] = []
-    for statement in statements:
+    for statement, parsed in zip(statements, policy.statements, strict=True):
         if statement.get("Sid") != DENY_SID:
             opened.append(statement)
             continue
-        opened.append({**statement, "Action": "kms:Decrypt"})
+        # All that it denies but this one action, what an owner added included.
+        denied = [a for a in KEY_ACTIONS if parsed.covers_action(a) and a != _ACTION]
+        others = {name: value for name, value in statement.items() if name != "NotAction"}
+        opened.append({**others, "Action": denied or ["kms:Decrypt"]})
         opened.append(_deny(_DENY_OTHERS_SID, {"StringNotEquals": {key: label}}))
-        others = {"StringNotLike": {_PRINCIPAL: _names_of(principal)}}
-        opened.append(_deny(_DENY_PRINCIPALS_SID, others))
+        names = {"StringNotLike": {_PRINCIPAL: _names_of(principal)}}
+        opened.append(_deny(_DENY_PRINCIPALS_SID, names))
     opened.append(
         {
             "Sid": ALLOW_SID,

@@ -26,6 +26,8 @@ _GUARDS: Final = (
     {f"{_PREFIX}8"},
     {f"{_PREFIX}1", f"{_PREFIX}2"},
 )
+_OTHER_IMAGE: Final = dict.fromkeys((_IMAGE, *(f"{_PREFIX}{n}" for n in range(32))), ("other",))
+"""The attestation keys of an image that no policy lists."""
 _HEX: Final = re.compile(r"[0-9a-f]{96}")
 
 
@@ -112,12 +114,21 @@ def images(statement: Statement) -> tuple[str, ...] | None:
     return tuple(sorted(value for value in values if _HEX.fullmatch(value)))
 
 
-def denies_unattested(statement: Statement, action: str, key_arn: str) -> bool:
+def denies_unattested(
+    statement: Statement, action: str, key_arn: str, *, other_images: bool = False
+) -> bool:
     """Return whether a statement denies `action` to everybody who shows no attestation document.
 
     Each of its conditions has to hold when the request has no attestation keys: otherwise the
     Deny misses some of those requests.
+
+    Args:
+        statement: Of a policy.
+        action: Such as `kms:Decrypt`.
+        key_arn: The key's ARN.
+        other_images: It has to deny it to enclaves of images it does not list as well.
     """
+    requests = ({}, _OTHER_IMAGE) if other_images else ({},)
     everybody = {("*", "*"), ("AWS", "*")} & set(statement.principals)
     return (
         not statement.allows
@@ -126,6 +137,7 @@ def denies_unattested(statement: Statement, action: str, key_arn: str) -> bool:
         and statement.covers_action(action)
         and statement.covers_resource(key_arn)
         and all(
-            is_attestation(condition) and condition.holds({}) for condition in statement.conditions
+            is_attestation(condition) and all(condition.holds(keys) for keys in requests)
+            for condition in statement.conditions
         )
     )

@@ -15,7 +15,14 @@ from enclave_encryption.key_policy.revoked_packages import with_revoked, without
 from enclave_protocol.policy.kms_request import IMAGE_KEY, PCR_KEY
 from enclave_protocol.policy.policy_document import PolicyDocument
 
-__all__ = ["DENY_SID", "RELEASE_SID", "RuleChange", "changed_statements", "deny_statement"]
+__all__ = [
+    "DENY_SID",
+    "RELEASE_SID",
+    "RuleChange",
+    "changed_statements",
+    "deny_statement",
+    "with_own_actions",
+]
 
 RELEASE_SID: Final = "EnclaveRelease"
 DENY_SID: Final = "EnclaveDenyUnattested"
@@ -202,6 +209,31 @@ def deny_statement(policy: PolicyDocument, key_arn: str) -> dict[str, Any]:
         return deny  # nobody decrypts
     condition = {"StringNotEqualsIgnoreCase": {IMAGE_KEY: _one_or_list(sorted(listed))}}
     return deny | {"Condition": condition}
+
+
+def with_own_actions(deny: dict[str, Any], before: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the Deny, which also denies what an owner added to it.
+
+    Args:
+        deny: Of `deny_statement`.
+        before: The statements of its Sid that are there.
+
+    Raises:
+        KeyPolicyError: One denies all actions but some.
+    """
+    actions = list(deny["Action"])
+    for statement in before:
+        if statement.get("Effect") != "Deny":
+            continue
+        if "NotAction" in statement:
+            raise KeyPolicyError(
+                f"the policy's statement {DENY_SID} has a NotAction, which would be lost: give "
+                "that Deny another Sid"
+            )
+        known = {action.lower() for action in actions}
+        added = _strings(statement["Action"])
+        actions += [action for action in dict.fromkeys(added) if action.lower() not in known]
+    return {**deny, "Action": actions}
 
 
 def _copy(condition: Any) -> dict[str, dict[str, Any]]:
