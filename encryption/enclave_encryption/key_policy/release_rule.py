@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from enclave_encryption.errors import KeyPolicyError
-from enclave_encryption.key_policy.attested import attested, images
+from enclave_encryption.key_policy.attested import attested, identity
 from enclave_encryption.key_policy.findings import DENIED
 from enclave_encryption.key_policy.revoked_packages import with_revoked, without_revoked
 from enclave_protocol.policy.kms_request import IMAGE_KEY, PCR_KEY
@@ -182,19 +182,16 @@ def deny_statement(policy: PolicyDocument, key_arn: str) -> dict[str, Any]:
         policy: As it will be, its own Deny disregarded.
         key_arn: The key's ARN.
     """
-    listed: set[str] = set()
-    by_image = True
+    listed: dict[str, set[str]] = {}
     for statement in policy.statements:
-        if not (
+        if (
             statement.allows
             and statement.covers_action("kms:Decrypt")
             and statement.covers_resource(key_arn)
             and attested(statement).guarded
         ):
-            continue
-        found = images(statement)
-        by_image = by_image and found is not None
-        listed.update(found or ())
+            key, values = identity(statement)
+            listed.setdefault(key, set()).update(values)
     deny: dict[str, Any] = {
         "Sid": DENY_SID,
         "Effect": "Deny",
@@ -202,13 +199,11 @@ def deny_statement(policy: PolicyDocument, key_arn: str) -> dict[str, Any]:
         "Action": list(DENIED),
         "Resource": "*",
     }
-    if not by_image:
-        # Some statement releases by signer or by kernel and ramdisks: PCR0 is not all that counts.
-        return deny | {"Condition": {"Null": {IMAGE_KEY: "true"}}}
-    if not listed:
+    # Of several keys all have to differ: whoever one statement releases to is not denied.
+    differ = {key: _one_or_list(sorted(values)) for key, values in listed.items() if values}
+    if not differ:
         return deny  # nobody decrypts
-    condition = {"StringNotEqualsIgnoreCase": {IMAGE_KEY: _one_or_list(sorted(listed))}}
-    return deny | {"Condition": condition}
+    return deny | {"Condition": {"StringNotEqualsIgnoreCase": differ}}
 
 
 def with_own_actions(deny: dict[str, Any], before: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

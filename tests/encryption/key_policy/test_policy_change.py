@@ -14,6 +14,8 @@ from enclave_encryption.key_policy.policy_view import print_check, print_diff, p
 from enclave_encryption.key_policy.release_check import check_release, explained
 from enclave_encryption.key_policy.release_rule import RuleChange
 from enclave_encryption.rekey_window import opened_policy
+from enclave_protocol.policy.caller import Caller
+from enclave_protocol.policy.kms_request import kms_request
 from enclave_protocol.policy.policy_document import parse_policy
 from enclave_protocol.policy.policy_error import PolicyError
 
@@ -227,7 +229,7 @@ def test_packages_and_versions_are_revoked() -> None:
             changed(text, revoke=(spec,))
 
 
-def test_beside_a_release_by_signer_the_deny_is_for_the_unattested() -> None:
+def test_beside_a_release_by_signer_the_deny_is_for_all_that_no_rule_releases_to() -> None:
     signer = {
         "Sid": "Signer",
         "Effect": "Allow",
@@ -239,6 +241,33 @@ def test_beside_a_release_by_signer_the_deny_is_for_the_unattested() -> None:
     text = changed(policy(signer), pcr0=(OLD,), principals=(PARENT,))
     assert released(text) == [OLD, NEW, THIRD]  # each of them signed
     assert not decides(text, None)
+    differ = by_sid(text)["EnclaveDenyUnattested"]["Condition"]["StringNotEqualsIgnoreCase"]
+    assert differ == {"kms:RecipientAttestation:PCR8": PCR8, IMAGE: OLD}
+    # What an IAM policy or a grant allows: neither without attestation nor to other images.
+    root = {"Sid": "Root", "Effect": "Allow", "Principal": {"AWS": OWNER}, "Action": "kms:*"}
+    wide = parse_policy(policy(*json.loads(text)["Statement"], {**root, "Resource": "*"}))
+    for pcrs, allowed in (
+        (None, False),
+        ({0: NEW, 8: OLD}, False),
+        ({0: NEW}, False),
+        ({0: "00" * 48, 8: "00" * 48}, False),
+        ({0: OLD}, True),
+        ({0: NEW, 8: PCR8}, True),
+    ):
+        registers = None if pcrs is None else {n: bytes.fromhex(v) for n, v in pcrs.items()}
+        request = kms_request(Caller.of(OWNER), "kms:Decrypt", KEY, pcrs=registers)
+        assert wide.evaluate(request).allowed is allowed
+
+
+def test_beside_a_release_by_kernel_and_ramdisks() -> None:
+    measured = {f"kms:RecipientAttestation:PCR{n}": value for n, value in ((1, OLD), (2, NEW))}
+    rule = {**by_sid(FIRST)["EnclaveRelease"], "Condition": {"StringEquals": measured}}
+    after = by_sid(
+        changed(policy({**rule, "Sid": "Mine"}), context={}, principals=(), revoke=("x",))
+    )
+    assert after["EnclaveDenyUnattested"]["Condition"] == {
+        "StringNotEqualsIgnoreCase": {"kms:RecipientAttestation:PCR1": OLD}
+    }
 
 
 def test_narrowing_a_default_policy() -> None:
