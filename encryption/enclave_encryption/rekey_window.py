@@ -14,6 +14,7 @@ from enclave_encryption.key_policy.kms_actions import KEY_ACTIONS
 from enclave_encryption.key_policy.release_rule import DENY_SID
 from enclave_protocol.policy.caller import Caller
 from enclave_protocol.policy.policy_document import load_policy, parse_policy
+from enclave_protocol.policy.policy_error import PolicyError
 
 __all__ = ["ALLOW_SID", "opened_policy", "rekey_window"]
 
@@ -40,9 +41,7 @@ def opened_policy(text: str, principal: str, context: Mapping[str, str]) -> str:
         PolicyError: `text` is no policy, or `principal` none.
     """
     policy = parse_policy(text)
-    document = load_policy(text)
-    found = document["Statement"]
-    statements: list[dict[str, Any]] = [found] if type(found) is dict else list(found)
+    document, statements = _statements(text)
     key, label = f"kms:EncryptionContext:{_LABEL}", context[_LABEL]
     opened: list[dict[str, Any]] = []
     for statement, parsed in zip(statements, policy.statements, strict=True):
@@ -69,6 +68,48 @@ def opened_policy(text: str, principal: str, context: Mapping[str, str]) -> str:
     after = json.dumps({**document, "Statement": opened})
     parse_policy(after)
     return after
+
+
+def _statements(text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    document = load_policy(text)
+    found = document["Statement"]
+    return document, [found] if type(found) is dict else list(found)
+
+
+def closed_policy(text: str, before: str) -> str:
+    """Return the policy `text`, opened and changed by somebody else since, without what opened it.
+
+    Args:
+        text: The key policy as it is now.
+        before: As it was before it was opened.
+
+    Raises:
+        PolicyError: `text` is no policy.
+    """
+    document, statements = _statements(text)
+    denied = {s["Sid"]: s for s in _statements(before)[1] if s.get("Sid") == DENY_SID}
+    closed: list[dict[str, Any]] = []
+    for statement in statements:
+        if statement.get("Sid") in (ALLOW_SID, _DENY_OTHERS_SID, _DENY_PRINCIPALS_SID):
+            continue
+        if statement.get("Sid") in denied:
+            actions = ("Action", "NotAction")
+            kept = {name: value for name, value in statement.items() if name not in actions}
+            own = denied[statement["Sid"]]
+            statement = {**kept, **{name: own[name] for name in actions if name in own}}
+        closed.append(statement)
+    return json.dumps({**document, "Statement": closed})
+
+
+def _restored(admin: KeyAdmin, opened: str, before: str) -> str:
+    """Return what to put in the end: an image or package revoked meanwhile stays revoked."""
+    try:
+        current = admin.policy()
+    except KmsError:
+        return before
+    if load_policy(current) in (load_policy(opened), load_policy(before)):
+        return before
+    return closed_policy(current, before)
 
 
 def _deny(sid: str, condition: dict[str, Any]) -> dict[str, Any]:
@@ -99,6 +140,8 @@ def _names_of(principal: str) -> list[str]:
 def rekey_window(admin: KeyAdmin, principal: str, context: Mapping[str, str]) -> Iterator[None]:
     """Open the key's policy for `principal` and `context`, and put it back, whatever happens.
 
+    What somebody else changes in it meanwhile stays.
+
     Raises:
         KmsError: The policy cannot be read, opened or put back; the error says which.
         KeyPolicyError: Somebody else changes it meanwhile.
@@ -113,8 +156,8 @@ def rekey_window(admin: KeyAdmin, principal: str, context: Mapping[str, str]) ->
         yield
     finally:
         try:
-            admin.put_policy(before)
-        except KmsError as error:
+            admin.put_policy(_restored(admin, opened, before))
+        except (KmsError, PolicyError) as error:
             raise KmsError(
                 f"the key policy of {admin.arn} may still have the statement {ALLOW_SID}, which "
                 f"lets {principal} re-encrypt this package's data key: {error}; take it out with: "
