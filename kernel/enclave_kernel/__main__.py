@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from enclave_kernel.isolation.mounts import own_mounts
 from enclave_protocol.errors import EnclaveError
 
 __all__ = ["main"]
@@ -43,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
+        if os.geteuid() == 0:
+            # What is mounted for the enclave ends with it, however it ends.
+            own_mounts()
         asyncio.run(_run(options))
     except EnclaveError as error:
         print(f"enclave: {error}", file=sys.stderr)  # noqa: T201

@@ -24,6 +24,8 @@ from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.lifecycle import bring_down, bring_up, running_status
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.sync.sync_state import SyncState, read_sync_state
+from enclave_parent_gateway.sync_cli import sync
 from enclave_parent_gateway.trust_command import trust
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import Attest, Done
@@ -178,6 +180,18 @@ def status(as_json: bool) -> None:
         sys.exit(_DOWN)
 
 
+def _print_sync(console: "Console", mirror: SyncState | None) -> None:
+    if mirror is None:
+        console.print("workspace   not mirrored; type: enclave sync -d DIR")
+        return
+    problems = f", {mirror.problems} not brought" if mirror.problems else ""
+    console.print(
+        f"workspace   {mirror.directory}: {mirror.phase}, {mirror.entries} files and folders, "
+        f"{mirror.brought} changes brought{problems}",
+        markup=False,
+    )
+
+
 def _report(
     paths: EnclavePaths, state: EnclaveState | None, found: GatewayStatus | None
 ) -> dict[str, Any]:
@@ -187,7 +201,11 @@ def _report(
         return report
     enclave = found.enclave if found else None
     refusal = found.refusal if found else None
+    mirror = read_sync_state(paths.sync_file)
+    if mirror is not None and not mirror.is_running:
+        mirror = msgspec.structs.replace(mirror, phase="ended")
     report |= {
+        "sync": mirror,
         "state": "up" if enclave else "untrusted" if refusal else "broken",
         "refusal": refusal.message if refusal else None,
         "backend": state.backend,
@@ -232,6 +250,7 @@ def _print_report(report: dict[str, Any], found: GatewayStatus | None) -> None:
     console.print(f"PCR0        {report['pcrs'].get('0', 'unknown')}")
     console.print(f"isolation   {', '.join(report['isolation']) or 'none'}")
     console.print(f"KMS         {report['kms_endpoint_url'] or 'AWS'}")
+    _print_sync(console, report["sync"])
     connections = {slot.kernel_id: slot.connections for slot in found.slots} if found else {}
     for kernel in report["kernels"]:
         packages = f", packages: {', '.join(kernel.vaults)}" if kernel.vaults else ""
@@ -244,6 +263,7 @@ def _print_report(report: dict[str, Any], found: GatewayStatus | None) -> None:
 
 
 main.add_command(attest)
+main.add_command(sync)
 
 
 @main.command(epilog=_examples("enclave down"))

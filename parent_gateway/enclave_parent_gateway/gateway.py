@@ -47,6 +47,8 @@ from enclave_parent_gateway.errors import (
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
 from enclave_parent_gateway.publisher_pins import PublisherPins
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.sync.sync_state import folder_in_workspace
+from enclave_parent_gateway.workspace_relay import WorkspaceRelay
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import (
     Attest,
@@ -110,9 +112,10 @@ class Gateway:
         self._credentials_thread = ThreadPoolExecutor(1, "credentials")
         self._pins = PublisherPins(paths)
         self._egress = EgressService(paths, endpoint, addresses or AddressPolicy())
+        self._check = EnclaveCheck(paths, backend)
         self._control = ControlStream(
             endpoint,
-            check=EnclaveCheck(paths, backend),
+            check=self._check,
             on_connected=self._connected,
             on_event=self._event,
             on_gone=self._gone,
@@ -124,13 +127,16 @@ class Gateway:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._done.set)
         server = ApiServer(self._paths.gateway_socket, self._handle)
+        workspace = WorkspaceRelay(self._paths.workspace_socket, self._endpoint, self._check)
         tasks = [asyncio.create_task(self._control.run()), asyncio.create_task(self._watch_idle())]
         await server.start()
+        workspace.start()
         log.info("gateway for %s listens", self._endpoint)
         try:
             await self._done.wait()
         finally:
             await server.close()
+            workspace.close()
             for task in (*tasks, *self._background):
                 task.cancel()
             for slot in self._slots.values():
@@ -304,6 +310,7 @@ class Gateway:
                         request.environ,
                         request.arguments,
                         request.curve,
+                        folder_in_workspace(self._paths.sync_file, request.cwd),
                     ),
                     timeout_s=_LAUNCH_TIMEOUT_S,
                 )
@@ -392,7 +399,9 @@ class Gateway:
                 continue
             lock = self._paths.lock()
             if not lock.try_acquire():
-                continue  # somebody brings the enclave up or down
+                # Somebody brings the enclave up or down: its time begins when that is done.
+                self._busy_at = loop.time()
+                continue
             try:
                 self._stopping = True
                 log.info("no kernel for %g s: the enclave goes down", self._idle_timeout_s)

@@ -205,6 +205,16 @@ class EnclavePaths:
         return self.runtime / "enclave.json"
 
     @property
+    def workspace_socket(self) -> Path:
+        """Where `enclave sync` finds the enclave's workspace."""
+        return self.runtime / "workspace.sock"
+
+    @property
+    def sync_file(self) -> Path:
+        """What is mirrored: see `sync.sync_state`."""
+        return self.runtime / "sync.json"
+
+    @property
     def enclave_runtime(self) -> Path:
         """The supervisor's own folder (local backend)."""
         return self.runtime / "enclave"
@@ -235,6 +245,10 @@ class EnclavePaths:
     def lock(self) -> "FileLock":
         """Return the lock that whoever brings the enclave up or down holds."""
         return FileLock(self.runtime / "lock")
+
+    def sync_lock(self) -> "FileLock":
+        """Return the lock of the one process that mirrors the workspace."""
+        return FileLock(self.runtime / "sync.lock")
 
     def starter_lock(self) -> "FileLock":
         """Return the lock of the one Jupyter process that starts `auto_up`."""

@@ -43,6 +43,7 @@ __all__ = [
     "OpenChannel",
     "OpenControl",
     "OpenEgress",
+    "OpenWorkspace",
     "PinnedKey",
     "PublisherKey",
     "Shutdown",
@@ -94,6 +95,12 @@ class OpenChannel(_Message, frozen=True, tag="open_channel"):
     channel: _ChannelName
 
 
+class OpenWorkspace(_Message, frozen=True, tag="open_workspace"):
+    """First frame of a workspace stream; what follows is `enclave_protocol.workspace.messages`."""
+
+    version: int
+
+
 EgressTicket = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 """Chosen by the supervisor for one connection; nobody can guess it."""
 
@@ -107,7 +114,7 @@ class OpenEgress(_Message, frozen=True, tag="open_egress"):
     ticket: EgressTicket
 
 
-Open = OpenControl | OpenChannel | OpenEgress
+Open = OpenControl | OpenChannel | OpenEgress | OpenWorkspace
 
 
 class StatusRequest(_Message, frozen=True, tag="status"):
@@ -155,6 +162,8 @@ class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
     `key` is the Jupyter session's HMAC key (32 bytes and more); `environ` holds only what the
     gateway chose to pass on; `arguments` are command-line options of ipykernel's application.
     With `curve`, the kernel speaks to nobody who does not know the pair.
+    `workspace` is the notebook's folder in the workspace, "" for the workspace itself; None: the
+    notebook is not in it.
     """
 
     kernel_id: KernelId
@@ -164,6 +173,7 @@ class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
     environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
     arguments: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()
     curve: CurveKeys | None = None
+    workspace: _Text | None = None
 
     def __repr__(self) -> str:
         return f"LaunchKernel(kernel_id={self.kernel_id!r}, ...)"

@@ -81,9 +81,9 @@ def test_down_cleans_up_after_an_up_that_was_killed(own_home: EnclaveHome, delay
 
 
 def test_idle_enclave_goes_down(own_home: EnclaveHome) -> None:
-    assert own_home.run("up", "--idle-timeout", "1").returncode == 0
+    assert own_home.run("up", "--idle-timeout", "2").returncode == 0
     with kernel() as (_, client):
-        time.sleep(2)
+        time.sleep(3)
         assert run_code(client, "print('busy')") == "busy\n"
     wait_until(lambda: not own_home.processes(), 20)
     assert not own_home.processes(), own_home.run("logs").stdout

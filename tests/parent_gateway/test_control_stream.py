@@ -125,6 +125,7 @@ class Setup:
             on_control=serve,
             on_channel=no_channel,
             on_egress=lambda _opened, sock: sock.close(),
+            on_workspace=serve,
         )
         self.server = asyncio.create_task(listener.run())
 

@@ -122,6 +122,26 @@ def test_the_wire_holds_nothing_that_was_said(home: EnclaveHome, tap: WireTap) -
     assert b"execute_request" in tap.wire
 
 
+def test_the_wire_holds_nothing_of_the_workspace(home: EnclaveHome, tap: WireTap) -> None:
+    """Neither names nor contents; and that they did go over it."""
+    name, content = f"cnry{secrets.token_hex(12)}", secrets.token_hex(100_000)
+    before = len(tap.wire)
+    with open_folder() as folder:
+        (folder / f"{name}.csv").write_text(content)
+        done = home.run("sync", "-d", str(folder), "--once")
+        assert done.returncode == 0, done
+        with kernel(cwd=str(folder)) as (_, client):
+            code = f"print(len(open('{name}.csv').read()) == {len(content)})"
+            assert run_code(client, code) == "True\n"
+            written = f"open('{name}.out', 'w').write({name!r} * 2)"
+            run_code(client, written)
+        assert home.run("sync", "-d", str(folder), "--once").returncode == 0
+        assert (folder / f"{name}.out").read_text() == name * 2
+    assert len(tap.wire) - before > len(content)
+    for canary in (name, content[:64], content[-64:]):
+        assert canary.encode() not in tap.wire
+
+
 # Standing in the middle of TLS
 
 

@@ -31,6 +31,7 @@ from enclave_kernel.supervisor.publisher_check import PublisherCheck
 from enclave_kernel.supervisor.stream_listener import StreamListener
 from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.supervisor.vault_pool import VaultPool
+from enclave_kernel.supervisor.workspace import Workspace
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
 from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.channel_binding import NOTEBOOK_USER_DATA
@@ -53,7 +54,7 @@ from enclave_protocol.messages import (
     StatusRequest,
 )
 from enclave_protocol.package_header import PackageHeader
-from enclave_protocol.relay import relay
+from enclave_protocol.relay import relay, relay_secured
 
 __all__ = ["Supervisor", "SupervisorOptions"]
 
@@ -112,12 +113,14 @@ class Supervisor:
         self._cgroups = _groups_for_kernels(options.kernel_memory_bytes)
         sockets = options.runtime_dir / "k"
         vaults = options.runtime_dir / "v"
-        for directory in (sockets, vaults):
+        workspace = options.runtime_dir / "w"
+        for directory in (sockets, vaults, workspace):
             directory.mkdir(mode=0o700, exist_ok=True)
         # A vault passes through here to its own directory, which nobody can list.
         vaults.chmod(0o711)
         self._user_ids = UserIds()
         self._pool = VaultPool(vaults, import_path(), self._user_ids)
+        self._workspace = Workspace(workspace, self._user_ids)
         self._processes = KernelProcesses(
             sockets, cgroups=self._cgroups, make_place=self._place_of_a_kernel
         )
@@ -127,6 +130,7 @@ class Supervisor:
             on_ended=self._tell_ended,
             make_vaults=self._vaults_of,
             open_egress=lambda kernel: self._egress.listen_for(kernel.pid, kernel.kernel_id),
+            workspace=self._workspace,
         )
         self._control: ControlStream | None = None
         self._controls: list[ControlStream] = []
@@ -138,6 +142,7 @@ class Supervisor:
             on_control=self._serve_control,
             on_channel=self._carry_channel,
             on_egress=self._egress.take,
+            on_workspace=self._carry_workspace,
         )
         self._zygote = self._new_zygote()
 
@@ -300,8 +305,9 @@ class Supervisor:
             self._cgroups.close()
         if self._control is not None:
             await self._control.close()
+        await self._workspace.close()
         self._listener.close()
-        for name in ("k", "v"):
+        for name in ("k", "v", "w"):
             with contextlib.suppress(OSError):
                 (self._options.runtime_dir / name).rmdir()
 
@@ -318,6 +324,16 @@ class Supervisor:
         task.add_done_callback(kernel.streams.discard)
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(task)
+
+    async def _carry_workspace(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rest: bytes
+    ) -> None:
+        try:
+            agent = await self._workspace.serve(rest)
+        except BaseException:
+            writer.transport.abort()
+            raise
+        await relay_secured(reader, writer, agent)
 
     async def _serve_control(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rest: bytes

@@ -10,25 +10,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from enclave_kernel.session_messages import (
+    FlushWorkspace,
     KernelExited,
     KernelFailed,
+    KernelPlace,
     KernelReady,
     KernelWalled,
     StartKernel,
+    WorkspaceFlushed,
 )
 from enclave_kernel.supervisor.egress import EgressListener
 from enclave_kernel.supervisor.kernel_process import KernelProcess, KernelProcesses
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
+from enclave_kernel.supervisor.workspace import Workspace
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import CHANNELS, KernelEnded, KernelInfo, LaunchKernel
+from enclave_protocol.workspace.names import check_rel
 
 __all__ = ["Kernel", "KernelLaunchError", "KernelTable", "UnknownKernelError", "VaultOwner"]
 
 _log = logging.getLogger(__name__)
 _READY_TIMEOUT_S = 60.0
 _MAX_KERNELS = 256
+_MAX_FLUSHES = 1024
 _SIGKILL = 9
 
 
@@ -82,6 +90,7 @@ class KernelTable:
         processes: Where a kernel's process comes from.
         on_ended: Told of every kernel that was launched and ended.
         make_vaults: Makes the owner of a kernel's vaults.
+        workspace: What the parent mirrors.
         open_egress: Makes a walled kernel's way to the egress proxy.
 
     Attributes:
@@ -94,11 +103,14 @@ class KernelTable:
         *,
         on_ended: Callable[[KernelEnded], None],
         make_vaults: Callable[[Kernel], VaultOwner],
+        workspace: Workspace,
         open_egress: Callable[[Kernel], EgressListener | None],
     ) -> None:
         self._processes = processes
         self._on_ended = on_ended
         self._make_vaults = make_vaults
+        self._workspace = workspace
+        self._flushes: set[asyncio.Task[None]] = set()
         self._open_egress = open_egress
         self.walls: tuple[str, ...] | None = None
         self._kernels: dict[str, Kernel] = {}
@@ -172,13 +184,37 @@ class KernelTable:
                 endpoint_prefix=process.prefix,
                 key=request.key,
                 signature_scheme=request.signature_scheme,
-                cwd=request.cwd,
+                cwd=_start_folder(request),
                 environ=request.environ,
                 arguments=request.arguments,
-                place=process.place,
+                place=self._place(process, request),
                 curve=request.curve,
+                workspace=None if request.workspace is None else str(self._workspace.folder()),
             )
         )
+
+    def _place(self, process: KernelProcess, request: LaunchKernel) -> KernelPlace | None:
+        """Return the process's walls, with the workspace where it is the notebook's folder.
+
+        And in an enclave in any case: there are no other files of the user's.
+        """
+        place = process.place
+        if place is None or (request.workspace is None and place.use_folder):
+            return place
+        folder = str(self._workspace.folder())
+        return msgspec.structs.replace(place, use_folder=False, workspace=folder)
+
+    def _flush(self, kernel: Kernel, message: FlushWorkspace) -> None:
+        async def flush() -> None:
+            await self._workspace.flush()
+            if kernel.channel is not None:
+                kernel.channel.send(WorkspaceFlushed(message.request_id))
+
+        # A kernel asks once a cell: one that asks more often waits in line like the others.
+        if len(self._flushes) < _MAX_FLUSHES:
+            task = asyncio.create_task(flush())
+            self._flushes.add(task)
+            task.add_done_callback(self._flushes.discard)
 
     def signal(self, kernel_id: str, number: int) -> None:
         """Signal a kernel's process group; if it ended already, nothing happens."""
@@ -194,6 +230,8 @@ class KernelTable:
         elif isinstance(message, KernelFailed):
             if not kernel.ready.done():
                 kernel.ready.set_exception(KernelLaunchError(message.message))
+        elif isinstance(message, FlushWorkspace):
+            self._flush(kernel, message)
         elif kernel.vaults is not None:
             kernel.vaults.handle(message)
 
@@ -299,3 +337,11 @@ class KernelTable:
         self._processes.close()
         for kernel in list(self._kernels.values()):
             self._remove(kernel)
+
+
+def _start_folder(request: LaunchKernel) -> str:
+    """Return the notebook's folder, in the workspace if it is in there."""
+    if not request.workspace:
+        return request.cwd if request.workspace is None else ""
+    # The parent's word: it leads nowhere else, even for the kernel's own user.
+    return check_rel(request.workspace)

@@ -12,6 +12,7 @@ from enclave_kernel.session_messages import (
     AboutRequest,
     AttestRequest,
     CancelLoad,
+    FlushWorkspace,
     InterruptVault,
     KernelFailed,
     KernelReady,
@@ -24,6 +25,7 @@ from enclave_kernel.session_messages import (
     UnloadVault,
     VaultDeath,
     VaultDeathRequest,
+    WorkspaceFlushed,
 )
 from enclave_protocol.errors import ProtocolError
 from enclave_protocol.frame import FrameDecoder, encode_frame
@@ -42,7 +44,18 @@ FromSession = (
     | UnloadVault
     | VaultDeathRequest
     | AboutRequest
+    | FlushWorkspace
     | AttestRequest
+)
+
+ToSession = (
+    StartKernel
+    | PackageLoaded
+    | LoadRefused
+    | VaultDeath
+    | About
+    | NotebookAttested
+    | WorkspaceFlushed
 )
 
 
@@ -73,7 +86,7 @@ class SessionChannel:
 
     def send(
         self,
-        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath | About | NotebookAttested,
+        message: ToSession,
         descriptors: tuple[int, ...] = (),
     ) -> None:
         """Send one message; what does not fit into the socket's buffer follows when it is read.

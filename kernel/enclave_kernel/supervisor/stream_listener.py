@@ -24,6 +24,7 @@ from enclave_protocol.messages import (
     Open,
     OpenChannel,
     OpenEgress,
+    OpenWorkspace,
     decode_challenge,
     decode_open,
     encode,
@@ -56,6 +57,7 @@ class StreamListener:
         on_control: Serves a control stream; the bytes came behind the challenge.
         on_channel: Carries a channel stream; owns the socket.
         on_egress: Takes an egress stream; owns the socket.
+        on_workspace: Serves a workspace stream, as `on_control` does a control stream.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class StreamListener:
         on_control: OnControl,
         on_channel: OnChannel,
         on_egress: OnEgress,
+        on_workspace: OnControl,
     ) -> None:
         self._endpoint = endpoint
         self._identity = identity
@@ -74,6 +77,7 @@ class StreamListener:
         self._on_control = on_control
         self._on_channel = on_channel
         self._on_egress = on_egress
+        self._on_workspace = on_workspace
         self._unopened = 0
         self._streams: set[asyncio.Task[None]] = set()
 
@@ -150,7 +154,8 @@ class StreamListener:
         except BaseException:
             writer.transport.abort()
             raise
-        return self._on_control(reader, writer, rest)
+        serve = self._on_workspace if isinstance(opened, OpenWorkspace) else self._on_control
+        return serve(reader, writer, rest)
 
     async def _hand_on(self, opened: OpenEgress, sock: socket.socket) -> None:
         self._on_egress(opened, sock)
