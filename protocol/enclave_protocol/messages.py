@@ -126,7 +126,8 @@ class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One kernel as the supervisor sees it; sizes in bytes, times in seconds.
 
     Memory and processor are those of the kernel's process and what it started, without its
-    vaults; `cpu_percent` is of one processor. None before the first look.
+    vaults; `cpu_percent` is of one processor. None before the first look. `walled`: it found a
+    boundary around itself before anything of the user's ran.
     """
 
     kernel_id: KernelId
@@ -136,6 +137,7 @@ class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
     cpu_percent: Annotated[int, msgspec.Meta(ge=0)] | None = None
     cpu_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    walled: bool = False
 
 
 class EnclaveStatus(_Message, frozen=True, tag="enclave_status"):
