@@ -44,6 +44,7 @@ from enclave_parent_gateway.errors import (
     GatewayStoppingError,
     KernelLaunchError,
 )
+from enclave_parent_gateway.gateway_identity import gateway_key
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
 from enclave_parent_gateway.metrics_server import MetricsServer
 from enclave_parent_gateway.publisher_pins import PublisherPins
@@ -118,6 +119,7 @@ class Gateway:
         self._pins = PublisherPins(paths)
         self._egress = EgressService(paths, endpoint, addresses or AddressPolicy())
         self._check = EnclaveCheck(paths, backend)
+        self._key = gateway_key(paths)
         self._control = ControlStream(
             endpoint,
             check=self._check,
@@ -125,6 +127,7 @@ class Gateway:
             on_event=self._event,
             on_gone=self._gone,
             answer=self._answer,
+            key=self._key,
         )
 
     async def run(self) -> None:
@@ -136,6 +139,7 @@ class Gateway:
             self._paths.workspace_socket,
             self._endpoint,
             self._check,
+            self._key,
             lambda: self._traffic.streams.update(("workspace",)),
         )
         tasks = [asyncio.create_task(self._control.run()), asyncio.create_task(self._watch_idle())]

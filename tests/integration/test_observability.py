@@ -1,5 +1,6 @@
 """What the parent is told of a real enclave with kernels and a package: status, metrics, logs."""
 
+import base64
 import json
 import os
 import socket
@@ -205,6 +206,8 @@ def test_no_secret_is_in_what_the_parent_is_told(enclave: EnclaveHome, folder: P
         told = {" ".join(command): enclave.run(*command).stdout for command in commands}
         for path in (enclave.runtime / "log").iterdir():
             told[path.name] = path.read_text(errors="replace")
+        raw = (enclave.runtime / "gateway.key").read_bytes()
+        secrets |= {"gateway's key": raw.hex(), "the same": base64.b64encode(raw).decode()}
     refused = [line for line in told["logs --json"].splitlines() if '"refused"' in line]
     assert json.loads(refused[-1])["fields"]["kind"] == "KeyReleaseDeniedError"
     assert "loaded a package" in told["supervisor.log"] and "grader" in told["status"]
