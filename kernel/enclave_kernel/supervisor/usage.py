@@ -105,7 +105,9 @@ class _ProcessMeter:
         memory = None if group is None else group.memory_bytes()
         cpu_s = None if group is None else group.cpu_seconds()
         if memory is None or cpu_s is None:
-            pids = process_tree(self._pid)
+            # From the group itself where there is one: to look through all of /proc for each of
+            # hundreds of kernels would keep a processor busy.
+            pids = process_tree(self._pid) if group is None else group.pids()
             memory = memory_bytes(pids) if memory is None else memory
             cpu_s = cpu_seconds(pids) if cpu_s is None else cpu_s
         now = self._clock()
