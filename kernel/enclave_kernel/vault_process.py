@@ -227,6 +227,16 @@ class VaultProcess:
             data_key[:] = bytes(len(data_key))
         self._control.close()
 
+    @property
+    def walled(self) -> bool:
+        """Whether it is a user of its own and its self-check found every wall of one standing."""
+        return self._has_init and bool(self.walls)
+
+    @property
+    def control_group(self) -> ControlGroup | None:
+        """What limits it; None where the system offers nothing."""
+        return self._control_group
+
     def interrupt(self) -> None:
         """Interrupt the call that runs in the vault, as Ctrl-C would; a dead vault is fine.
 
