@@ -2,10 +2,12 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
 
+from enclave_kernel.isolation.kernel_calls import LockdownError
 from enclave_kernel.isolation.mounts import own_mounts
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.log_lines import FORMATS, set_up_logging
@@ -48,13 +50,22 @@ def main(argv: list[str] | None = None) -> int:
     set_up_logging(options.log_format)
     try:
         if os.geteuid() == 0:
-            # What is mounted for the enclave ends with it, however it ends.
-            own_mounts()
+            _own_mounts()
         asyncio.run(_run(options))
     except EnclaveError as error:
         print(f"enclave: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _own_mounts() -> None:
+    """What is mounted for the enclave ends with it, however it ends."""
+    try:
+        own_mounts()
+    except LockdownError as error:
+        # Root without the right to mount, in some container: then nothing is mounted, and no
+        # kernel and no vault starts. Status says so.
+        logging.getLogger(__name__).warning("no mounts of its own: %s", error)
 
 
 async def _run(options: argparse.Namespace) -> None:

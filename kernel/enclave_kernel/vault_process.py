@@ -193,13 +193,13 @@ class VaultProcess:
             control.settimeout(timeout_s)
             control.sendall(encode_frame(json.dumps(spec).encode()))
             vault.walls = vault._expect(VaultReady).walls
-        except (OSError, EnclaveError) as error:
+        except BaseException as error:  # Ctrl-C in `enclave-owner try`, too
             vault.kill()
             vault.wait()
             session_socket.close()
-            if isinstance(error, VaultStartError):
-                raise
-            raise VaultStartError(f"a vault did not start: {error}") from error
+            if isinstance(error, OSError | EnclaveError) and not isinstance(error, VaultStartError):
+                raise VaultStartError(f"a vault did not start: {error}") from error
+            raise
         return vault
 
     def start(self, header_raw: bytes, data_key: bytearray, *, now_ms: int) -> None:

@@ -45,6 +45,7 @@ from enclave_parent_gateway.errors import (
     GatewayStoppingError,
     KernelLaunchError,
 )
+from enclave_parent_gateway.gateway_identity import gateway_key
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
 from enclave_parent_gateway.last_word import KernelVoice, enclave_ended_text
 from enclave_parent_gateway.metrics_server import MetricsServer
@@ -118,6 +119,7 @@ class Gateway:
         self._requests = SupervisorRequests(paths, self._backend)
         self._egress = EgressService(paths, endpoint, addresses or AddressPolicy())
         self._check = EnclaveCheck(paths, backend)
+        self._key = gateway_key(paths)
         self._control = ControlStream(
             endpoint,
             check=self._check,
@@ -126,6 +128,7 @@ class Gateway:
             on_gone=self._lost,
             answer=self._requests.answer,
             process=lambda: read_enclave_process(paths.state_file),
+            key=self._key,
         )
 
     async def run(self) -> None:
@@ -137,6 +140,7 @@ class Gateway:
             self._paths.workspace_socket,
             self._endpoint,
             self._check,
+            self._key,
             lambda: self._traffic.streams.update(("workspace",)),
         )
         tasks = [asyncio.create_task(self._control.run()), asyncio.create_task(self._watch_idle())]

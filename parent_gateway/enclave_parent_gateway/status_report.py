@@ -30,9 +30,12 @@ class ChannelReport(msgspec.Struct, frozen=True):
 
 
 class KernelReport(msgspec.Struct, frozen=True):
-    """One kernel. `memory_bytes`, `cpu_percent` (of one processor) and `cpu_s` are its process and
-    what that started, without vaults; null before the first look, within 5 s. `connections` are
-    those of Jupyter clients. A vault's numbers are steps: see `enclave status --help`."""
+    """One kernel; what of it and of its vaults is rounded is said in docs/observability.md.
+
+    `memory_bytes`, `cpu_percent` (of one processor) and `cpu_s` are its process and what that
+    started, without vaults; null before the first look, within 5 s. `connections` are those of
+    Jupyter clients; `walled`: it found its walls standing.
+    """
 
     kernel_id: str
     pid: int
@@ -42,6 +45,7 @@ class KernelReport(msgspec.Struct, frozen=True):
     cpu_s: float | None
     connections: int
     channels: dict[str, ChannelReport]
+    walled: bool
     vaults: tuple[VaultInfo, ...]
 
 
@@ -139,6 +143,7 @@ def _kernel(kernel: KernelInfo, slot: SlotStatus | None) -> KernelReport:
             each.channel: ChannelReport(each.bytes_to_kernel, each.bytes_from_kernel)
             for each in traffic
         },
+        walled=kernel.walled,
         vaults=kernel.vaults,
     )
 

@@ -155,7 +155,7 @@ def _kernel_table(kernels: tuple[KernelReport, ...]) -> "Table":
         received = sum(each.bytes_from_kernel for each in kernel.channels.values())
         table.add_row(
             kernel.kernel_id,
-            "",
+            _walls(kernel.walled),
             show_duration(kernel.uptime_s),
             _NOT_SEEN if kernel.memory_bytes is None else show_bytes(kernel.memory_bytes),
             _NOT_SEEN if kernel.cpu_percent is None else f"{kernel.cpu_percent} %",
@@ -168,13 +168,17 @@ def _kernel_table(kernels: tuple[KernelReport, ...]) -> "Table":
     return table
 
 
+def _walls(walled: bool) -> str:
+    return "stand" if walled else "[bold red]none[/]"
+
+
 def _vault_row(vault: VaultInfo) -> tuple[str, ...]:
     from rich.markup import escape
 
     name = escape(plain_text(f"{vault.package} {vault.version}"))
     return (
         f"  {name}",
-        "stand" if vault.walled else "[bold red]none[/]",
+        _walls(vault.walled),
         show_duration(vault.uptime_s),
         _NOT_SEEN if vault.memory_bytes is None else f"≤ {show_bytes(vault.memory_bytes)}",
         _NOT_SEEN if vault.cpu_percent is None else f"≤ {vault.cpu_percent} %",

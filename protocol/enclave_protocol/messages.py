@@ -58,7 +58,7 @@ __all__ = [
     "encode",
 ]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 """The five Jupyter channels in the order of the ports 1 to 5 of an ipc connection file."""
 
@@ -127,7 +127,8 @@ class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One kernel as the supervisor sees it; sizes in bytes, times in seconds.
 
     Memory and processor are those of the kernel's process and what it started, without its
-    vaults; `cpu_percent` is of one processor. None before the first look.
+    vaults; `cpu_percent` is of one processor. None before the first look. `walled`: it found a
+    boundary around itself before anything of the user's ran.
     """
 
     kernel_id: KernelId
@@ -137,6 +138,7 @@ class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
     cpu_percent: Annotated[int, msgspec.Meta(ge=0)] | None = None
     cpu_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    walled: bool = False
 
 
 class EnclaveStatus(_Message, frozen=True, tag="enclave_status"):
@@ -266,9 +268,14 @@ class Attest(_Message, frozen=True, tag="attest"):
 
 
 class Challenge(_Message, frozen=True, tag="challenge"):
-    """First frame inside TLS: the gateway asks who is there, with a nonce it uses once."""
+    """First frame inside TLS: the gateway asks who is there, with a nonce it uses once.
+
+    `gateway` is its public key, and `proof` what it signed for this stream (`gateway_proof`).
+    """
 
     nonce: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    gateway: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    proof: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
 
 
 class Attested(_Message, frozen=True, tag="attested"):

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 _NOTEBOOK = """
-import json, sys, time
+import json, sys
 from jupyter_client.manager import KernelManager
 manager = KernelManager(kernel_name="enclave")
 manager.start_kernel()
@@ -54,12 +54,16 @@ print(json.dumps({"ip": info["ip"], "id": manager.provisioner._enclave_kernel_id
 for line in sys.stdin:
     if line.strip() == "end":
         break
-    # After a gateway's end each of a client's connections comes back, not all in one instant.
-    time.sleep(1)
-    client.wait_for_ready(timeout=60)
-    client.execute_interactive(line, timeout=30, output_hook=lambda m: print(
-        json.dumps(m["content"].get("text", "")), flush=True)
-        if m["msg_type"] == "stream" else None)
+    # After a gateway's end each of a client's connections comes back by itself: what a cell prints
+    # before iopub has is lost, as it is with any Jupyter kernel.
+    for attempt in range(6):
+        try:
+            client.execute_interactive(line, timeout=5, output_hook=lambda m: print(
+                json.dumps(m["content"].get("text", "")), flush=True)
+                if m["msg_type"] == "stream" else None)
+            break
+        except TimeoutError:
+            client.wait_for_ready(timeout=60)
 client.stop_channels()
 manager.shutdown_kernel(now=True)
 print("ended", flush=True)

@@ -8,13 +8,15 @@ import pytest
 from rich.console import Console
 
 from enclave_parent_gateway.api import EgressStatus
+from enclave_parent_gateway.process_identity import ProcessIdentity
 from enclave_parent_gateway.status_report import ChannelReport, KernelReport, StatusReport
 from enclave_parent_gateway.status_view import print_report, show_bytes, show_duration
+from enclave_parent_gateway.sync.sync_state import SyncState
 from enclave_protocol.enclave_usage import EnclaveCounts, VaultInfo
 
 _PCR0 = "ab" * 48
 _KERNEL = KernelReport(
-    "aa-bb", 7, 75.0, 300 * 2**20, 120, 3.0, 5, {"shell": ChannelReport(2048, 4096)}, ()
+    "aa-bb", 7, 75.0, 300 * 2**20, 120, 3.0, 5, {"shell": ChannelReport(2048, 4096)}, True, ()
 )
 _UP = StatusReport(
     state="up",
@@ -65,7 +67,7 @@ def test_kernels_and_their_vaults() -> None:
     )
     shown = _shown(kernels=(msgspec.structs.replace(_KERNEL, vaults=vaults),), vault_count=3)
     lines = [" ".join(line.split()) for line in shown.splitlines()]
-    assert "aa-bb 1 min 15 s 300 MiB 120 % 2.0 KiB 4.0 KiB 5" in lines
+    assert "aa-bb stand 1 min 15 s 300 MiB 120 % 2.0 KiB 4.0 KiB 5" in lines
     assert "scorer 1.2 stand 1 min 5 s ≤ 128 MiB ≤ 50 %" in lines
     assert "young 1 none 1 s - -" in lines
     assert "1 more vaults are not listed." in shown and "only steps" in shown
@@ -86,6 +88,14 @@ def test_another_pcr0_than_expected(expected: dict[str, tuple[str, ...]], word: 
 def test_every_pcr_that_is_expected_is_compared() -> None:
     shown = _shown(expected_pcrs={"0": (_PCR0,), "8": ("cd" * 48,)})
     assert f"PCR8        {'00' * 48} (NOT EXPECTED: {'cd' * 48})\n" in shown
+
+
+def test_the_mirror() -> None:
+    mirror = SyncState("/d[1]", ProcessIdentity(1, 2), "live", 3, 4, 5, 2048, 6)
+    expected = (
+        "/d[1]: live, 3 files and folders, 4 changes brought, 5 not brought; 2.0 KiB in, 6 B out"
+    )
+    assert f"workspace   {expected}\n" in _shown(sync=mirror)
 
 
 def test_debug_mode_is_not_confidential() -> None:

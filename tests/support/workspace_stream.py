@@ -41,7 +41,7 @@ def workspace_stream(supervisor: SupervisorProcess) -> Iterator[socket.socket]:
         path = Path(folder) / "workspace.sock"
 
         async def serve() -> None:
-            relay = WorkspaceRelay(path, f"unix:{supervisor.path}", check, lambda: None)
+            relay = WorkspaceRelay(path, f"unix:{supervisor.path}", check)
             relay.start()
             started.set()
             await stopping.wait()

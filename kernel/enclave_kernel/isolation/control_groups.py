@@ -105,6 +105,15 @@ class ControlGroup:
         used = self._counts("memory", "cpu.stat").get("usage_usec")
         return None if used is None else used / 1e6
 
+    def pids(self) -> tuple[int, ...]:
+        """Return its processes, as this process knows them; none of a group that is gone."""
+        path = self._paths.get("memory")
+        try:
+            lines = [] if path is None else (path / "cgroup.procs").read_text().split()
+        except OSError:
+            return ()
+        return tuple(int(line) for line in lines)
+
     def _counts(self, controller: str, name: str) -> dict[str, int]:
         """Return the numbers of a file with one name and number a line; none if it is not there."""
         path = self._paths.get(controller)

@@ -99,6 +99,7 @@ class Kernel:
             memory_bytes=None if seen is None else seen.memory_bytes,
             cpu_percent=None if seen is None else seen.cpu_percent,
             cpu_s=None if seen is None else seen.cpu_s,
+            walled=self.walls is not None,
         )
 
 

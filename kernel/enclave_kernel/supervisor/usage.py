@@ -29,6 +29,7 @@ __all__ = [
 KERNEL_PERIOD_S: Final = 5.0
 VAULT_PERIOD_S: Final = 30.0
 _MIB: Final = 2**20
+_KERNEL_MEMORY: Final = 16 * _MIB
 _SMALLEST_MEMORY: Final = 64 * _MIB
 _LARGEST_MEMORY: Final = 1024 * 1024 * _MIB
 _SMALLEST_PERCENT: Final = 25
@@ -104,7 +105,9 @@ class _ProcessMeter:
         memory = None if group is None else group.memory_bytes()
         cpu_s = None if group is None else group.cpu_seconds()
         if memory is None or cpu_s is None:
-            pids = process_tree(self._pid)
+            # From the group itself where there is one: to look through all of /proc for each of
+            # hundreds of kernels would keep a processor busy.
+            pids = process_tree(self._pid) if group is None else group.pids()
             memory = memory_bytes(pids) if memory is None else memory
             cpu_s = cpu_seconds(pids) if cpu_s is None else cpu_s
         now = self._clock()
@@ -116,12 +119,16 @@ class _ProcessMeter:
 
 
 class KernelMeter(_ProcessMeter):
-    """A kernel's process and what it started: the user's own, in whole MiB and percent."""
+    """A kernel's process and what it started: the user's own, in 16 MiB and whole percent.
+
+    What a package returns makes that process larger, which is why it is not told to the byte.
+    """
 
     def look(self) -> None:
         """See `Meter`."""
         memory, cpu_s, percent = self._measure()
-        self.seen = Usage(-(-memory // _MIB) * _MIB, round(percent), round(cpu_s, 1))
+        rounded = -(-memory // _KERNEL_MEMORY) * _KERNEL_MEMORY
+        self.seen = Usage(rounded, round(percent), round(cpu_s, 1))
 
 
 class VaultMeter(_ProcessMeter):

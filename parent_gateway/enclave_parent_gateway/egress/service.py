@@ -117,7 +117,7 @@ class EgressService:
         except AllowlistError as error:
             problem = str(error)
         return EgressStatus(
-            rules=tuple(rule.text for rule in rules[:_SHOWN_RULES]),
+            rules=tuple(_shown(rule) for rule in rules[:_SHOWN_RULES]),
             rule_count=len(rules),
             problem=problem,
             connections=self._proxy.connections,
@@ -162,3 +162,8 @@ class EgressService:
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*self._streams, return_exceptions=True)
         self._resolver.close()
+
+
+def _shown(rule: Rule) -> str:
+    """Return a rule in a few words; one that opens private networks says so."""
+    return f"{rule.text} (also in {', '.join(rule.private)})" if rule.private else rule.text
