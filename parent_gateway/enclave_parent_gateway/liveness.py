@@ -22,6 +22,9 @@ _EVERY_S = 0.3
 _SILENCE_S = 0.5
 _PROBE_S = 0.5
 """Together well below the 2 s in which notebooks are to be told."""
+_WEDGED_S = 10.0
+"""An enclave whose process lives, and that neither answers nor accepts for so long, has hung. Not
+sooner: a queue of connections that is full for a moment looks the same."""
 
 
 class Liveness:
@@ -52,33 +55,44 @@ class Liveness:
     async def ended(self) -> None:
         """Return when the enclave has ended, and not because it is slow."""
         loop = asyncio.get_running_loop()
-        slow = False
         process = self._process()
+        silent_since: float | None = None
         while True:
             await asyncio.sleep(_EVERY_S)
             if process is not None and not process.is_running():
                 return
             asked_at = loop.time()
-            try:
-                await self._ping(_SILENCE_S)
-                slow = False
+            if await self._answers() or self._heard_at() > asked_at:
+                silent_since = None
                 continue
-            except RefusedError:
-                continue
-            except EnclaveGoneError:
-                if self._heard_at() > asked_at:
-                    continue
-            try:
-                # Its kernel accepts, however busy the supervisor is.
-                await loop.run_in_executor(self._thread, self._probe)
-            except TransportError:
+            # Its kernel accepts, however busy the supervisor is.
+            accepts = await loop.run_in_executor(self._thread, self._accepts)
+            if not accepts and process is None:
                 return
-            if not slow:
+            if silent_since is None:
+                silent_since = asked_at
                 log.warning("the enclave is there and does not answer; is it overloaded?")
-                slow = True
+            if accepts:
+                silent_since = loop.time()
+            elif loop.time() - silent_since > _WEDGED_S:
+                return
 
-    def _probe(self) -> None:
-        connect(self._endpoint, timeout_s=_PROBE_S).close()
+    async def _answers(self) -> bool:
+        try:
+            await self._ping(_SILENCE_S)
+        except EnclaveGoneError:
+            return False
+        except RefusedError:
+            pass
+        return True
+
+    def _accepts(self) -> bool:
+        try:
+            connect(self._endpoint, timeout_s=_PROBE_S).close()
+        except TransportError as error:
+            # A Unix socket's queue is full: who listens there is busy, and not gone.
+            return isinstance(error.__cause__, BlockingIOError)
+        return True
 
     def process_ended(self) -> bool:
         """Return whether the enclave's process is known, and gone."""

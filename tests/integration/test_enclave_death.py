@@ -12,13 +12,19 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 
+import enclave_parent_gateway.liveness as liveness_module
+from enclave_parent_gateway.backends.gateway_daemon import spawn_gateway
+from enclave_parent_gateway.enclave_state import read_state, write_state
 from enclave_parent_gateway.errors import EnclaveGoneError, TransportError
 from enclave_parent_gateway.last_word import ERROR_NAME
 from enclave_parent_gateway.liveness import Liveness
-from enclave_parent_gateway.process_identity import ProcessIdentity
+from enclave_parent_gateway.process_identity import ProcessIdentity, stop_process
+from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.transport import connect
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
 from tests.support.nitro_home import NitroHome, new_nitro_home
 
@@ -92,6 +98,7 @@ def test_status_says_so_and_up_brings_it_back(nitro_home: NitroHome) -> None:
         for _ in range(2):
             with pytest.raises(Exception, match="enclave up --backend nitro"):
                 manager.restart_kernel(now=True)
+        assert "The enclave has ended" in _told(client, time.monotonic() + 4)
         again = run_code(client, "x", timeout_s=5)
         assert again.startswith(ERROR_NAME)
 
@@ -228,22 +235,54 @@ class _DeadWire:
 def test_streams_that_stay_open_and_silent(own_home: EnclaveHome) -> None:
     """As vsock may be after the machine behind it is gone."""
     assert own_home.run("up").returncode == 0
-    gateway = own_home.status()["pids"]["gateway"]
+    state_file = own_home.runtime / "enclave.json"
+    state = read_state(state_file)
+    assert state is not None
+    stop_process(state.processes["gateway"], grace_s=5)
     outer, inner = own_home.runtime / "enclave.sock", own_home.runtime / "real.sock"
     outer.rename(inner)
     wire = _DeadWire(outer, inner)
-    # A gateway that never met the enclave directly, and does not see its process end.
-    os.kill(gateway, signal.SIGKILL)
-    assert own_home.run("up").returncode == 0
-    with kernel() as (_, client):
-        run_code(client, "x = 1")
-        wire.die()
-        began = time.monotonic()
-        assert "The enclave has ended" in _told(client, began + _NOTICED_WITHIN_S)
-    inner.rename(outer)
-    wire.close()
+    # A gateway that does not know which process is the enclave's.
+    unknown = {name: one for name, one in state.processes.items() if name != "supervisor"}
+    write_state(state_file, msgspec.structs.replace(state, processes=unknown))
+    paths = EnclavePaths(own_home.runtime, own_home.runtime / "state")
+    gateway = spawn_gateway(paths, state, 0.0)
+    try:
+        assert wait_until(lambda: own_home.status()["state"] == "up")
+        with kernel() as (_, client):
+            run_code(client, "x = 1")
+            wire.die()
+            began = time.monotonic()
+            assert "The enclave has ended" in _told(client, began + _NOTICED_WITHIN_S)
+    finally:
+        inner.rename(outer)
+        wire.close()
+        write_state(state_file, state.with_process("gateway", gateway.identity))
 
 
-def test_a_probe_that_nobody_answers_is_short(tmp_path: Path) -> None:
-    with pytest.raises(TransportError):
-        _liveness(tmp_path / "nothing")._probe()
+async def test_a_full_queue_of_connections_is_not_death(tmp_path: Path) -> None:
+    peer = _Silent(tmp_path / "s")
+    waiting = []
+    with suppress(TransportError):
+        while True:
+            waiting.append(connect(f"unix:{peer.path}", timeout_s=0.1))
+    liveness = _liveness(peer.path)
+    ended = asyncio.create_task(liveness.ended())
+    await asyncio.sleep(2.5)
+    assert not ended.done()
+    for sock in waiting:
+        sock.close()
+    peer.die()
+    await asyncio.wait_for(ended, _NOTICED_WITHIN_S)
+    liveness.close()
+
+
+async def test_a_hung_enclave_whose_process_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness_module, "_WEDGED_S", 1.5)
+    liveness = _liveness(tmp_path / "nothing", ProcessIdentity.of(os.getpid()))
+    began = time.monotonic()
+    await asyncio.wait_for(liveness.ended(), 10)
+    assert time.monotonic() - began > 1.5
+    liveness.close()
