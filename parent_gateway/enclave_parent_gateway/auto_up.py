@@ -26,6 +26,8 @@ _AUTOMATIC = "local"
 async def ensure_up(paths: EnclavePaths, *, idle_timeout_s: float) -> None:
     """Return when an enclave answers; bring the local one up if nothing runs.
 
+    An enclave that lives gets a gateway again, on any backend, and keeps its kernels.
+
     Args:
         paths: Of the enclave.
         idle_timeout_s: Seconds without a kernel after which a new enclave goes down; 0: never.
@@ -40,8 +42,14 @@ async def ensure_up(paths: EnclavePaths, *, idle_timeout_s: float) -> None:
             "administrator types: sudo systemctl start enclave"
         )
     state = read_state(paths.state_file)
-    backend = os.environ.get("ENCLAVE_BACKEND") or (state.backend if state else _AUTOMATIC)
-    if backend != _AUTOMATIC:
+    lives = state is not None and state.enclave_lives
+    backend = (not lives and os.environ.get("ENCLAVE_BACKEND")) or (
+        state.backend if state is not None else _AUTOMATIC
+    )
+    if backend != _AUTOMATIC and lives:
+        # All that can be missing is its gateway; whoever started the enclave says when it ends.
+        idle_timeout_s = 0.0
+    elif backend != _AUTOMATIC:
         raise EnclaveNotRunningError(
             f"no enclave is up, and a notebook starts none on backend {backend!r}; "
             f"type: enclave up --backend {backend}"
@@ -51,7 +59,7 @@ async def ensure_up(paths: EnclavePaths, *, idle_timeout_s: float) -> None:
         await asyncio.sleep(_POLL_S)
     try:
         # Whoever waited for the lock finds the enclave up: `bring_up` sees to that.
-        await _run(["--idle-timeout", str(idle_timeout_s)])
+        await _run(["--idle-timeout", str(idle_timeout_s), "--backend", backend])
     finally:
         lock.release()
 
@@ -85,12 +93,13 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}")
     parser.add_argument("--idle-timeout", type=float, default=IDLE_TIMEOUT_S)
+    parser.add_argument("--backend", default=_AUTOMATIC)
     options = parser.parse_args()
     try:
         with DeferredInterrupts() as interrupts:
             bring_up(
                 EnclavePaths.from_environment(),
-                backend=_AUTOMATIC,
+                backend=options.backend,
                 idle_timeout_s=options.idle_timeout,
                 progress=lambda _: None,
                 interrupts=interrupts,

@@ -68,6 +68,12 @@ class EnclaveState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The process whose end is the enclave's end."""
         return self.processes.get("enclave") or self.processes.get("supervisor")
 
+    @property
+    def enclave_lives(self) -> bool:
+        """Whether that process runs."""
+        process = self.enclave_process
+        return process is not None and process.is_running()
+
     def with_process(self, name: str, process: ProcessIdentity) -> "EnclaveState":
         """Return the state with one more process."""
         return msgspec.structs.replace(self, processes={**self.processes, name: process})

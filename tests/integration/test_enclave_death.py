@@ -15,6 +15,8 @@ from typing import Any, cast
 import msgspec
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.ioloop.manager import AsyncIOLoopKernelManager
+from traitlets.config import Config
 
 import enclave_parent_gateway.liveness as liveness_module
 from enclave_parent_gateway.backends.gateway_daemon import spawn_gateway
@@ -81,6 +83,38 @@ def test_every_notebook_is_told(any_home: EnclaveHome) -> None:
             assert answer.startswith(f"{ERROR_NAME}: The enclave has ended")
         logged = any_home.run("logs").stdout
         assert "the enclave has ended; 4 notebooks are told" in logged
+
+
+async def test_a_killed_gateway_costs_no_notebook_anything(any_home: EnclaveHome) -> None:
+    """With Jupyter's own restarter watching, and nobody who types `enclave up`."""
+    config = Config({"AsyncIOLoopKernelRestarter": {"time_to_dead": 0.3}})
+    manager = AsyncIOLoopKernelManager(kernel_name="enclave", config=config)
+    restarted = asyncio.Event()
+    await manager.start_kernel()
+    manager.add_restart_callback(restarted.set)
+    client = manager.client()
+    client.start_channels()
+    try:
+        await client.wait_for_ready(timeout=30)
+        await client.execute("x = 5", reply=True, timeout=30)
+        pids = any_home.status()["pids"]
+        os.kill(pids["gateway"], signal.SIGKILL)
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            now = any_home.status()
+            if now["state"] == "up" and now["kernels"]:
+                break
+        assert now["pids"]["gateway"] != pids["gateway"]
+        await client.wait_for_ready(timeout=30)
+        reply = await client.execute("assert x == 5", reply=True, timeout=30)
+        assert reply["content"]["status"] == "ok"
+        assert not restarted.is_set()
+        assert {k: v for k, v in now["pids"].items() if k != "gateway"} == {
+            k: v for k, v in pids.items() if k != "gateway"
+        }
+    finally:
+        client.stop_channels()
+        await manager.shutdown_kernel(now=True)
 
 
 def test_status_says_so_and_up_brings_it_back(nitro_home: NitroHome) -> None:

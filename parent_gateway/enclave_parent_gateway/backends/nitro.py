@@ -105,10 +105,9 @@ class NitroBackend:
                 "the enclave runs and does not answer; type: enclave down && enclave up --backend "
                 "nitro"
             )
-        if machine.debug is not state.debug:
+        if machine.debug and not state.debug:
             raise EnclaveStartError(
-                f"the enclave runs {'in' if state.debug else 'without'} debug mode; type: enclave "
-                "down, and then enclave up again"
+                "the enclave runs without debug mode; type: enclave down, and then enclave up again"
             )
         daemons = []
         if machine.with_gateway:
