@@ -23,7 +23,7 @@ _POLL_S = 0.02
 _AUTOMATIC = "local"
 
 
-async def ensure_up(paths: EnclavePaths, *, idle_timeout_s: float) -> None:
+async def ensure_up(paths: EnclavePaths, *, idle_timeout_s: float, revive: bool = False) -> None:
     """Return when an enclave answers; bring the local one up if nothing runs.
 
     An enclave that lives gets a gateway again, on any backend, and keeps its kernels.
@@ -31,6 +31,7 @@ async def ensure_up(paths: EnclavePaths, *, idle_timeout_s: float) -> None:
     Args:
         paths: Of the enclave.
         idle_timeout_s: Seconds without a kernel after which a new enclave goes down; 0: never.
+        revive: Only give an enclave that lives a gateway again.
 
     Raises:
         EnclaveNotRunningError: Another backend is chosen, which no notebook starts.
@@ -59,7 +60,8 @@ async def ensure_up(paths: EnclavePaths, *, idle_timeout_s: float) -> None:
         await asyncio.sleep(_POLL_S)
     try:
         # Whoever waited for the lock finds the enclave up: `bring_up` sees to that.
-        await _run(["--idle-timeout", str(idle_timeout_s), "--backend", backend])
+        only = ["--revive"] if revive else []
+        await _run(["--idle-timeout", str(idle_timeout_s), "--backend", backend, *only])
     finally:
         lock.release()
 
@@ -94,6 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}")
     parser.add_argument("--idle-timeout", type=float, default=IDLE_TIMEOUT_S)
     parser.add_argument("--backend", default=_AUTOMATIC)
+    parser.add_argument("--revive", action="store_true")
     options = parser.parse_args()
     try:
         with DeferredInterrupts() as interrupts:
@@ -104,6 +107,7 @@ def main() -> int:
                 progress=lambda _: None,
                 interrupts=interrupts,
                 wait_for_all=False,
+                revive=options.revive,
             )
     except EnclaveError as error:
         sys.stderr.write(f"{error}\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 from enclave_parent_gateway.api import GatewayStatus
 from enclave_parent_gateway.backends.base import Machine, Progress, load_backend
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state
-from enclave_parent_gateway.errors import EnclaveNotTrustedError
+from enclave_parent_gateway.errors import EnclaveNotTrustedError, EnclaveStartError
 from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.process_identity import stop_process
@@ -41,6 +41,7 @@ def bring_up(
     progress: Progress,
     interrupts: DeferredInterrupts,
     wait_for_all: bool,
+    revive: bool = False,
 ) -> tuple[EnclaveState, bool]:
     """Start the enclave unless one is up.
 
@@ -52,6 +53,7 @@ def bring_up(
         progress: Told each step.
         interrupts: Entered; checked between steps.
         wait_for_all: See `Backend.up`.
+        revive: Only give an enclave that lives a gateway again; start no other.
 
     Returns:
         What runs now, and whether this call started it.
@@ -71,6 +73,8 @@ def bring_up(
             raise EnclaveNotTrustedError(status.refusal.kind, status.refusal.message)
         if status is not None and status.enclave is not None and state is not None:
             return state, False
+        if revive and (state is None or not state.enclave_lives):
+            raise EnclaveStartError("the enclave has ended; type: enclave up")
         started = load_backend(backend).up(
             paths,
             machine=machine,

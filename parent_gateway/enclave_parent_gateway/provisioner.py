@@ -140,7 +140,7 @@ class EnclaveProvisioner(KernelProvisionerBase):
         if self._paths.is_shared:
             # systemd starts it again; the kernel lives as long as the enclave does.
             raise GatewayError("the gateway has ended, and the enclave lives")
-        await ensure_up(self._paths, idle_timeout_s=self.idle_timeout)
+        await ensure_up(self._paths, idle_timeout_s=self.idle_timeout, revive=True)
         reply = await ask(socket, PollKernel(kernel_id), KernelState)
         if reply.returncode is not None:
             # It finds its kernels again a moment after it answers.
