@@ -1,0 +1,223 @@
+"""Builds an image, step by step."""
+
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from enclave_infra.image.cpio_archive import write_cpio
+from enclave_infra.image.debian_lock import (
+    ARCHITECTURES,
+    KERNEL,
+    ROOT,
+    DebianPackage,
+    check_packages,
+    read_lock,
+)
+from enclave_infra.image.debian_mirror import Mirror
+from enclave_infra.image.debian_packages import fetch_kernel, fetch_root, unpack_root
+from enclave_infra.image.eif_writer import EifParts, write_eif
+from enclave_infra.image.kernel_files import KernelFiles, debian_kernel, nitro_kernel
+from enclave_infra.image.own_code import install_own_code, own_version
+from enclave_infra.image.pinned_python import PinnedPython
+from enclave_infra.image.python_packages import PYTHON, SITE, install_packages
+from enclave_infra.image.root_settings import (
+    ImageSettings,
+    finish_root,
+    strip_root,
+    write_init,
+    write_settings,
+)
+from enclave_protocol.eif import Eif
+
+__all__ = ["BuildOptions", "BuiltImage", "build_image"]
+
+_LEVEL: Final = 9
+_MEMORY_BYTES: Final = 2 << 30
+_CPUS: Final = 2
+_SOFTWARE_NSM: Final = (f"/usr/bin/python{PYTHON}", "-I", "-m", "enclave_infra.software_nsm")
+_TIME: Final = "2023-11-14T22:13:20+00:00"
+"""`cpio_archive.EPOCH_S`: an image that told when it was built could not be built again."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    Attributes:
+        output: The EIF to write.
+        flavour: Names the set of Python packages.
+        requirements: Lock files with these packages.
+        machine: x86_64 or aarch64.
+        mirror: Where Debian packages come from.
+        debian_lock: Exact Debian packages; None: the newest ones, which nobody can reproduce.
+        kernel_folder: nitro-cli's blobs; None: Debian's cloud kernel.
+        development: With the software NSM, under a name of its own.
+    """
+
+    output: Path
+    flavour: str
+    requirements: tuple[Path, ...]
+    machine: str
+    mirror: Mirror
+    debian_lock: Path | None
+    kernel_folder: Path | None = None
+    development: bool = False
+
+
+class BuiltImage(msgspec.Struct, frozen=True):
+    """What was built, and of what."""
+
+    eif: Eif
+    name: str
+    packages: tuple[DebianPackage, ...]
+
+
+def build_image(options: BuildOptions, progress: Callable[[str], None]) -> BuiltImage:
+    """Build an image.
+
+    Args:
+        options: What to build.
+        progress: Told each step.
+
+    Raises:
+        EnclaveError: It cannot be built.
+        OSError: Reading or writing failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="enclave-image-") as name:
+        return _Build(options, Path(name), progress).run()
+
+
+class _Build:
+    def __init__(self, options: BuildOptions, work: Path, progress: Callable[[str], None]) -> None:
+        self._options = options
+        self._work = work
+        self._progress = progress
+        self._root = work / "root"
+        self._boot = work / "boot"
+        self._architecture = ARCHITECTURES[options.machine]
+        locked = () if options.debian_lock is None else read_lock(options.debian_lock)
+        self._locked = locked
+        suffix = "-development" if options.development else ""
+        self._name = f"enclave-{options.flavour}{suffix}"
+
+    def run(self) -> BuiltImage:
+        options = self._options
+        self._progress("fetching Debian packages")
+        packages = self._debian_root(self._architecture, self._root)
+        tools = self._tools()
+        self._progress("fetching the kernel")
+        kernel, kernel_packages = self._kernel()
+        self._progress("installing Python packages")
+        strip_root(self._root)
+        install_packages(options.requirements, options.machine, self._root)
+        install_own_code(self._root, development=options.development)
+        finish_root(self._root)
+        settings = ImageSettings(
+            self._name,
+            kernel.parent_cid,
+            options.development,
+            _SOFTWARE_NSM if options.development else (),
+        )
+        write_settings(self._root, settings)
+        self._progress("compiling Python modules")
+        folders = [self._root / f"usr/lib/python{PYTHON}", self._root / SITE]
+        tools.compile(self._root, folders)
+        self._boot_files(kernel)
+        self._progress("writing ramdisks")
+        ramdisks = [self._ramdisk("boot", tools), self._ramdisk("root", tools)]
+        self._progress("writing the image")
+        eif = write_eif(
+            EifParts(
+                kernel=kernel.kernel,
+                cmdline=kernel.cmdline,
+                ramdisks=ramdisks,
+                metadata=self._metadata(kernel),
+                arm64=options.machine == "aarch64",
+                memory_bytes=_MEMORY_BYTES,
+                cpus=_CPUS,
+            ),
+            options.output,
+        )
+        return BuiltImage(eif, self._name, (*packages, *kernel_packages))
+
+    def _debian_root(self, architecture: str, root: Path) -> tuple[DebianPackage, ...]:
+        locked = self._locked_for(architecture, ROOT)
+        archive = self._work / f"{root.name}.tar"
+        fetch_root(architecture, self._options.mirror, locked, archive)
+        packages = unpack_root(archive, architecture, root)
+        archive.unlink()
+        if self._locked:
+            check_packages(packages, locked)
+        return packages
+
+    def _tools(self) -> PinnedPython:
+        """Return the locked interpreter for this machine, which need not be the image's."""
+        here = platform.machine()
+        target = self._work / "tools"
+        if here == self._options.machine:
+            # A copy: what it runs from must not change while the image is made of it.
+            shutil.copytree(self._root / "usr", target / "usr", symlinks=True)
+        else:
+            self._debian_root(ARCHITECTURES[here], target)
+        return PinnedPython(target)
+
+    def _kernel(self) -> tuple[KernelFiles, tuple[DebianPackage, ...]]:
+        folder = self._options.kernel_folder
+        if folder is not None:
+            return nitro_kernel(folder, self._architecture), ()
+        locked = self._locked_for(self._architecture, KERNEL)
+        path, package = fetch_kernel(
+            self._architecture,
+            self._options.mirror,
+            locked[0] if locked else None,
+            self._work / "apt",
+        )
+        if self._locked:
+            check_packages([package], locked)
+        return debian_kernel(path, self._architecture, self._work / "kernel"), (package,)
+
+    def _locked_for(self, architecture: str, purpose: str) -> tuple[DebianPackage, ...]:
+        return tuple(
+            package
+            for package in self._locked
+            if package.architecture == architecture and package.purpose == purpose
+        )
+
+    def _boot_files(self, kernel: KernelFiles) -> None:
+        """Lay out the first ramdisk: the init, and the kernel's modules."""
+        modules = self._boot / "modules"
+        modules.mkdir(parents=True)
+        for name, content in kernel.modules.items():
+            (modules / name).write_bytes(content)
+        (modules / "order").write_text("".join(f"{name}\n" for name in kernel.modules))
+        write_init(self._boot)
+
+    def _ramdisk(self, name: str, tools: PinnedPython) -> Path:
+        plain, packed = self._work / f"{name}.cpio", self._work / f"{name}.cpio.gz"
+        with plain.open("xb") as file:
+            write_cpio(self._work / name, file, console=name == "boot")
+        tools.compress(plain, packed, _LEVEL)
+        plain.unlink()
+        return packed
+
+    def _metadata(self, kernel: KernelFiles) -> bytes:
+        """Return what nitro-cli shows of an image (describe-eif, "Metadata")."""
+        fields = {
+            "ImageName": self._name,
+            "ImageVersion": own_version(),
+            "BuildMetadata": {
+                "BuildTime": _TIME,
+                "BuildTool": "enclave-image",
+                "BuildToolVersion": own_version(),
+                "OperatingSystem": "Debian GNU/Linux 12",
+                "KernelVersion": kernel.version,
+            },
+            "DockerInfo": {},
+        }
+        return msgspec.json.encode(fields)
