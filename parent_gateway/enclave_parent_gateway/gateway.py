@@ -418,7 +418,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m enclave_parent_gateway.gateway")
     parser.add_argument("--runtime-dir", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
-    parser.add_argument("--endpoint", required=True, help="unix:PATH or vsock:CID:PORT")
+    parser.add_argument("--endpoint", required=True, help="unix:PATH, vsock:CID:PORT or hybrid:PORT:PATH")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--idle-timeout", type=float, default=0.0, help="seconds, 0: never")
     options = parser.parse_args()
