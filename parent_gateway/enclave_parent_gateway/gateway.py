@@ -37,6 +37,7 @@ from enclave_parent_gateway.control_stream import ControlStream
 from enclave_parent_gateway.egress.addresses import AddressPolicy
 from enclave_parent_gateway.egress.service import EgressService, make_room_for_connections
 from enclave_parent_gateway.enclave_check import EnclaveCheck
+from enclave_parent_gateway.enclave_state import read_state
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
     EnclaveNotTrustedError,
@@ -45,6 +46,8 @@ from enclave_parent_gateway.errors import (
     KernelLaunchError,
 )
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
+from enclave_parent_gateway.last_word import KernelVoice
+from enclave_parent_gateway.process_identity import ProcessIdentity
 from enclave_parent_gateway.publisher_pins import PublisherPins
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_parent_gateway.sync.sync_state import folder_in_workspace
@@ -100,6 +103,7 @@ class Gateway:
     ) -> None:
         self._paths = paths
         self._endpoint = endpoint
+        self._backend_name = backend
         self._backend = load_backend(backend)
         self._idle_timeout_s = idle_timeout_s
         self._slots: dict[str, KernelSlot] = {}
@@ -111,15 +115,18 @@ class Gateway:
         # One thread: a chain that waits for IMDS must not keep connects waiting.
         self._credentials_thread = ThreadPoolExecutor(1, "credentials")
         self._pins = PublisherPins(paths)
-        self._egress = EgressService(paths, endpoint, addresses or AddressPolicy())
+        self._egress = EgressService(
+            paths, endpoint, addresses or AddressPolicy(), self._backend.own_destination(paths)
+        )
         self._check = EnclaveCheck(paths, backend)
         self._control = ControlStream(
             endpoint,
             check=self._check,
             on_connected=self._connected,
             on_event=self._event,
-            on_gone=self._gone,
+            on_gone=self._lost,
             answer=self._answer,
+            process=self._enclave_process,
         )
 
     async def run(self) -> None:
@@ -201,6 +208,32 @@ class Gateway:
         for kernel in list(self._kernels.values()):
             if kernel.state.returncode is None:
                 self._end(kernel, -int(signal.SIGKILL), "the enclave ended")
+
+    def _lost(self) -> None:
+        """The enclave ended without having been told to: tell every notebook."""
+        self._gone()
+        told = 0
+        for slot in self._slots.values():
+            try:
+                slot.say_last_word(self._lost_text())
+                told += slot.said_last_word
+            except OSError as error:
+                log.warning("the clients of slot %s are not told: %s", slot.name, error)
+        log.error("the enclave has ended; %d notebooks are told", told)
+
+    def _lost_text(self) -> str:
+        command = "" if self._backend_name == "local" else f" --backend {self._backend_name}"
+        return (
+            "The enclave has ended, and with it this kernel and its variables; files that were "
+            f"synced are kept. When it is up again (enclave up{command}), restart the kernel."
+        )
+
+    def _enclave_process(self) -> ProcessIdentity | None:
+        try:
+            state = read_state(self._paths.state_file)
+        except (EnclaveError, OSError):
+            return None
+        return None if state is None else state.enclave_process
 
     async def _answer(self, body: Body) -> Body:
         if isinstance(body, PublisherKey):
@@ -288,6 +321,11 @@ class Gateway:
         self._busy_at = asyncio.get_running_loop().time()
         slot = self._slot(request.slot)
         async with slot.lock:
+            if slot.said_last_word and not self._control.connected:
+                # Jupyter's attempts to restart the kernel, which remove the sockets' files.
+                with suppress(OSError):
+                    slot.listen_again()
+                raise EnclaveGoneError(self._lost_text())
             await self._kill(slot)
             try:
                 slot.listen()
@@ -296,7 +334,10 @@ class Gateway:
                     f"cannot listen in {self._paths.channels}: {error.strerror}; type: "
                     "enclave down && enclave up"
                 ) from error
-            kernel = RunningKernel(f"{request.slot}-{secrets.token_hex(3)}")
+            kernel = RunningKernel(
+                f"{request.slot}-{secrets.token_hex(3)}",
+                KernelVoice(request.key, request.signature_scheme, request.curve),
+            )
             # Known before it exists: its end may be reported right behind its launch.
             self._kernels[kernel.kernel_id] = slot.kernel = kernel
             asked_at = asyncio.get_running_loop().time()
@@ -418,7 +459,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m enclave_parent_gateway.gateway")
     parser.add_argument("--runtime-dir", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
-    parser.add_argument("--endpoint", required=True, help="unix:PATH, vsock:CID:PORT or hybrid:PORT:PATH")
+    parser.add_argument("--endpoint", required=True, help="as transport.connect takes it")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--idle-timeout", type=float, default=0.0, help="seconds, 0: never")
     options = parser.parse_args()

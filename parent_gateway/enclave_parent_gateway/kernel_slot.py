@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from enclave_parent_gateway.api import KernelState, SlotStatus
+from enclave_parent_gateway.last_word import KernelVoice, LastWord
 from enclave_parent_gateway.transport import connect
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import encode_frame
@@ -37,10 +38,12 @@ class RunningKernel:
 
     Args:
         kernel_id: The supervisor's name of it.
+        voice: Its keys; None for one that an earlier gateway launched.
     """
 
-    def __init__(self, kernel_id: str) -> None:
+    def __init__(self, kernel_id: str, voice: KernelVoice | None = None) -> None:
         self.kernel_id = kernel_id
+        self.voice = voice
         self.launched = False
         self.state = KernelState(None, "running")
         self.ended = asyncio.Event()
@@ -71,6 +74,7 @@ class KernelSlot:
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._relays: set[asyncio.Task[None]] = set()
+        self._last_word: LastWord | None = None
 
     def status(self) -> SlotStatus | None:
         """Return the slot's numbers; None before its first kernel."""
@@ -94,6 +98,20 @@ class KernelSlot:
             OSError: The runtime directory is gone or full.
         """
         self.close()
+        self._bind()
+
+    def listen_again(self) -> None:
+        """Bind the five sockets anew and accept; connections that are open stay.
+
+        Raises:
+            OSError: As `listen`.
+        """
+        self.hold()
+        self._bind()
+        self.accept()
+
+    def _bind(self) -> None:
+        self._unbind()
         try:
             for number in range(1, len(CHANNELS) + 1):
                 path = Path(f"{self.prefix}-{number}")
@@ -107,6 +125,27 @@ class KernelSlot:
         except OSError:
             self.close()
             raise
+
+    def say_last_word(self, text: str) -> None:
+        """Tell this kernel's clients, those of now and later ones, that its enclave has ended.
+
+        Nothing happens if the kernel's keys are not known.
+
+        Raises:
+            OSError: The runtime directory is gone or full.
+        """
+        if self.kernel is None or self.kernel.voice is None:
+            return
+        # Streams to what is gone may stay open and silent: clients connect again at once.
+        for task in self._relays:
+            task.cancel()
+        self._last_word = LastWord(self.prefix, self.kernel.voice, text)
+        self.listen_again()
+
+    @property
+    def said_last_word(self) -> bool:
+        """Whether its clients are being told that the enclave has ended."""
+        return self._last_word is not None
 
     def accept(self) -> None:
         """Carry the connections to the running kernel, from now until it ends."""
@@ -125,6 +164,12 @@ class KernelSlot:
         """Close listeners and connections, and remove the sockets' files."""
         for task in self._tasks | self._relays:
             task.cancel()
+        if self._last_word is not None:
+            self._last_word.close()
+            self._last_word = None
+        self._unbind()
+
+    def _unbind(self) -> None:
         for number, listener in enumerate(self._listeners, 1):
             listener.close()
             with suppress(OSError):
@@ -154,6 +199,9 @@ class KernelSlot:
 
     async def _carry(self, client: socket.socket, kernel_id: str, channel: str) -> None:
         """Open a stream for this connection and pump until one side is done."""
+        if self._last_word is not None:
+            await self._carry_last_word(client, self._last_word, channel)
+            return
         try:
             stream = await asyncio.to_thread(connect, self._endpoint)
         except (EnclaveError, asyncio.CancelledError) as error:
@@ -171,3 +219,19 @@ class KernelSlot:
             stream.close()
             return
         await relay(client, stream, self.counters)
+
+    async def _carry_last_word(
+        self, client: socket.socket, last_word: LastWord, channel: str
+    ) -> None:
+        try:
+            stream = last_word.connect(channel)
+        except EnclaveError:
+            stream = None
+        if stream is None:
+            # ZeroMQ would connect again and again: it waits until the slot has a kernel.
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                client.close()
+        else:
+            await relay(client, stream)

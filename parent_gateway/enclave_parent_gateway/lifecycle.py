@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from enclave_parent_gateway.api import GatewayStatus
-from enclave_parent_gateway.backends.base import Progress, load_backend
+from enclave_parent_gateway.backends.base import Machine, Progress, load_backend
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state
 from enclave_parent_gateway.errors import EnclaveNotTrustedError
 from enclave_parent_gateway.gateway_client import ask_blocking
@@ -22,6 +22,7 @@ _GATEWAY_GRACE_S = 3.0
 _REFUSAL_GRACE_S = 3.0
 """The gateway looks again every second at what it refused."""
 _POLL_S = 0.1
+_ANY_MACHINE = Machine()
 
 
 def running_status(gateway_socket: Path) -> GatewayStatus | None:
@@ -35,7 +36,7 @@ def bring_up(
     paths: EnclavePaths,
     *,
     backend: str,
-    memory_mib: int | None = None,
+    machine: Machine = _ANY_MACHINE,
     idle_timeout_s: float = 0.0,
     progress: Progress,
     interrupts: DeferredInterrupts,
@@ -46,7 +47,7 @@ def bring_up(
     Args:
         paths: Of this enclave.
         backend: Name of the backend for a new one.
-        memory_mib: See `Backend.up`.
+        machine: See `Backend.up`.
         idle_timeout_s: See `Backend.up`.
         progress: Told each step.
         interrupts: Entered; checked between steps.
@@ -71,7 +72,7 @@ def bring_up(
             return state, False
         started = load_backend(backend).up(
             paths,
-            memory_mib=memory_mib,
+            machine=machine,
             idle_timeout_s=idle_timeout_s,
             progress=progress,
             interrupts=interrupts,
@@ -110,15 +111,18 @@ def bring_down(paths: EnclavePaths, *, progress: Progress) -> bool:
             return False
         backend = load_backend(state.backend)
         progress("ending kernels and enclave")
-        with suppress(EnclaveError, OSError):
-            ask_blocking(paths.gateway_socket, Shutdown(), Done, timeout_s=_SHUTDOWN_TIMEOUT_S)
-        if "gateway" in state.processes:
-            stop_process(state.processes["gateway"], grace_s=_GATEWAY_GRACE_S)
+        # One that was not started with the enclave stays; it is somebody else's to stop.
+        gateway = state.processes.get("gateway")
+        if gateway is not None:
+            with suppress(EnclaveError, OSError):
+                ask_blocking(paths.gateway_socket, Shutdown(), Done, timeout_s=_SHUTDOWN_TIMEOUT_S)
+            stop_process(gateway, grace_s=_GATEWAY_GRACE_S)
         progress("ending the other processes")
         backend.stop_processes(paths)
-        paths.gateway_socket.unlink(missing_ok=True)
-        for leftover in paths.channels.iterdir():
-            leftover.unlink(missing_ok=True)
+        if gateway is not None:
+            paths.gateway_socket.unlink(missing_ok=True)
+            for leftover in paths.channels.iterdir():
+                leftover.unlink(missing_ok=True)
         return True
     finally:
         lock.release()

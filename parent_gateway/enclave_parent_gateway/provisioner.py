@@ -80,6 +80,7 @@ class EnclaveProvisioner(KernelProvisionerBase):
         super().__init__(**kwargs)
         self.pid: int | None = None
         self._enclave_kernel_id: str | None = None
+        self._reason_told: str | None = None
         self._paths_found: EnclavePaths | None = None
 
     @property
@@ -116,7 +117,18 @@ class EnclaveProvisioner(KernelProvisionerBase):
             # A gateway that is slow is not one that is dead: do not restart anybody's kernel.
             self.log.warning("kernel %s may be alive: %s", self.kernel_id, error or "no answer")
             return None
+        if state.returncode is not None:
+            self._tell_why(state.reason)
         return state.returncode
+
+    def _tell_why(self, reason: str) -> None:
+        """Log once why the kernel ended; jupyter_server shows `reason` to its front-ends."""
+        if self._reason_told == self._enclave_kernel_id:
+            return
+        self._reason_told = self._enclave_kernel_id
+        self.log.warning("kernel %s: %s", self.kernel_id, reason)
+        if self.parent is not None:
+            self.parent.reason = reason
 
     async def wait(self) -> int | None:
         """Return the kernel's return code when it has ended. Never raises."""

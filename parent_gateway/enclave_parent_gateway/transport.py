@@ -11,6 +11,7 @@ import ssl
 from enclave_parent_gateway.errors import TransportError
 from enclave_parent_gateway.hybrid_vsock import connect_hybrid
 from enclave_parent_gateway.runtime_dir import MAX_SOCKET_PATH_BYTES
+from enclave_protocol.vsock_socket import capped
 
 __all__ = ["CONNECT_TIMEOUT_S", "connect", "tls_context"]
 
@@ -22,7 +23,7 @@ _HYBRID = re.compile(r"hybrid:([0-9]{1,10}):(/.+)", re.DOTALL)
 
 
 def connect(endpoint: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
-    """Return a connected, blocking stream socket.
+    """Return a connected, blocking stream socket; one of AF_VSOCK never writes over 32 KiB.
 
     Args:
         endpoint: `unix:PATH`, `vsock:CID:PORT`, or `hybrid:PORT:PATH` for a port of the virtual
@@ -49,7 +50,7 @@ def connect(endpoint: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.so
 
 
 def _connected(family: int, address: str | tuple[int, int], timeout_s: float) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = capped(socket.socket(family, socket.SOCK_STREAM))
     try:
         sock.settimeout(timeout_s)
         sock.connect(address)

@@ -44,6 +44,7 @@ __all__ = [
     "OpenControl",
     "OpenEgress",
     "OpenWorkspace",
+    "Ping",
     "PinnedKey",
     "PublisherKey",
     "Shutdown",
@@ -263,6 +264,10 @@ class Attested(_Message, frozen=True, tag="attested"):
     document: Annotated[bytes, msgspec.Meta(max_length=0x3000)]
 
 
+class Ping(_Message, frozen=True, tag="ping"):
+    """Gateway to supervisor: are you there? Answered with `Done`."""
+
+
 class Shutdown(_Message, frozen=True, tag="shutdown"):
     """Gateway to supervisor: end every kernel and vault, then yourself."""
 
@@ -292,6 +297,7 @@ Body = (
     | EgressWanted
     | Attest
     | Attested
+    | Ping
     | Shutdown
     | Done
     | Failed

@@ -6,6 +6,7 @@ Source: FACTS, "EIF version 4"; the order of the ramdisks in memory is that of t
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -15,7 +16,7 @@ import msgspec
 from enclave_parent_gateway.errors import EnclaveStartError
 from enclave_protocol.eif import CMDLINE, KERNEL, METADATA, RAMDISK, Eif, EifError, read_eif
 
-__all__ = ["BootFiles", "unpack_eif"]
+__all__ = ["BootFiles", "measure_image", "unpack_eif"]
 
 _HEADER_BYTES: Final = 548
 _SECTION_HEADER_BYTES: Final = 12
@@ -54,39 +55,63 @@ class BootFiles:
     cmdline: str
 
 
-def unpack_eif(image: Path, folder: Path, *, extra_ramdisk: bytes = b"") -> BootFiles:
+def measure_image(image: Path) -> tuple[Eif, int]:
+    """Return what an image holds, and its size in bytes.
+
+    Raises:
+        EnclaveStartError: The file cannot be read, is no image, or none for this kind of machine.
+    """
+    try:
+        with image.open("rb") as file:
+            eif, size = read_eif(file), os.fstat(file.fileno()).st_size
+    except (OSError, EifError) as error:
+        raise _unusable(image, error) from error
+    if eif.arm64:
+        raise EnclaveStartError(
+            f"{image} is for aarch64 (Graviton), and the machine is an x86_64 one; build it with "
+            "--arch x86_64"
+        )
+    return eif, size
+
+
+def unpack_eif(
+    image: Path, folder: Path, *, extra_ramdisk: Callable[[bytes], bytes] | None = None
+) -> BootFiles:
     """Copy, measure and take apart an image.
 
     Args:
         image: The EIF.
         folder: Where the files go, a directory of this user alone.
-        extra_ramdisk: One more ramdisk behind those of the image; it is not measured.
+        extra_ramdisk: Makes one more ramdisk, told PCR0, to go behind those of the image; it is
+            not measured.
 
     Raises:
-        EnclaveStartError: The file cannot be read, is no image, or none for this kind of machine.
+        EnclaveStartError: As `measure_image`.
     """
     copy = folder / "image.eif"
     try:
         shutil.copyfile(image, copy)
+        eif, size = measure_image(copy)
+        extra = extra_ramdisk(eif.pcrs[0]) if extra_ramdisk is not None else b""
         with copy.open("rb") as file:
-            return _take_apart(file, folder, extra_ramdisk)
-    except EifError as error:
-        raise EnclaveStartError(f"{image} is no enclave image: {error}") from error
-    except OSError as error:
-        raise EnclaveStartError(
-            f"the image {error.filename or image} cannot be used: {error.strerror}"
-        ) from error
+            return _take_apart(file, eif, size, folder, extra)
+    except (OSError, EifError) as error:
+        raise _unusable(image, error) from error
     finally:
         copy.unlink(missing_ok=True)
 
 
-def _take_apart(file: BinaryIO, folder: Path, extra_ramdisk: bytes) -> BootFiles:
-    eif = read_eif(file)
-    if eif.arm64:
-        raise EnclaveStartError(
-            "the image is for aarch64 (Graviton), and the machine is an x86_64 one; build it with "
-            "--arch x86_64"
-        )
+def _unusable(image: Path, error: OSError | EifError) -> EnclaveStartError:
+    if isinstance(error, EifError):
+        return EnclaveStartError(f"{image} is no enclave image: {error}")
+    return EnclaveStartError(
+        f"the image {error.filename or image} cannot be used: {error.strerror or error}"
+    )
+
+
+def _take_apart(
+    file: BinaryIO, eif: Eif, size: int, folder: Path, extra_ramdisk: bytes
+) -> BootFiles:
     kernel, initrd = folder / "kernel", folder / "initrd"
     cmdline = metadata = b""
     position = _HEADER_BYTES
@@ -106,7 +131,6 @@ def _take_apart(file: BinaryIO, folder: Path, extra_ramdisk: bytes) -> BootFiles
         if extra_ramdisk:
             ramdisks.write(bytes(-ramdisks.tell() % _CPIO_ALIGNMENT))
             ramdisks.write(extra_ramdisk)
-    size = os.fstat(file.fileno()).st_size
     return BootFiles(eif, _name(metadata), size, kernel, initrd, _text(cmdline))
 
 

@@ -24,15 +24,17 @@ from typing import Final
 
 from enclave_protocol.vsock_ports import HEARTBEAT_BYTE, HEARTBEAT_PORT
 
-__all__ = ["ACCELERATORS", "CONSOLE_FILE", "VSOCK_SOCKET", "main"]
+__all__ = ["ACCELERATORS", "VSOCK_SOCKET", "machine_command", "main"]
 
 log = logging.getLogger("enclave_parent_gateway.backends.qemu_machine")
 
 VSOCK_SOCKET: Final = "vsock.sock"
 """In the machine's folder: where streams to the machine begin; `VSOCK_SOCKET_PORT` is where one
 of the machine's own to that port would arrive."""
-CONSOLE_FILE: Final = "console.log"
 ACCELERATORS: Final = ("tcg", "kvm")
+_CPU: Final = {"tcg": "max,cx16=off", "kvm": "host"}
+"""Debian 12's QEMU 7.2 garbles the flags after CMPXCHG16B when it emulates, and Linux 6.12 uses it
+in its allocator: the kernel ends with a double fault. Without that feature Linux does without."""
 _DEVICE_SOCKET: Final = "device.sock"
 _CID: Final = 16
 """Any from 4 on: each machine has a device of its own, so machines do not see each other."""
@@ -43,7 +45,7 @@ _HEARTBEAT_S: Final = 5.0
 _PR_SET_PDEATHSIG: Final = 1
 
 
-class _MachineFailure(Exception):
+class _MachineEndedError(Exception):
     """One of the two programs did not start, or ended; the text says which."""
 
 
@@ -62,22 +64,31 @@ def device_command(folder: Path) -> list[str]:
 
 
 def machine_command(
-    folder: Path, *, memory_mib: int, cpus: int, cmdline: str, accelerator: str
+    folder: Path, *, console: Path, memory_mib: int, cpus: int, cmdline: str, accelerator: str
 ) -> list[str]:
-    """Return the command line of QEMU: a console, a vsock, entropy, and no other device."""
+    """Return the command line of QEMU: a console, a vsock, entropy, and no other device.
+
+    Args:
+        folder: With kernel, initrd and the vsock device's socket.
+        console: Log file that the console is appended to.
+        memory_mib: Memory, in MiB.
+        cpus: How many CPUs.
+        cmdline: The kernel's command line.
+        accelerator: One of `ACCELERATORS`.
+    """
     return [
         "qemu-system-x86_64",
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         # q35 and not microvm: Linux calibrates its clocks with HPET and PM timer, which microvm
         # lacks; with the PIT alone it hangs at boot when an emulating host is busy.
-        *("-machine", f"q35,accel={accelerator},memory-backend=ram", "-cpu", "max,cx16=off"),
+        *("-machine", f"q35,accel={accelerator},memory-backend=ram", "-cpu", _CPU[accelerator]),
         *("-smp", str(cpus), "-m", f"{memory_mib}M"),
         # Shared: the vsock device is another process, and reads the machine's memory.
         *("-object", f"memory-backend-memfd,id=ram,size={memory_mib}M,share=on"),
         *("-kernel", str(folder / "kernel"), "-initrd", str(folder / "initrd")),
         *("-append", cmdline),
-        *("-chardev", f"file,id=console,path={_escaped(folder / CONSOLE_FILE)},append=on"),
+        *("-chardev", f"file,id=console,path={_escaped(console)},append=on"),
         *("-serial", "chardev:console"),
         *("-chardev", f"socket,id=vsock,path={_escaped(folder / _DEVICE_SOCKET)}"),
         *("-device", "vhost-user-vsock-pci,chardev=vsock"),
@@ -110,7 +121,7 @@ class _Machine:
         """Run until one of the programs ends, or cancelled.
 
         Raises:
-            _MachineFailure: One did not start, or ended.
+            _MachineEndedError: One did not start, or ended.
         """
         heartbeat_path = self._folder / f"{VSOCK_SOCKET}_{HEARTBEAT_PORT}"
         try:
@@ -125,13 +136,13 @@ class _Machine:
                 }
                 done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             first = done.pop()
-            raise _MachineFailure(f"{first.get_name()} ended with code {first.result()}")
+            raise _MachineEndedError(f"{first.get_name()} ended with code {first.result()}")
         finally:
             await self._end()
 
     async def _start(self, command: Sequence[str]) -> asyncio.subprocess.Process:
         if shutil.which(command[0]) is None:
-            raise _MachineFailure(f"{command[0]} is not installed")
+            raise _MachineEndedError(f"{command[0]} is not installed")
         program = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -139,7 +150,7 @@ class _Machine:
             env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
             cwd="/",
             # No thread runs here yet that could hold a lock which the child then waits for.
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
+            preexec_fn=_die_with_parent,
         )
         self._programs.append(program)
         return program
@@ -148,7 +159,7 @@ class _Machine:
         deadline = time.monotonic() + _DEVICE_START_S
         while not (self._folder / _DEVICE_SOCKET).exists():
             if device.returncode is not None or time.monotonic() > deadline:
-                raise _MachineFailure("the vsock device does not start")
+                raise _MachineEndedError("the vsock device does not start")
             await asyncio.sleep(_POLL_S)
 
     async def _heartbeat(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -195,7 +206,7 @@ async def _run(machine: _Machine) -> int:
     except asyncio.CancelledError:
         log.info("ended as asked")
         return 0
-    except (_MachineFailure, OSError) as error:
+    except (_MachineEndedError, OSError) as error:
         log.warning("%s", error)
     return 1
 
@@ -204,6 +215,7 @@ def main() -> int:
     """Run one machine until it ends or SIGTERM comes; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m enclave_parent_gateway.backends.qemu_machine")
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--console", type=Path, required=True)
     parser.add_argument("--memory-mib", type=int, required=True)
     parser.add_argument("--cpus", type=int, required=True)
     parser.add_argument("--cmdline", required=True)
@@ -213,6 +225,7 @@ def main() -> int:
     os.umask(0o077)
     command = machine_command(
         options.folder,
+        console=options.console,
         memory_mib=options.memory_mib,
         cpus=options.cpus,
         cmdline=options.cmdline,
