@@ -14,7 +14,6 @@ from enclave_infra.image.programs import output_of
 __all__ = ["KEYRING", "SUITE", "Mirror", "configured_mirror"]
 
 SUITE: Final = "bookworm"
-_BACKPORTS: Final = f"{SUITE}-backports"
 _SECURITY: Final = f"{SUITE}-security"
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -26,16 +25,12 @@ class Mirror:
     archive: str
     security: str | None = None
 
-    def root_lines(self) -> Sequence[str]:
-        """Return the lines of sources.list that a root file system is made from."""
+    def source_lines(self) -> Sequence[str]:
+        """Return the lines of sources.list that packages are taken from."""
         lines = [self._line(self.archive, SUITE), self._line(self.archive, f"{SUITE}-updates")]
         if self.security is not None:
             lines.append(self._line(self.security, _SECURITY))
         return lines
-
-    def kernel_lines(self) -> Sequence[str]:
-        """Return those that the kernel is taken from."""
-        return [self._line(self.archive, _BACKPORTS)]
 
     @staticmethod
     def _line(address: str, suite: str) -> str:

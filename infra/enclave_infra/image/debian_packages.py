@@ -67,7 +67,7 @@ def fetch_root(
     wanted = [f"{package.name}={package.version}" for package in locked] or list(ROOT_PACKAGES)
     command = ["mmdebstrap", "--variant=extract", "--format=tar", "--skip=cleanup"]
     command += [f"--architectures={architecture}", f"--include={','.join(wanted)}"]
-    command += [f"--hook-dir={_HOOKS}", SUITE, str(output), *mirror.root_lines()]
+    command += [f"--hook-dir={_HOOKS}", SUITE, str(output), *mirror.source_lines()]
     try:
         run(command)
     except ToolError as error:
@@ -113,7 +113,7 @@ def fetch_kernel(
         ToolError: apt failed.
     """
     require("apt-get", "dpkg-deb")
-    options = _private_apt(architecture, mirror.kernel_lines(), folder)
+    options = _private_apt(architecture, mirror.source_lines(), folder)
     run(["apt-get", *options, "update"])
     if locked is None:
         name = kernel_package(options, architecture)

@@ -12,7 +12,7 @@ from enclave_infra.image.programs import run
 
 __all__ = ["KernelFiles", "debian_kernel", "nitro_kernel"]
 
-_WANTED: Final = ("virtio_mmio", "virtio_pci", "nsm", "virtio_rng", "vmw_vsock_virtio_transport")
+_WANTED: Final = ("virtio_pci", "virtio_mmio", "nsm", "virtio_rng", "vmw_vsock_virtio_transport")
 """Devices of a Nitro enclave and of QEMU; what is built in or not made for a kernel is left out."""
 _CMDLINE: Final = {
     "amd64": "console=ttyS0 reboot=t panic=-1 random.trust_cpu=on loglevel=4 rdinit=/init",
