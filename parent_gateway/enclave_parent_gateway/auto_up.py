@@ -34,6 +34,11 @@ async def ensure_up(paths: EnclavePaths, *, idle_timeout_s: float) -> None:
         EnclaveNotRunningError: Another backend is chosen, which no notebook starts.
         EnclaveStartError: It did not come up.
     """
+    if paths.is_shared:
+        raise EnclaveNotRunningError(
+            "no enclave is up, and no notebook starts the one that is shared here; its "
+            "administrator types: sudo systemctl start enclave"
+        )
     state = read_state(paths.state_file)
     backend = os.environ.get("ENCLAVE_BACKEND") or (state.backend if state else _AUTOMATIC)
     if backend != _AUTOMATIC:

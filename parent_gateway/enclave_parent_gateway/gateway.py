@@ -8,10 +8,10 @@ It outlives Jupyter, holds the control stream and the kernels' sockets, and answ
 import argparse
 import asyncio
 import logging
+import os
 import secrets
 import signal
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,38 +33,39 @@ from enclave_parent_gateway.api import (
 )
 from enclave_parent_gateway.api_server import ApiServer
 from enclave_parent_gateway.backends.base import load_backend
+from enclave_parent_gateway.callers import Callers
 from enclave_parent_gateway.control_stream import ControlStream
 from enclave_parent_gateway.egress.addresses import AddressPolicy
 from enclave_parent_gateway.egress.service import EgressService, make_room_for_connections
 from enclave_parent_gateway.enclave_check import EnclaveCheck
-from enclave_parent_gateway.enclave_state import read_state
+from enclave_parent_gateway.enclave_state import read_enclave_process
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
     EnclaveNotTrustedError,
-    GatewayError,
     GatewayStoppingError,
     KernelLaunchError,
 )
+from enclave_parent_gateway.gateway_identity import gateway_key
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
-from enclave_parent_gateway.last_word import KernelVoice
-from enclave_parent_gateway.process_identity import ProcessIdentity
-from enclave_parent_gateway.publisher_pins import PublisherPins
+from enclave_parent_gateway.last_word import KernelVoice, enclave_ended_text
+from enclave_parent_gateway.metrics_server import MetricsServer
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.service_manager import say_ready
+from enclave_parent_gateway.supervisor_requests import SupervisorRequests
 from enclave_parent_gateway.sync.sync_state import folder_in_workspace
+from enclave_parent_gateway.traffic import Traffic
 from enclave_parent_gateway.workspace_relay import WorkspaceRelay
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.log_lines import FORMATS, set_up_logging
 from enclave_protocol.messages import (
     Attest,
     Body,
-    CredentialsRequest,
     Done,
     EgressWanted,
     EnclaveStatus,
     KernelEnded,
     KernelLaunched,
     LaunchKernel,
-    PinnedKey,
-    PublisherKey,
     Shutdown,
     SignalKernel,
     StatusRequest,
@@ -103,8 +104,9 @@ class Gateway:
     ) -> None:
         self._paths = paths
         self._endpoint = endpoint
-        self._backend_name = backend
         self._backend = load_backend(backend)
+        self._metrics = MetricsServer(paths.metrics_socket, backend, self._status)
+        self._traffic = Traffic()
         self._idle_timeout_s = idle_timeout_s
         self._slots: dict[str, KernelSlot] = {}
         self._kernels: dict[str, RunningKernel] = {}
@@ -112,44 +114,55 @@ class Gateway:
         self._done = asyncio.Event()
         self._busy_at = asyncio.get_running_loop().time()
         self._background: set[asyncio.Task[Any]] = set()
-        # One thread: a chain that waits for IMDS must not keep connects waiting.
-        self._credentials_thread = ThreadPoolExecutor(1, "credentials")
-        self._pins = PublisherPins(paths)
+        self._callers = Callers(paths)
+        self._lost_text = enclave_ended_text(backend, shared=self._callers.shared)
+        self._requests = SupervisorRequests(paths, self._backend)
         self._egress = EgressService(
             paths, endpoint, addresses or AddressPolicy(), self._backend.own_destination(paths)
         )
         self._check = EnclaveCheck(paths, backend)
+        self._key = gateway_key(paths)
         self._control = ControlStream(
             endpoint,
             check=self._check,
             on_connected=self._connected,
             on_event=self._event,
             on_gone=self._lost,
-            answer=self._answer,
-            process=self._enclave_process,
+            answer=self._requests.answer,
+            process=lambda: read_enclave_process(paths.state_file),
+            key=self._key,
         )
 
     async def run(self) -> None:
         """Serve until a Shutdown request or SIGTERM. SIGTERM leaves the enclave running."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._done.set)
-        server = ApiServer(self._paths.gateway_socket, self._handle)
-        workspace = WorkspaceRelay(self._paths.workspace_socket, self._endpoint, self._check)
+        server = ApiServer(self._paths.gateway_socket, self._handle, self._callers)
+        workspace = WorkspaceRelay(
+            self._paths.workspace_socket,
+            self._endpoint,
+            self._check,
+            self._key,
+            lambda: self._traffic.streams.update(("workspace",)),
+        )
         tasks = [asyncio.create_task(self._control.run()), asyncio.create_task(self._watch_idle())]
         await server.start()
+        await self._metrics.start()
         workspace.start()
         log.info("gateway for %s listens", self._endpoint)
+        say_ready()
         try:
             await self._done.wait()
         finally:
             await server.close()
+            await self._metrics.close()
             workspace.close()
             for task in (*tasks, *self._background):
                 task.cancel()
             for slot in self._slots.values():
                 slot.close()
             await self._egress.close()
-            self._credentials_thread.shutdown(wait=False, cancel_futures=True)
+            self._requests.close()
             log.info("gateway ends")
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
@@ -162,6 +175,7 @@ class Gateway:
 
     async def _connected(self) -> None:
         """Match what we know with what runs there: kernels may have ended, or be older than us."""
+        self._traffic.streams["supervisor"] += 1
         status = await self._enclave_status()
         alive = {kernel.kernel_id for kernel in status.kernels}
         for kernel in self._kernels.values():
@@ -169,6 +183,7 @@ class Gateway:
                 kernel.end(-int(signal.SIGKILL), "it ended while the gateway was not connected")
         for kernel_id in sorted(alive - self._kernels.keys()):
             self._adopt(kernel_id)
+        self._callers.keep_only(self._slots)
 
     def _adopt(self, kernel_id: str) -> None:
         """Listen again for a kernel that an earlier gateway started."""
@@ -192,6 +207,7 @@ class Gateway:
             if kernel is not None:
                 self._end(kernel, body.returncode, body.reason)
         elif isinstance(body, EgressWanted):
+            self._traffic.streams["egress"] += 1
             self._egress.carry(body)
         else:
             log.warning("unexpected event %s", type(body).__name__)
@@ -199,7 +215,14 @@ class Gateway:
     def _end(self, kernel: RunningKernel, returncode: int, reason: str) -> None:
         self._busy_at = asyncio.get_running_loop().time()
         kernel.end(returncode, reason)
-        log.info("kernel %s ended: %d, %s", kernel.kernel_id, returncode, reason)
+        fields = {"event": "ended", "kernel": kernel.kernel_id, "returncode": returncode}
+        log.info(
+            "kernel %s ended: %d, %s",
+            kernel.kernel_id,
+            returncode,
+            reason,
+            extra={"fields": fields},
+        )
         for slot in self._slots.values():
             if slot.kernel is kernel:
                 slot.hold()
@@ -215,40 +238,11 @@ class Gateway:
         told = 0
         for slot in self._slots.values():
             try:
-                slot.say_last_word(self._lost_text())
+                slot.say_last_word(self._lost_text)
                 told += slot.said_last_word
             except OSError as error:
                 log.warning("the clients of slot %s are not told: %s", slot.name, error)
         log.error("the enclave has ended; %d notebooks are told", told)
-
-    def _lost_text(self) -> str:
-        command = "" if self._backend_name == "local" else f" --backend {self._backend_name}"
-        return (
-            "The enclave has ended, and with it this kernel and its variables; files that were "
-            f"synced are kept. When it is up again (enclave up{command}), restart the kernel."
-        )
-
-    def _enclave_process(self) -> ProcessIdentity | None:
-        try:
-            state = read_state(self._paths.state_file)
-        except (EnclaveError, OSError):
-            return None
-        return None if state is None else state.enclave_process
-
-    async def _answer(self, body: Body) -> Body:
-        if isinstance(body, PublisherKey):
-            return await asyncio.to_thread(self._pinned, body)
-        if not isinstance(body, CredentialsRequest):
-            raise GatewayError(f"the gateway does not answer {type(body).__name__}")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._credentials_thread, self._backend.credentials, self._paths
-        )
-
-    def _pinned(self, asked: PublisherKey) -> PinnedKey:
-        if asked.pin:
-            return PinnedKey(self._pins.pin_new(asked.publisher, asked.fingerprint))
-        return PinnedKey(self._pins.fingerprint(asked.publisher))
 
     async def _enclave_status(self) -> EnclaveStatus:
         reply = await self._control.request(StatusRequest(), timeout_s=_REPLY_TIMEOUT_S)
@@ -258,10 +252,12 @@ class Gateway:
 
     # The clients' side
 
-    async def _handle(self, request: Request) -> Reply:
+    async def _handle(self, request: Request, uid: int) -> Reply:
         """Answer one request of the API. Cancelled when the client hangs up."""
+        self._callers.check(request, uid, self._kernels)
         match request:
-            case Launch():
+            case Launch(slot):
+                self._callers.claim(slot, uid)
                 return await self._launch(request)
             case PollKernel(kernel_id):
                 kernel = self._kernels.get(kernel_id)
@@ -286,7 +282,7 @@ class Gateway:
             case ChangeEgress():
                 return await self._egress.change(request)
             case StatusRequest():
-                return await self._status()
+                return self._callers.view(await self._status(), uid)
             case Attest(nonce):
                 document, certificate = await self._control.attest(
                     nonce, timeout_s=_REPLY_TIMEOUT_S
@@ -312,7 +308,10 @@ class Gateway:
 
     def _slot(self, name: str) -> KernelSlot:
         if name not in self._slots:
-            self._slots[name] = KernelSlot(name, self._paths.channel_prefix(name), self._endpoint)
+            prefix = self._paths.channel_prefix(name)
+            self._slots[name] = KernelSlot(
+                name, prefix, self._endpoint, self._traffic, self._callers
+            )
         return self._slots[name]
 
     async def _launch_in_slot(self, request: Launch) -> Launched:
@@ -325,7 +324,7 @@ class Gateway:
                 # Jupyter's attempts to restart the kernel, which remove the sockets' files.
                 with suppress(OSError):
                     slot.listen_again()
-                raise EnclaveGoneError(self._lost_text())
+                raise EnclaveGoneError(self._lost_text)
             await self._kill(slot)
             try:
                 slot.listen()
@@ -366,7 +365,14 @@ class Gateway:
             if kernel.state.returncode is None:
                 slot.accept()
             took_ms = (asyncio.get_running_loop().time() - asked_at) * 1000
-            log.info("kernel %s started, pid %d, %.0f ms", kernel.kernel_id, reply.pid, took_ms)
+            fields = {"event": "started", "kernel": kernel.kernel_id, "ms": round(took_ms)}
+            log.info(
+                "kernel %s started, pid %d, %.0f ms",
+                kernel.kernel_id,
+                reply.pid,
+                took_ms,
+                extra={"fields": fields},
+            )
             return Launched(kernel.kernel_id, reply.pid, str(slot.prefix))
 
     async def _signal(self, kernel_id: str, signum: int) -> None:
@@ -398,11 +404,13 @@ class Gateway:
 
     def _discard(self, slot: KernelSlot) -> None:
         slot.close()
+        self._traffic.retire_slot(slot.counters)
         if slot.kernel is not None:
             self._kernels.pop(slot.kernel.kernel_id, None)
             slot.kernel = None
         if self._slots.get(slot.name) is slot:
             del self._slots[slot.name]
+            self._callers.release(slot.name)
 
     async def _status(self) -> GatewayStatus:
         try:
@@ -415,6 +423,9 @@ class Gateway:
             tuple(status for status in slots if status),
             self._idle_timeout_s,
             None if enclave else self._control.refusal,
+            self._egress.status(),
+            dict(self._traffic.streams),
+            self._traffic.total(),
         )
 
     # The end
@@ -462,14 +473,19 @@ def main() -> None:
     parser.add_argument("--endpoint", required=True, help="as transport.connect takes it")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--idle-timeout", type=float, default=0.0, help="seconds, 0: never")
+    parser.add_argument(
+        "--log-format", choices=FORMATS, help="of standard error; default: json, on a terminal text"
+    )
     options = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    # Whatever is made without a mode is this user's alone.
+    os.umask(0o077)
+    set_up_logging(options.log_format)
 
     make_room_for_connections()
 
     async def serve() -> None:
         gateway = Gateway(
-            EnclavePaths(options.runtime_dir, options.state_dir),
+            EnclavePaths.at(options.runtime_dir, options.state_dir),
             endpoint=options.endpoint,
             backend=options.backend,
             idle_timeout_s=options.idle_timeout,

@@ -4,18 +4,19 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
 
 from enclave_parent_gateway.api import KernelState, SlotStatus
+from enclave_parent_gateway.callers import Callers, peer_uid
 from enclave_parent_gateway.last_word import KernelVoice, LastWord
+from enclave_parent_gateway.traffic import Traffic, traffic_of
 from enclave_parent_gateway.transport import connect
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import encode_frame
 from enclave_protocol.messages import CHANNELS, OpenChannel, encode
-from enclave_protocol.relay import RelayCounters, relay
+from enclave_protocol.relay import relay
 
 __all__ = ["KernelSlot", "RunningKernel", "is_own_peer"]
 
@@ -23,14 +24,11 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 128
 """Connections that wait while a kernel starts or restarts; a client has at most seven or so."""
-_UCRED = struct.Struct("iII")
 
 
 def is_own_peer(sock: socket.socket) -> bool:
-    """Return whether the peer of a Unix socket runs as this user or as root (unix(7))."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    _, uid, _ = _UCRED.unpack(credentials)
-    return uid in (0, os.geteuid())
+    """Return whether the peer of a Unix socket runs as this user or as root."""
+    return peer_uid(sock) in (0, os.geteuid())
 
 
 class RunningKernel:
@@ -62,14 +60,20 @@ class KernelSlot:
         name: The slot's.
         prefix: Path to which `-1` to `-5` is appended, in the order of `CHANNELS`.
         endpoint: The supervisor's, as in `transport.connect`.
+        traffic: Where its streams and bytes are counted.
+        callers: Whose it is.
     """
 
-    def __init__(self, name: str, prefix: Path, endpoint: str) -> None:
+    def __init__(
+        self, name: str, prefix: Path, endpoint: str, traffic: Traffic, callers: Callers
+    ) -> None:
         self.name = name
         self.prefix = prefix
         self.lock = asyncio.Lock()
         self.kernel: RunningKernel | None = None
-        self.counters = RelayCounters()
+        self.counters = traffic.add_slot()
+        self._traffic = traffic
+        self._callers = callers
         self._endpoint = endpoint
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,8 +89,7 @@ class KernelSlot:
             kernel_id=self.kernel.kernel_id,
             returncode=self.kernel.state.returncode,
             connections=len(self._relays),
-            bytes_to_kernel=self.counters.a_to_b,
-            bytes_from_kernel=self.counters.b_to_a,
+            traffic=traffic_of(self.counters),
         )
 
     def listen(self) -> None:
@@ -119,7 +122,7 @@ class KernelSlot:
                 listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 self._listeners.append(listener)
                 listener.bind(str(path))
-                path.chmod(0o600)
+                path.chmod(0o660 if self._callers.shared else 0o600)
                 listener.listen(_BACKLOG)
                 listener.setblocking(False)
         except OSError:
@@ -192,7 +195,7 @@ class KernelSlot:
                 await asyncio.sleep(0.1)
                 continue
             kernel = self.kernel
-            if kernel is None or not is_own_peer(client):
+            if kernel is None or not self._callers.owns(peer_uid(client), self.name):
                 client.close()
                 continue
             self._spawn(self._carry(client, kernel.kernel_id, channel), self._relays)
@@ -218,7 +221,8 @@ class KernelSlot:
             client.close()
             stream.close()
             return
-        await relay(client, stream, self.counters)
+        self._traffic.streams[channel] += 1
+        await relay(client, stream, self.counters[channel])
 
     async def _carry_last_word(
         self, client: socket.socket, last_word: LastWord, channel: str

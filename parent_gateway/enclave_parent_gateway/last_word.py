@@ -22,13 +22,24 @@ if TYPE_CHECKING:
 
     import zmq.asyncio
 
-__all__ = ["ERROR_NAME", "KernelVoice", "LastWord"]
+__all__ = ["ERROR_NAME", "KernelVoice", "LastWord", "enclave_ended_text"]
 
 log = logging.getLogger(__name__)
 
 ERROR_NAME = "EnclaveEndedError"
 _ANSWERED = ("shell", "control")
 _SUBSCRIBED = b"\x01"
+
+
+def enclave_ended_text(backend: str, *, shared: bool) -> str:
+    """Return what the user of a notebook is told: what happened, what is lost, what to do."""
+    command = "enclave up" if backend == "local" else f"enclave up --backend {backend}"
+    if shared:
+        command = "its administrator types: sudo systemctl start enclave"
+    return (
+        "The enclave has ended, and with it this kernel and its variables; files that were "
+        f"synced are kept. When it is up again ({command}), restart the kernel."
+    )
 
 
 class KernelVoice(msgspec.Struct, frozen=True):

@@ -61,6 +61,7 @@ def bring_up(
         EnclaveNotTrustedError: What answers is not the enclave expected.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; nothing is left of the attempt.
     """
+    paths.require_own("sudo systemctl start enclave")
     lock = paths.lock()
     lock.acquire(interrupts.check)
     try:
@@ -103,6 +104,7 @@ def bring_down(paths: EnclavePaths, *, progress: Progress) -> bool:
     Raises:
         EnclaveStartError: The state file names a backend that this version does not have.
     """
+    paths.require_own("sudo systemctl stop enclave")
     lock = paths.lock()
     lock.acquire(lambda: progress("waiting for another command"))
     try:
@@ -112,15 +114,16 @@ def bring_down(paths: EnclavePaths, *, progress: Progress) -> bool:
         backend = load_backend(state.backend)
         progress("ending kernels and enclave")
         # One that was not started with the enclave stays; it is somebody else's to stop.
-        gateway = state.processes.get("gateway")
-        if gateway is not None:
+        if state.own_gateway:
             with suppress(EnclaveError, OSError):
                 ask_blocking(paths.gateway_socket, Shutdown(), Done, timeout_s=_SHUTDOWN_TIMEOUT_S)
-            stop_process(gateway, grace_s=_GATEWAY_GRACE_S)
+            if "gateway" in state.processes:
+                stop_process(state.processes["gateway"], grace_s=_GATEWAY_GRACE_S)
         progress("ending the other processes")
         backend.stop_processes(paths)
-        if gateway is not None:
-            paths.gateway_socket.unlink(missing_ok=True)
+        if state.own_gateway:
+            for left in (paths.gateway_socket, paths.metrics_socket):
+                left.unlink(missing_ok=True)
             for leftover in paths.channels.iterdir():
                 leftover.unlink(missing_ok=True)
         return True

@@ -7,8 +7,10 @@ way into the enclave is the gateway's, which knows that it is the right one.
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from enclave_parent_gateway.attested_stream import PeerCheck, open_attested
 from enclave_parent_gateway.kernel_slot import is_own_peer
@@ -29,9 +31,20 @@ class WorkspaceRelay:
         path: The socket's.
         endpoint: The supervisor's, as in `transport.connect`.
         check: Verifies the peer of every stream.
+        key: The gateway's, as in `open_attested`.
+        on_opened: Told of every stream that it was opened.
     """
 
-    def __init__(self, path: Path, endpoint: str, check: PeerCheck) -> None:
+    def __init__(
+        self,
+        path: Path,
+        endpoint: str,
+        check: PeerCheck,
+        key: Ed25519PrivateKey | None = None,
+        on_opened: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._key = key
+        self._on_opened = on_opened
         self._check = check
         self._path = path
         self._endpoint = endpoint
@@ -78,7 +91,7 @@ class WorkspaceRelay:
     async def _carry(self, client: socket.socket) -> None:
         opening = OpenWorkspace(PROTOCOL_VERSION)
         try:
-            stream = await open_attested(self._endpoint, opening, self._check)
+            stream = await open_attested(self._endpoint, opening, self._check, self._key)
         except (EnclaveError, OSError, TimeoutError) as error:
             log.warning("no workspace stream: %s", error or type(error).__name__)
             client.close()
@@ -86,4 +99,5 @@ class WorkspaceRelay:
         except BaseException:
             client.close()
             raise
+        self._on_opened()
         await relay_secured(stream.reader, stream.writer, client)

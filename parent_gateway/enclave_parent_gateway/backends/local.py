@@ -166,7 +166,7 @@ class _Start:
             kms_endpoint_url=f"http://127.0.0.1:{self._port}",
             directory=str(_enclave_directory(paths)),
         )
-        write_state(paths.state_file, self.state)
+        write_state(paths.state_file, self.state, paths.file_mode)
 
     def run(self, memory_mib: int | None, idle_timeout_s: float, *, wait_for_all: bool) -> None:
         """Start everything; return when kernels can be launched, or when all of it is ready."""
@@ -183,7 +183,7 @@ class _Start:
         gateway = self.spawn_gateway(idle_timeout_s)
         ready = nsm.wait_ready(self._deadline, self._interrupts.check)
         self.state = msgspec.structs.replace(self.state, measured_pcr0=ready.get("pcr0"))
-        write_state(paths.state_file, self.state)
+        write_state(paths.state_file, self.state, paths.file_mode)
         self._progress("starting supervisor and local cloud")
         memory = ("--kernel-memory-mib", str(memory_mib)) if memory_mib else ()
         supervisor = self._spawn(
@@ -221,7 +221,7 @@ class _Start:
 
     def _note(self, daemon: Daemon) -> Daemon:
         self.state = self.state.with_process(daemon.name, daemon.identity)
-        write_state(self._paths.state_file, self.state)
+        write_state(self._paths.state_file, self.state, self._paths.file_mode)
         return daemon
 
 

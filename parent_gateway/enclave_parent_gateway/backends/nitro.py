@@ -115,7 +115,7 @@ class NitroBackend:
         if machine.with_gateway:
             daemons.append(spawn_gateway(paths, state, idle_timeout_s))
             state = state.with_process("gateway", daemons[0].identity)
-            write_state(paths.state_file, state)
+            write_state(paths.state_file, state, paths.file_mode)
         progress("waiting for the enclave")
         wait_answer(paths, daemons, interrupts, time.monotonic() + _ANSWER_TIMEOUT_S)
         return state
@@ -216,6 +216,7 @@ class _Start:
             self.state,
             measured_pcr0=None if asked.debug else image.pcrs[0].hex(),
             debug=asked.debug,
+            own_gateway=asked.with_gateway,
             stand_in=os.environ.get(STAND_IN_VARIABLE) or None,
             machine=MachineState(
                 f"enclave-kernel-{secrets.token_hex(8)}", str(asked.image.absolute()), memory, cpus
@@ -304,7 +305,7 @@ class _Start:
 
     def _note(self, state: EnclaveState) -> None:
         self.state = state
-        write_state(self._paths.state_file, state)
+        write_state(self._paths.state_file, state, self._paths.file_mode)
 
 
 def _read_image(path: Path) -> tuple[Eif, int]:
