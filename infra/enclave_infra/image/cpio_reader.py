@@ -66,18 +66,21 @@ class _Plain:
         self._stream = stream
         self._left = size
         self._buffer = b""
+        self._at = 0
         first = self._raw()
         self._unpacker = zlib.decompressobj(31) if first[:2] == _GZIP else None
         self._pending = first
         self.position = 0
 
     def exactly(self, size: int) -> bytes:
-        while len(self._buffer) < size:
+        while len(self._buffer) - self._at < size:
             piece = self._piece()
             if not piece:
                 raise ImageError("a ramdisk ends in the middle of an entry, or is no gzip or cpio")
-            self._buffer += piece
-        data, self._buffer = self._buffer[:size], self._buffer[size:]
+            self._buffer = self._buffer[self._at :] + piece
+            self._at = 0
+        data = self._buffer[self._at : self._at + size]
+        self._at += size
         self.position += size
         return data
 

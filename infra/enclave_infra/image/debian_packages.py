@@ -70,7 +70,8 @@ def fetch_root(
     command += [f"--architectures={architecture}", f"--include={','.join(wanted)}"]
     command += [f"--hook-dir={_HOOKS}", SUITE, str(output), *mirror.source_lines()]
     try:
-        run(command)
+        # Its own temporary folder beside ours: an interrupted build leaves nothing.
+        run(command, environ={"TMPDIR": str(output.parent)})
     except ToolError as error:
         raise _explained(error) from error
 

@@ -1,13 +1,12 @@
 """What is in an image: its sections, its PCRs, and the files of its ramdisks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import msgspec
 
 from enclave_infra.image.cpio_reader import ArchiveEntry, read_ramdisk
-from enclave_infra.image.errors import ImageError
 from enclave_protocol.eif import CMDLINE, KERNEL, METADATA, RAMDISK, SIGNATURE, Eif, read_eif
 
 __all__ = ["SECTION_NAMES", "ImageView", "view_image"]
@@ -67,20 +66,22 @@ class ImageView:
                     file.seek(offset)
                     yield [entry for entry, _ in read_ramdisk(file, size)]
 
-    def read_file(self, name: str) -> bytes:
-        """Return the content of the last file of that name in the ramdisks.
+    def read_files(self, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+        """Return the contents of files in the ramdisks; of several of one name, the last one's.
+
+        Args:
+            wanted: Says by name which; together they should fit into memory.
 
         Raises:
-            ImageError: There is none.
+            ImageError: A ramdisk cannot be read.
         """
-        found: bytes | None = None
+        found: dict[str, bytes] = {}
         with self.path.open("rb") as file:
             for kind, offset, size in self.sections():
                 if kind == RAMDISK:
                     file.seek(offset)
-                    found = _content(file, size, name) or found
-        if found is None:
-            raise ImageError(f"{self.path} has no file {name}")
+                    read = read_ramdisk(file, size, keep=wanted)
+                    found |= {entry.name: data for entry, data in read if wanted(entry.name)}
         return found
 
     def _text(self, wanted: int) -> bytes:
@@ -90,14 +91,6 @@ class ImageView:
                     file.seek(offset)
                     return file.read(size)
         return b""
-
-
-def _content(file: BinaryIO, size: int, name: str) -> bytes | None:
-    found = None
-    for entry, content in read_ramdisk(file, size, keep=lambda entry: entry == name):
-        if entry.name == name:
-            found = content
-    return found
 
 
 def view_image(path: Path) -> ImageView:
