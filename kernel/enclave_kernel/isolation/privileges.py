@@ -16,6 +16,7 @@ from enclave_kernel.isolation.kernel_calls import LIBC, LockdownError, prctl, sy
 from enclave_kernel.isolation.seccomp import ARCHITECTURES
 
 __all__ = [
+    "be_killable",
     "become_user",
     "bound_capabilities",
     "forbid_new_privileges",
@@ -45,7 +46,7 @@ def become_user(uid: int, gid: int) -> None:
         LockdownError: Capabilities cannot be dropped, or /proc is not there.
         OSError: The ids cannot be taken.
     """
-    _be_killable()
+    be_killable()
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -79,12 +80,14 @@ def leave_session_keyring() -> None:
             raise
 
 
-def _be_killable() -> None:
+def be_killable(path: Path = Path("/proc/self/oom_score_adj")) -> None:
     """Take back what an image's supervisor has: that the kernel never kills it for memory.
 
     While the capability is there: so the lowest value that the process may ever set again is ours.
+
+    Raises:
+        LockdownError: The kernel refuses.
     """
-    path = Path("/proc/self/oom_score_adj")
     try:
         if int(path.read_text()) < 0:
             path.write_text("0")
