@@ -23,11 +23,12 @@ lint: .venv/.ready ## Check style, types and the import rules
 	.venv/bin/mypy $(SOURCES) tests benchmarks
 	.venv/bin/lint-imports
 
-bench: .venv/.ready ## Measure against the stock kernel, openssl, RPyC and multiprocessing
+bench: .venv/.ready ## Measure against the stock kernel, openssl, rsync, RPyC, multiprocessing
 	@command -v openssl >/dev/null || .ci/apt-install openssl
+	@command -v rsync >/dev/null || .ci/apt-install rsync
 	@$(PYTHON) -c 'import rpyc' 2>/dev/null || \
 		$(PYTHON) -m pip install --quiet --quiet -e '.[bench]'
-	@missed=0; for name in kernel package_crypto vault_call release proxy; do \
+	@missed=0; for name in kernel package_crypto vault_call release proxy sync sync_live; do \
 		$(PYTHON) -m benchmarks.$$name || missed=1; \
 	done; exit $$missed
 

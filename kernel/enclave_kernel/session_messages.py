@@ -17,6 +17,7 @@ __all__ = [
     "AboutRequest",
     "AttestRequest",
     "CancelLoad",
+    "FlushWorkspace",
     "ForkKernel",
     "InterruptVault",
     "KernelExited",
@@ -32,8 +33,11 @@ __all__ = [
     "SignalChild",
     "StartKernel",
     "UnloadVault",
+    "UsageRequest",
     "VaultDeath",
     "VaultDeathRequest",
+    "VaultsUsage",
+    "WorkspaceFlushed",
     "decode_from_session",
     "decode_from_supervisor",
     "decode_from_zygote",
@@ -99,6 +103,7 @@ class KernelPlace(_Message, frozen=True, tag="place"):
     """The walls of a kernel process, as in `isolation.notebook_walls.WallsSpec`.
 
     `use_folder`: the notebook's own directory is shown to it (a developer's machine).
+    `workspace`: the enclave's workspace, which is shown to it; None: it is not.
     """
 
     uid: int
@@ -107,12 +112,14 @@ class KernelPlace(_Message, frozen=True, tag="place"):
     hidden: tuple[str, ...]
     code: tuple[str, ...]
     memory_limit: int | None
+    workspace: str | None = None
 
 
 class StartKernel(_Message, frozen=True, tag="start"):
     """Supervisor to a forked kernel process: become this kernel.
 
-    `endpoint_prefix` is the path before "-1" to "-5" of the five listeners.
+    `endpoint_prefix` is the path before "-1" to "-5" of the five listeners. With a `workspace`
+    (where a kernel without walls finds it) `cwd` is a folder of it, "" for itself.
     """
 
     kernel_id: KernelId
@@ -124,6 +131,7 @@ class StartKernel(_Message, frozen=True, tag="start"):
     arguments: tuple[str, ...]
     place: KernelPlace | None = None
     curve: CurveKeys | None = None
+    workspace: str | None = None
 
     def __repr__(self) -> str:
         return f"StartKernel(kernel_id={self.kernel_id!r}, ...)"
@@ -209,6 +217,35 @@ class NotebookAttested(_Message, frozen=True, tag="attested"):
     document: bytes
 
 
+class FlushWorkspace(_Message, frozen=True, tag="flush"):
+    """Kernel process to supervisor: say when what was written so far is on the parent's disk."""
+
+    request_id: RequestId
+
+
+class WorkspaceFlushed(_Message, frozen=True, tag="flushed"):
+    """Reply to `FlushWorkspace`: it is, or nothing mirrors the workspace, or it takes too long."""
+
+    request_id: RequestId
+
+
+class UsageRequest(_Message, frozen=True, tag="usage?"):
+    """Kernel process to supervisor: what do my vaults use?"""
+
+    request_id: RequestId
+
+
+class VaultsUsage(_Message, frozen=True, tag="usage"):
+    """Reply to `UsageRequest`: the sums over this kernel's vaults, of what was seen last.
+
+    In bytes and in percent of one processor, each vault in the steps of `supervisor.usage`.
+    """
+
+    request_id: RequestId
+    memory_bytes: int
+    cpu_percent: int
+
+
 class About(_Message, frozen=True, tag="about"):
     """Reply to `AboutRequest`: the enclave as the supervisor knows it.
 
@@ -264,8 +301,19 @@ _FromSession = (
     | VaultDeathRequest
     | AboutRequest
     | AttestRequest
+    | FlushWorkspace
+    | UsageRequest
 )
-_FromSupervisor = StartKernel | PackageLoaded | LoadRefused | VaultDeath | About | NotebookAttested
+_FromSupervisor = (
+    StartKernel
+    | PackageLoaded
+    | LoadRefused
+    | VaultDeath
+    | About
+    | NotebookAttested
+    | WorkspaceFlushed
+    | VaultsUsage
+)
 _ToZygote = ForkKernel | SignalChild
 _FromZygote = KernelForked | KernelExited
 

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from enclave_kernel.held_process import HeldProcess
 from enclave_kernel.isolation.control_groups import ControlGroup
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, FrameError, encode_frame
@@ -52,6 +54,8 @@ _ENVIRON: Final = {
 }
 _MAX_CONTROL_BYTES: Final = 64 * 1024
 """Of what a vault says: before it started it is as trusted as a package may become."""
+_CREDENTIALS: Final = struct.Struct("3i")
+"""Of `struct ucred` (unix(7)): pid, uid, gid."""
 _PACKAGE_ERRORS: Final = {
     kind.__name__: kind
     for kind in (
@@ -108,6 +112,7 @@ class VaultProcess:
         self._has_init = has_init
         self._control_group = control_group
         self.walls: tuple[str, ...] = ()
+        self._payload: HeldProcess | None = None
         self._lock = threading.Lock()
         self._killed = False
         self._reaped = False
@@ -148,6 +153,8 @@ class VaultProcess:
         private_dir = runtime_dir.resolve() / f"vault-{secrets.token_hex(16)}"
         _make_private_dir(private_dir)
         control, vault_control = socket.socketpair()
+        # Who says that it is ready is the one to interrupt: the kernel tells its pid, as seen here.
+        control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         session_socket, vault_calls = socket.socketpair()
         try:
             process = _execute((vault_control.fileno(), vault_calls.fileno()))
@@ -186,13 +193,13 @@ class VaultProcess:
             control.settimeout(timeout_s)
             control.sendall(encode_frame(json.dumps(spec).encode()))
             vault.walls = vault._expect(VaultReady).walls
-        except (OSError, EnclaveError) as error:
+        except BaseException as error:  # Ctrl-C in `enclave-owner try`, too
             vault.kill()
             vault.wait()
             session_socket.close()
-            if isinstance(error, VaultStartError):
-                raise
-            raise VaultStartError(f"a vault did not start: {error}") from error
+            if isinstance(error, OSError | EnclaveError) and not isinstance(error, VaultStartError):
+                raise VaultStartError(f"a vault did not start: {error}") from error
+            raise
         return vault
 
     def start(self, header_raw: bytes, data_key: bytearray, *, now_ms: int) -> None:
@@ -220,10 +227,24 @@ class VaultProcess:
             data_key[:] = bytes(len(data_key))
         self._control.close()
 
+    @property
+    def walled(self) -> bool:
+        """Whether it is a user of its own and its self-check found every wall of one standing."""
+        return self._has_init and bool(self.walls)
+
+    @property
+    def control_group(self) -> ControlGroup | None:
+        """What limits it; None where the system offers nothing."""
+        return self._control_group
+
     def interrupt(self) -> None:
-        """Interrupt the call that runs in the vault, as Ctrl-C would; a dead vault is fine."""
+        """Interrupt the call that runs in the vault, as Ctrl-C would; a dead vault is fine.
+
+        When this returns, the vault has the signal: it cannot hit a call that is sent afterwards.
+        """
         with self._lock:
-            self._signal(signal.SIGINT)
+            if self._payload is not None:
+                self._payload.signal(signal.SIGINT)
 
     def kill(self) -> None:
         """Kill the vault and whatever it forked; harmless when it is dead. Call `wait` after."""
@@ -248,6 +269,9 @@ class VaultProcess:
             self._kill_group()
             self._reaped = True
             returncode = self._process.wait()
+            if self._payload is not None:
+                self._payload.close()
+                self._payload = None
         self._control.close()
         # As another user the files were on the vault's own tmpfs, and only the folder is left.
         shutil.rmtree(self._private_dir, ignore_errors=True)
@@ -288,16 +312,27 @@ class VaultProcess:
         decoder = FrameDecoder(_MAX_CONTROL_BYTES)
         while True:
             try:
-                data = self._control.recv(_MAX_CONTROL_BYTES)
+                data, ancillary, _, _ = self._control.recvmsg(
+                    _MAX_CONTROL_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size)
+                )
                 frames = decoder.feed(data)
                 if frames:
-                    return decode_control(frames[0])
+                    message = decode_control(frames[0])
+                    if isinstance(message, VaultReady):
+                        self._hold_payload(ancillary)
+                    return message
             except TimeoutError:
                 raise VaultStartError("the vault did not answer in time") from None
             except (FrameError, VaultMessageError) as error:
                 raise VaultStartError(f"the vault broke the protocol: {error}") from None
             if not data:
                 raise VaultStartError("the vault ended before it was ready")
+
+    def _hold_payload(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """Keep the process that runs the package; no line of a package has run in there yet."""
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                self._payload = HeldProcess(_CREDENTIALS.unpack(data)[0])
 
 
 def _execute(descriptors: tuple[int, int]) -> "subprocess.Popen[bytes]":

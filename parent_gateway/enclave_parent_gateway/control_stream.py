@@ -6,12 +6,11 @@ Source: docs/spec/control.md, "The attested channel".
 
 import asyncio
 import logging
-import secrets
-import socket
-import ssl
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from enclave_parent_gateway.attested_stream import PeerCheck, open_attested
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
     EnclaveNotTrustedError,
@@ -19,28 +18,23 @@ from enclave_parent_gateway.errors import (
     RefusedError,
     TransportError,
 )
-from enclave_parent_gateway.transport import CONNECT_TIMEOUT_S, connect, tls_context
-from enclave_protocol.channel_binding import CHALLENGE_BYTES
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, encode_frame
 from enclave_protocol.messages import (
-    MAX_CHALLENGE_BYTES,
     MAX_CONTROL_BYTES,
     PROTOCOL_VERSION,
     Attest,
     Attested,
     Body,
-    Challenge,
     Envelope,
     Failed,
     MessageError,
     OpenControl,
-    decode_attested,
     decode_envelope,
     encode,
 )
 
-__all__ = ["ControlStream", "PeerCheck"]
+__all__ = ["ControlStream"]
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +44,10 @@ _FIRST_RETRY_S = 0.005
 _LAST_RETRY_S = 0.5
 _REFUSED_RETRY_S = 1.0
 """What is not the enclave expected may be one day, after a restart or a new expectation."""
-_PROOF_TIMEOUT_S = 10.0
-_SHUTDOWN_TIMEOUT_S = 1.0
 _GIVE_UP_S = 1.0
 """A broken stream whose endpoint does not answer for so long means that the enclave is gone."""
 _MAX_INCOMING = 64
 """Requests of the supervisor answered at a time; it is not trusted to stop at a few."""
-
-
-class PeerCheck(Protocol):
-    """Verifies that an attestation document is the enclave's, for this TLS certificate."""
-
-    def __call__(self, document: bytes, *, certificate: bytes, nonce: bytes) -> object:
-        """Raise an `EnclaveError` unless it is. Called in a thread."""
 
 
 class ControlStream:
@@ -75,6 +60,7 @@ class ControlStream:
         on_event: Called with every event, in order.
         on_gone: Called once per loss, when the endpoint did not answer again soon.
         answer: Answers a request of the supervisor; an `EnclaveError` becomes a `Failed`.
+        key: The gateway's, as in `open_attested`.
     """
 
     def __init__(
@@ -86,6 +72,7 @@ class ControlStream:
         on_event: Callable[[Body], None],
         on_gone: Callable[[], None],
         answer: Callable[[Body], Awaitable[Body]],
+        key: Ed25519PrivateKey | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._check = check
@@ -93,13 +80,13 @@ class ControlStream:
         self._on_event = on_event
         self._on_gone = on_gone
         self._answer = answer
+        self._key = key
         self._writer: asyncio.StreamWriter | None = None
         self._open: dict[int, asyncio.Future[Body]] = {}
         self._last_id = 0
         self._incoming: set[asyncio.Task[None]] = set()
         self._certificate = b""
         self._refusal: EnclaveError | None = None
-        self._context = tls_context()
 
     @property
     def connected(self) -> bool:
@@ -206,57 +193,26 @@ class ControlStream:
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Return a new connection whose peer proved to be the enclave.
 
-        1. Say that it is a control stream: the only word before TLS.
-        2. TLS 1.3 with whoever is there.
-        3. A fresh nonce; the peer's document over it.
-        4. The check: chain, time, nonce, PCRs, debug mode, and the key of step 2.
-
         Raises:
             TransportError: Nothing answers.
             OSError, TimeoutError: The connection broke or TLS failed.
             EnclaveError: The check failed; the reason is kept as `refusal`.
         """
-        sock = await asyncio.to_thread(connect, self._endpoint)
-        try:
-            # 30 bytes into the empty buffer of a new connection: this does not block.
-            sock.sendall(encode_frame(encode(OpenControl(PROTOCOL_VERSION))))
-            reader, writer = await _secure(sock, self._context)
-        except BaseException:
-            sock.close()
-            raise
-        try:
-            async with asyncio.timeout(_PROOF_TIMEOUT_S):
-                await self._prove(reader, writer)
-        except BaseException:
-            writer.transport.abort()
-            raise
-        return reader, writer
+        opening = OpenControl(PROTOCOL_VERSION)
+        stream = await open_attested(self._endpoint, opening, self._checked, self._key)
+        self._certificate = stream.certificate
+        return stream.reader, stream.writer
 
-    async def _prove(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Steps 3 and 4."""
-        connection = writer.get_extra_info("ssl_object")
-        certificate = connection.getpeercert(binary_form=True) or b""
-        nonce = secrets.token_bytes(CHALLENGE_BYTES)
-        writer.write(encode_frame(encode(Challenge(nonce))))
-        decoder = FrameDecoder(MAX_CHALLENGE_BYTES)
-        frames: list[bytes] = []
-        while not frames:
-            data = await reader.read(_PORTION_BYTES)
-            if not data:
-                raise MessageError("the enclave hung up instead of answering the challenge")
-            frames = decoder.feed(data, most=1)
-        if decoder.take_rest():
-            raise MessageError("the enclave speaks before it is spoken to")
-        document = decode_attested(frames[0]).document
+    def _checked(self, document: bytes, *, certificate: bytes, nonce: bytes) -> None:
+        """Check, and keep why it failed."""
         try:
-            await asyncio.to_thread(self._check, document, certificate=certificate, nonce=nonce)
+            self._check(document, certificate=certificate, nonce=nonce)
         except EnclaveError as error:
             if str(error) != str(self._refusal):
                 log.error("the enclave is not trusted: %s", error)
             self._refusal = error
             raise
         self._refusal = None
-        self._certificate = certificate
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Read one connection to its end."""
@@ -308,16 +264,3 @@ class ControlStream:
                 )
         for task in self._incoming:
             task.cancel()
-
-
-async def _secure(
-    sock: socket.socket, context: ssl.SSLContext
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Return the connection after its TLS handshake; it owns the socket then."""
-    return await asyncio.open_connection(
-        sock=sock,
-        ssl=context,
-        server_hostname="",
-        ssl_handshake_timeout=CONNECT_TIMEOUT_S,
-        ssl_shutdown_timeout=_SHUTDOWN_TIMEOUT_S,
-    )

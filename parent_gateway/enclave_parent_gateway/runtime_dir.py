@@ -190,6 +190,16 @@ class EnclavePaths:
         return self.runtime / "gateway.sock"
 
     @property
+    def metrics_socket(self) -> Path:
+        """Where Prometheus scrapes the gateway."""
+        return self.runtime / "metrics.sock"
+
+    @property
+    def gateway_key(self) -> Path:
+        """The gateway's key, which enclaves know it by."""
+        return self.runtime / "gateway.key"
+
+    @property
     def enclave_socket(self) -> Path:
         """The supervisor's one listening endpoint (local backend)."""
         return self.runtime / "enclave.sock"
@@ -203,6 +213,16 @@ class EnclavePaths:
     def state_file(self) -> Path:
         """What runs: see `enclave_state`."""
         return self.runtime / "enclave.json"
+
+    @property
+    def workspace_socket(self) -> Path:
+        """Where `enclave sync` finds the enclave's workspace."""
+        return self.runtime / "workspace.sock"
+
+    @property
+    def sync_file(self) -> Path:
+        """What is mirrored: see `sync.sync_state`."""
+        return self.runtime / "sync.json"
 
     @property
     def enclave_runtime(self) -> Path:
@@ -235,6 +255,10 @@ class EnclavePaths:
     def lock(self) -> "FileLock":
         """Return the lock that whoever brings the enclave up or down holds."""
         return FileLock(self.runtime / "lock")
+
+    def sync_lock(self) -> "FileLock":
+        """Return the lock of the one process that mirrors the workspace."""
+        return FileLock(self.runtime / "sync.lock")
 
     def starter_lock(self) -> "FileLock":
         """Return the lock of the one Jupyter process that starts `auto_up`."""

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import msgspec
 
+from enclave_protocol.enclave_usage import EnclaveCounts, VaultInfo
 from enclave_protocol.errors import ProtocolError
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "OpenChannel",
     "OpenControl",
     "OpenEgress",
+    "OpenWorkspace",
     "PinnedKey",
     "PublisherKey",
     "Shutdown",
@@ -55,7 +57,7 @@ __all__ = [
     "encode",
 ]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 """The five Jupyter channels in the order of the ports 1 to 5 of an ipc connection file."""
 
@@ -94,6 +96,12 @@ class OpenChannel(_Message, frozen=True, tag="open_channel"):
     channel: _ChannelName
 
 
+class OpenWorkspace(_Message, frozen=True, tag="open_workspace"):
+    """First frame of a workspace stream; what follows is `enclave_protocol.workspace.messages`."""
+
+    version: int
+
+
 EgressTicket = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 """Chosen by the supervisor for one connection; nobody can guess it."""
 
@@ -107,7 +115,7 @@ class OpenEgress(_Message, frozen=True, tag="open_egress"):
     ticket: EgressTicket
 
 
-Open = OpenControl | OpenChannel | OpenEgress
+Open = OpenControl | OpenChannel | OpenEgress | OpenWorkspace
 
 
 class StatusRequest(_Message, frozen=True, tag="status"):
@@ -115,16 +123,28 @@ class StatusRequest(_Message, frozen=True, tag="status"):
 
 
 class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel as the supervisor sees it; sizes in bytes, times in seconds."""
+    """One kernel as the supervisor sees it; sizes in bytes, times in seconds.
+
+    Memory and processor are those of the kernel's process and what it started, without its
+    vaults; `cpu_percent` is of one processor. None before the first look. `walled`: it found a
+    boundary around itself before anything of the user's ran.
+    """
 
     kernel_id: KernelId
     pid: int
     uptime_s: float
-    vaults: tuple[str, ...]
+    vaults: Annotated[tuple[VaultInfo, ...], msgspec.Meta(max_length=64)]
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    cpu_percent: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    cpu_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    walled: bool = False
 
 
 class EnclaveStatus(_Message, frozen=True, tag="enclave_status"):
-    """Reply to `StatusRequest`. `pcrs` maps the index in decimal to lower-case hex."""
+    """Reply to `StatusRequest`. `pcrs` maps the index in decimal to lower-case hex.
+
+    `vaults` is how many there are; at most `MAX_LISTED_VAULTS` of them are listed.
+    """
 
     version: str
     module_id: str
@@ -132,7 +152,9 @@ class EnclaveStatus(_Message, frozen=True, tag="enclave_status"):
     uptime_s: float
     pcrs: dict[str, str]
     isolation: tuple[str, ...]
-    kernels: tuple[KernelInfo, ...]
+    kernels: Annotated[tuple[KernelInfo, ...], msgspec.Meta(max_length=512)]
+    vaults: Annotated[int, msgspec.Meta(ge=0)] = 0
+    counts: EnclaveCounts = EnclaveCounts()
 
 
 class CurveKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -155,6 +177,8 @@ class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
     `key` is the Jupyter session's HMAC key (32 bytes and more); `environ` holds only what the
     gateway chose to pass on; `arguments` are command-line options of ipykernel's application.
     With `curve`, the kernel speaks to nobody who does not know the pair.
+    `workspace` is the notebook's folder in the workspace, "" for the workspace itself; None: the
+    notebook is not in it.
     """
 
     kernel_id: KernelId
@@ -164,6 +188,7 @@ class LaunchKernel(_Message, frozen=True, tag="launch_kernel"):
     environ: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=256)]
     arguments: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()
     curve: CurveKeys | None = None
+    workspace: _Text | None = None
 
     def __repr__(self) -> str:
         return f"LaunchKernel(kernel_id={self.kernel_id!r}, ...)"
@@ -242,9 +267,14 @@ class Attest(_Message, frozen=True, tag="attest"):
 
 
 class Challenge(_Message, frozen=True, tag="challenge"):
-    """First frame inside TLS: the gateway asks who is there, with a nonce it uses once."""
+    """First frame inside TLS: the gateway asks who is there, with a nonce it uses once.
+
+    `gateway` is its public key, and `proof` what it signed for this stream (`gateway_proof`).
+    """
 
     nonce: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    gateway: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    proof: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
 
 
 class Attested(_Message, frozen=True, tag="attested"):

@@ -9,12 +9,13 @@ import contextlib
 import socket
 from collections.abc import Callable
 
-__all__ = ["RelayCounters", "relay"]
+__all__ = ["RelayCounters", "relay", "relay_secured"]
 
 _PORTION_BYTES = 256 * 1024
 # A host-kernel fault is reported that corrupts vsock packets over about 32 KiB (FACTS, vsock).
 _VSOCK_PORTION_BYTES = 32 * 1024
 _SOCKET_BUFFER_BYTES = 1024 * 1024
+_LAST_WORDS_S = 1.0
 
 
 class RelayCounters:
@@ -162,3 +163,48 @@ async def relay(a: socket.socket, b: socket.socket, counters: RelayCounters | No
             else:
                 # Cancelled, or broken on the other side: an ended transport does not mind.
                 end.transport.abort()
+
+
+async def relay_secured(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock: socket.socket
+) -> None:
+    """Carry bytes both ways between a stream in TLS and a socket, and close both.
+
+    When either ends, both do: TLS in Python has no half-closed streams.
+
+    Args:
+        reader: Of the stream, owned by this call from now on.
+        writer: Of the same.
+        sock: A connected stream socket; owned, too.
+    """
+    _prepare(sock)
+    try:
+        inner_reader, inner_writer = await asyncio.open_connection(sock=sock, limit=_PORTION_BYTES)
+    except BaseException:
+        sock.close()
+        writer.transport.abort()
+        raise
+    pumps = [
+        asyncio.create_task(_pump(reader, inner_writer)),
+        asyncio.create_task(_pump(inner_reader, writer)),
+    ]
+    try:
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        # What one end said last still reaches the other.
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await writer.drain()
+                await inner_writer.drain()
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        inner_writer.close()
+        writer.close()
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await source.read(_PORTION_BYTES):
+            target.write(data)
+            await target.drain()

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from enclave_kernel.isolation.kernel_calls import LIBC, LockdownError
+from enclave_kernel.isolation.kernel_calls import LIBC, LockdownError, system_call
 
 __all__ = [
     "DEVICES",
@@ -24,15 +24,17 @@ __all__ = [
     "MS_RDONLY",
     "MS_REC",
     "MS_REMOUNT",
+    "MS_SLAVE",
     "SAFE",
     "bind",
     "make_proc",
     "mount",
+    "own_mounts",
 ]
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_MOVE = 0x20, 0x1000, 0x2000
-MS_REC, MS_PRIVATE = 0x4000, 0x40000
+MS_REC, MS_PRIVATE, MS_SLAVE = 0x4000, 0x40000, 0x80000
 SAFE: Final = MS_NOSUID | MS_NODEV
 
 DEVICES: Final = ("null", "zero", "full", "random", "urandom")
@@ -42,6 +44,21 @@ MASKED: Final = (
     *("sysrq-trigger", "latency_stats", "kpagecount", "kpageflags", "kpagecgroup", "modules"),
 )
 """Files of /proc that tell of the whole kernel or act on it."""
+
+
+_CLONE_NEWNS: Final = 0x00020000
+
+
+def own_mounts() -> None:
+    """Leave the mount namespace for one of its own: what is mounted there ends with its processes.
+
+    What others mount goes on to be seen. Before any thread is started.
+
+    Raises:
+        LockdownError: The kernel refuses.
+    """
+    system_call("unshare", _CLONE_NEWNS)
+    mount("none", "/", None, MS_REC | MS_SLAVE)
 
 
 def make_proc(root: Path) -> None:

@@ -32,9 +32,11 @@ from enclave_kernel.isolation.mounts import (
 )
 from enclave_kernel.isolation.owned_folder import bind_as_owned
 
-__all__ = ["HOME", "NotebookRoot", "enter_notebook_root"]
+__all__ = ["HOME", "WORKSPACE", "NotebookRoot", "enter_notebook_root"]
 
 HOME: Final = Path("/home/notebook")
+WORKSPACE: Final = Path("/home/workspace")
+"""Where notebooks find the files that are mirrored with the parent."""
 _OWN: Final = Path("/run")
 """Where the notebook's tmpfs is while it is filled; in the end /run is an empty folder of it."""
 _KERNEL_MOUNTS: Final = ("/dev", "/proc", "/sys")
@@ -77,6 +79,7 @@ def enter_notebook_root(
     hidden: Iterable[str],
     code: Iterable[str],
     memory_limit: int | None,
+    workspace: str | None = None,
 ) -> NotebookRoot:
     """Cover and close the file system for one notebook.
 
@@ -88,6 +91,7 @@ def enter_notebook_root(
         hidden: Folders with the enclave's state.
         code: Folders that its code is in, beside those of this interpreter.
         memory_limit: Bytes of all its own files together; None for half of the memory.
+        workspace: The enclave's workspace, shown at `WORKSPACE`; None: it is not shown.
 
     Raises:
         LockdownError: A mount failed.
@@ -100,6 +104,8 @@ def enter_notebook_root(
     shown = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in guarded}
     if start is not None:
         shown[start] = os.open(start, os.O_PATH | os.O_CLOEXEC)
+    if workspace is not None:
+        shown[WORKSPACE] = os.open(workspace, os.O_PATH | os.O_CLOEXEC)
     mask = os.umask(0o022)
     try:
         _close_to_writing()
@@ -117,7 +123,8 @@ def enter_notebook_root(
         os.umask(mask)
         for descriptor in shown.values():
             os.close(descriptor)
-    return NotebookRoot(str(start or HOME), writable)
+    own = HOME if workspace is None else WORKSPACE
+    return NotebookRoot(str(start or own), writable)
 
 
 def _code(folders: Iterable[str]) -> Iterable[Path]:
@@ -201,13 +208,16 @@ def _plan(
 ) -> dict[Path, _Place]:
     covers = {Path(name): _OWN / "tmp" for name in _TEMPORARY}
     covers[HOME.parent] = _OWN / "home"
-    empty = {Path("/sys"), *hidden, *(_closed_parent(path) for path in shown)}
+    existing = [path for path in shown if path != WORKSPACE]
+    empty = {Path("/sys"), *hidden, *(_closed_parent(path) for path in existing)}
     for number, path in enumerate(sorted(path for path in empty if path is not None)):
         if path not in covers:
             covers[path] = _OWN / f"empty-{number}"
     places = {path: _Place(cover) for path, cover in covers.items() if path.exists()}
     for path, descriptor in shown.items():
-        if path == folder:
+        if path == WORKSPACE:
+            places[path] = _Place(descriptor=descriptor, owned=True, writable=True)
+        elif path == folder:
             places[path] = _Place(descriptor=descriptor, owned=True, writable=writable)
         elif any(path.is_relative_to(cover) for cover in (*places, _OWN)):
             places[path] = _Place(descriptor=descriptor)

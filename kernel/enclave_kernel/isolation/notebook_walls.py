@@ -16,7 +16,12 @@ from enclave_kernel.isolation.kernel_calls import LockdownError, prctl
 from enclave_kernel.isolation.kernel_syscalls import KERNEL_SYSCALLS
 from enclave_kernel.isolation.namespaces import namespaces_of_this_process, unshare
 from enclave_kernel.isolation.notebook_network import raise_loopback
-from enclave_kernel.isolation.notebook_root import HOME, NotebookRoot, enter_notebook_root
+from enclave_kernel.isolation.notebook_root import (
+    HOME,
+    WORKSPACE,
+    NotebookRoot,
+    enter_notebook_root,
+)
 from enclave_kernel.isolation.privileges import (
     become_user,
     bound_capabilities,
@@ -56,6 +61,7 @@ class WallsSpec:
         hidden: Folders with the enclave's state.
         code: Folders with the enclave's code, beside those of this interpreter.
         memory_limit: Bytes of its files; None for half of the memory.
+        workspace: The enclave's workspace; None: it is not shown to this notebook.
     """
 
     uid: int
@@ -64,6 +70,7 @@ class WallsSpec:
     hidden: tuple[str, ...]
     code: tuple[str, ...]
     memory_limit: int | None
+    workspace: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ def put_up_notebook_walls(spec: WallsSpec) -> NotebookWalls:
         hidden=spec.hidden,
         code=spec.code,
         memory_limit=spec.memory_limit,
+        workspace=spec.workspace,
     )
     os.chdir("/")
     os.umask(0o022)
@@ -189,6 +197,8 @@ def _status() -> dict[str, str]:
 def _writable_mounts(walls: NotebookWalls) -> list[str]:
     """Return the mounts that can be written to and are not the notebook's own."""
     own = {Path("/tmp"), Path("/var/tmp"), HOME.parent, Path("/dev/shm")}  # noqa: S108
+    if walls.spec.workspace is not None:
+        own.add(WORKSPACE)
     if walls.root.writable:
         own.add(Path(walls.root.folder))
     wrong: list[str] = []

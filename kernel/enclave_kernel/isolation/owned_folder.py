@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 from enclave_kernel.isolation.kernel_calls import LIBC, LockdownError, system_call
 from enclave_kernel.isolation.seccomp import ARCHITECTURES
 
-__all__ = ["bind_as_owned"]
+__all__ = ["bind_as_owned", "can_show_as_owned"]
 
 _AT_FDCWD: Final = -100
 _AT_EMPTY_PATH: Final = 0x1000
@@ -48,6 +48,25 @@ def bind_as_owned(source: int, target: Path, *, uid: int, gid: int, read_only: b
     Raises:
         OSError: The kernel or the file system cannot.
     """
+    tree = _owned_tree(source, uid=uid, gid=gid, read_only=read_only)
+    try:
+        where = os.fsencode(target)
+        _call("move_mount", tree, b"", _AT_FDCWD, where, _MOVE_MOUNT_F_EMPTY_PATH)
+    finally:
+        os.close(tree)
+
+
+def can_show_as_owned(source: int) -> bool:
+    """Say whether the kernel and the file system of a folder can do it."""
+    try:
+        os.close(_owned_tree(source, uid=1, gid=1, read_only=False))
+    except OSError:
+        return False
+    return True
+
+
+def _owned_tree(source: int, *, uid: int, gid: int, read_only: bool) -> int:
+    """Return a descriptor of such a mount, which is nowhere yet."""
     status = os.fstat(source)
     users = _user_namespace(f"{status.st_uid} {uid} 1", f"{status.st_gid} {gid} 1")
     try:
@@ -59,10 +78,10 @@ def bind_as_owned(source: int, target: Path, *, uid: int, gid: int, read_only: b
             # that the folder was found on, which may be closed to writing.
             attributes = struct.pack("=QQQQ", wanted | access[0], access[1], 0, users)
             _call("mount_setattr", tree, b"", _AT_EMPTY_PATH, attributes, len(attributes))
-            where = os.fsencode(target)
-            _call("move_mount", tree, b"", _AT_FDCWD, where, _MOVE_MOUNT_F_EMPTY_PATH)
-        finally:
+        except BaseException:
             os.close(tree)
+            raise
+        return tree
     finally:
         os.close(users)
 

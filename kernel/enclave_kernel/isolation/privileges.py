@@ -18,6 +18,7 @@ from enclave_kernel.isolation.seccomp import ARCHITECTURES
 __all__ = [
     "be_killable",
     "become_user",
+    "become_user_with",
     "bound_capabilities",
     "forbid_new_privileges",
     "leave_session_keyring",
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 _PR_SET_NO_NEW_PRIVS: Final = 38
-_PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 24, 28
+_PR_CAPBSET_DROP, _PR_SET_SECUREBITS, _PR_SET_KEEPCAPS = 24, 28, 8
 _SECUREBITS: Final = 0b1110_1011
 """NOROOT and NO_CAP_AMBIENT_RAISE, both locked; KEEP_CAPS and NO_SETUID_FIXUP locked as off."""
 _CAPABILITY_VERSION_3: Final = 0x20080522
@@ -51,6 +52,23 @@ def become_user(uid: int, gid: int) -> None:
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     _drop_capabilities()
+
+
+def become_user_with(uid: int, gid: int, capabilities: tuple[int, ...]) -> None:
+    """Be this user and group, with these capabilities and no others, now or after an exec.
+
+    Raises:
+        LockdownError: Capabilities cannot be dropped.
+        OSError: The ids cannot be taken.
+    """
+    # An exec gives nothing back: the bounding set is empty, and nothing is inheritable.
+    _drop_bounding_set()
+    prctl(_PR_SET_KEEPCAPS, 1)
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    prctl(_PR_SET_KEEPCAPS, 0)
+    _drop_capabilities(sum(1 << number for number in capabilities))
 
 
 def bound_capabilities() -> None:
@@ -106,9 +124,11 @@ def _drop_bounding_set() -> None:
             return
 
 
-def _drop_capabilities() -> None:
+def _drop_capabilities(kept: int = 0) -> None:
+    """Drop all capabilities but those whose bits are in `kept`, of the first 32."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    nothing = (ctypes.c_uint32 * 6)()
-    if LIBC.capset(header, nothing) != 0:
+    # Effective and permitted; then those past 32.
+    left = (ctypes.c_uint32 * 6)(kept, kept)
+    if LIBC.capset(header, left) != 0:
         code = ctypes.get_errno()
         raise LockdownError(f"capabilities cannot be dropped: {os.strerror(code)}")

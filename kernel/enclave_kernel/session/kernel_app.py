@@ -15,15 +15,18 @@ from typing import Any
 import zmq
 from ipykernel.heartbeat import Heartbeat
 from ipykernel.kernelapp import IPKernelApp
+from traitlets import default
 from traitlets.config import Config
 
 from enclave_kernel import process_control, session_messages
 from enclave_kernel.isolation.notebook_network import PROXY_ENVIRON
-from enclave_kernel.isolation.notebook_root import HOME
+from enclave_kernel.isolation.notebook_root import HOME, WORKSPACE
 from enclave_kernel.isolation.notebook_walls import WallsSpec, check_notebook_walls
 from enclave_kernel.session.own_init import become_walled_kernel
 from enclave_kernel.session.own_packages import make_own_packages
 from enclave_kernel.session.supervisor_link import SupervisorLink
+from enclave_kernel.session.usage_reply import EnclaveKernel
+from enclave_kernel.session.workspace_flush import flush_after_cells
 from enclave_kernel.session_messages import (
     KernelFailed,
     KernelPlace,
@@ -69,6 +72,10 @@ class EnclaveKernelApp(IPKernelApp):
     name = "enclave-kernel"
     # From the class, not traitlets: set before the application is initialised.
     listeners: Mapping[str, int]
+
+    @default("kernel_class")
+    def _own_kernel_class(self) -> type[EnclaveKernel]:
+        return EnclaveKernel
 
     def _bind_socket(self, s: "zmq.Socket[bytes]", port: int) -> int:
         channel = CHANNELS[port - 1]
@@ -120,6 +127,7 @@ def _spec(start: StartKernel, place: KernelPlace) -> WallsSpec:
         uid=place.uid,
         gid=place.gid,
         folder=start.cwd if place.use_folder else None,
+        workspace=place.workspace,
         hidden=place.hidden,
         code=place.code,
         memory_limit=place.memory_limit,
@@ -172,9 +180,8 @@ def run_kernel(
     if walls:
         os.environ.update(_OWN_ENVIRON)
         make_own_packages(HOME)
-    _enter_directory(folder)
-    # What an absolute path means in `%run_encrypted`.
-    os.environ["ENCLAVE_WORKSPACE"] = str(Path.cwd())
+    workspace = None if start.workspace is None else WORKSPACE if walls else Path(start.workspace)
+    _enter_directory(folder if workspace is None else start.cwd, workspace)
     # What an interactive `python` has: modules beside the notebook can be imported.
     sys.path.insert(0, "")
     public, secret = _curve_pair(start)
@@ -198,6 +205,8 @@ def run_kernel(
     if (app.curve_publickey, app.curve_secretkey) != (public, secret):
         raise MessageError("the kernel's options change its encryption, which they may not")
     app.kernel.supervisor_link = link
+    if workspace is not None:
+        flush_after_cells(app.shell, link)
     link.send(session_messages.encode(KernelReady()))
     app.start()  # type: ignore[no-untyped-call]
     # As at the end of any interpreter, which os._exit in the zygote's child skips.
@@ -205,11 +214,25 @@ def run_kernel(
     return 0
 
 
-def _enter_directory(path: str) -> None:
-    """Go to the notebook's directory; where the enclave has none by that name, stay at home."""
-    for candidate in (path, os.environ.get("HOME", "/"), "/"):
+def _enter_directory(folder: str, workspace: Path | None) -> None:
+    """Go to the notebook's directory; where the enclave has none by that name, stay above it.
+
+    And say what an absolute path means in `%run_encrypted`: the workspace, or where it started.
+
+    Args:
+        folder: The directory, in the workspace if there is one.
+        workspace: Where that is, if the notebook is in it.
+    """
+    candidates = [folder]
+    if workspace is not None:
+        # It may not have come yet: `enclave sync` is under way.
+        path = workspace / folder
+        above = [str(place) for place in path.parents if place.is_relative_to(workspace)]
+        candidates = [str(path), *above]
+    for candidate in (*candidates, os.environ.get("HOME", "/"), "/"):
         try:
             os.chdir(candidate)
         except OSError:
             continue
-        return
+        break
+    os.environ["ENCLAVE_WORKSPACE"] = str(workspace or Path.cwd())

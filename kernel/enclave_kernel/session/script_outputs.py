@@ -6,18 +6,15 @@ parent instance comes out.
 
 import secrets
 import shutil
-import unicodedata
 from pathlib import Path
-from typing import IO, Final
+from typing import IO
 
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.package_archive import ArchiveReader, FileData, FileEnd, FileStart
 from enclave_protocol.plain_text import plain_text
+from enclave_protocol.workspace.names import fold, is_reserved
 
 __all__ = ["OutputFiles", "OutputNameError"]
-
-_RUN_BY_NAME: Final = frozenset({"conftest.py", "sitecustomize.py", "usercustomize.py"})
-_RUN_BY_SUFFIX: Final = (".pth", ".desktop")
 
 
 class OutputNameError(EnclaveError):
@@ -102,8 +99,7 @@ class OutputFiles:
         if not any(path.startswith(f"{folder}/") for folder in self.outputs):
             raise OutputNameError("the script's files are not in its output folder")
         for part in path.split("/"):
-            plain = unicodedata.normalize("NFKC", part).casefold()
-            if plain.startswith(".") or plain in _RUN_BY_NAME or plain.endswith(_RUN_BY_SUFFIX):
+            if fold(part).startswith(".") or is_reserved(part):
                 raise OutputNameError(
                     f"the script wrote /{plain_text(path)}, whose name could run code on this "
                     "machine: it is not taken"

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,17 +20,21 @@ from enclave_kernel.kms import load_boto3, release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
 from enclave_kernel.session_messages import About, KernelPlace
+from enclave_kernel.supervisor.admission import Admission
 from enclave_kernel.supervisor.channel_identity import new_channel_identity
 from enclave_kernel.supervisor.code_folders import code_folders, import_path
 from enclave_kernel.supervisor.control_stream import ControlStream, NoGatewayError
+from enclave_kernel.supervisor.counters import Counters
 from enclave_kernel.supervisor.egress import Egress
 from enclave_kernel.supervisor.kernel_process import KernelProcesses
 from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownKernelError
 from enclave_kernel.supervisor.package_loader import PackageLoader
 from enclave_kernel.supervisor.publisher_check import PublisherCheck
 from enclave_kernel.supervisor.stream_listener import StreamListener
+from enclave_kernel.supervisor.usage import UsageClock
 from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.supervisor.vault_pool import VaultPool
+from enclave_kernel.supervisor.workspace import Workspace
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
 from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.channel_binding import NOTEBOOK_USER_DATA
@@ -53,7 +57,7 @@ from enclave_protocol.messages import (
     StatusRequest,
 )
 from enclave_protocol.package_header import PackageHeader
-from enclave_protocol.relay import relay
+from enclave_protocol.relay import relay, relay_secured
 
 __all__ = ["Supervisor", "SupervisorOptions"]
 
@@ -108,16 +112,19 @@ class Supervisor:
         self._module_id = self._nsm.describe().module_id
         self._keys = RsaPool()
         self._clock = TrustedClock()
+        self._counters = Counters()
         self._key_threads = ThreadPoolExecutor(_KEY_THREADS, thread_name_prefix="key-release")
         self._cgroups = _groups_for_kernels(options.kernel_memory_bytes)
         sockets = options.runtime_dir / "k"
         vaults = options.runtime_dir / "v"
-        for directory in (sockets, vaults):
+        workspace = options.runtime_dir / "w"
+        for directory in (sockets, vaults, workspace):
             directory.mkdir(mode=0o700, exist_ok=True)
         # A vault passes through here to its own directory, which nobody can list.
         vaults.chmod(0o711)
         self._user_ids = UserIds()
         self._pool = VaultPool(vaults, import_path(), self._user_ids)
+        self._workspace = Workspace(workspace, self._user_ids)
         self._processes = KernelProcesses(
             sockets, cgroups=self._cgroups, make_place=self._place_of_a_kernel
         )
@@ -127,6 +134,7 @@ class Supervisor:
             on_ended=self._tell_ended,
             make_vaults=self._vaults_of,
             open_egress=lambda kernel: self._egress.listen_for(kernel.pid, kernel.kernel_id),
+            workspace=self._workspace,
         )
         self._control: ControlStream | None = None
         self._controls: list[ControlStream] = []
@@ -134,10 +142,12 @@ class Supervisor:
         self._listener = StreamListener(
             options.listen,
             identity=self._identity,
+            admission=Admission(self._identity.public_key, required=not options.development),
             attest=self._attest,
             on_control=self._serve_control,
             on_channel=self._carry_channel,
             on_egress=self._egress.take,
+            on_workspace=self._carry_workspace,
         )
         self._zygote = self._new_zygote()
 
@@ -190,6 +200,7 @@ class Supervisor:
             self._attest_for_notebook,
             PublisherCheck(self._ask_gateway),
             self._clock,
+            self._counters,
         )
 
     def _about(self, request_id: int) -> About:
@@ -239,7 +250,8 @@ class Supervisor:
                 clock=self._clock,
                 proxy_url=proxy_url,
             )
-            releasing = asyncio.get_running_loop().run_in_executor(self._key_threads, release)
+            timed = partial(_timed, release, self._counters)
+            releasing = asyncio.get_running_loop().run_in_executor(self._key_threads, timed)
             try:
                 return await asyncio.shield(releasing)
             except asyncio.CancelledError:
@@ -275,6 +287,8 @@ class Supervisor:
             loop.add_signal_handler(signum, self._stopping.set)
         accepting = asyncio.create_task(self._listener.run())
         accepting.add_done_callback(lambda _: self._stopping.set())
+        usage = UsageClock(self._kernels.meters, self._kernels.vault_meters)
+        looking = asyncio.create_task(usage.run())
         # What it says of its walls is what the enclave reports.
         self._pool.prepare_spare()
         # Whoever loads the first package shall not wait for it.
@@ -286,6 +300,7 @@ class Supervisor:
                 accepting.result()
         finally:
             accepting.cancel()
+            looking.cancel()
             await self._close()
 
     async def _close(self) -> None:
@@ -300,8 +315,9 @@ class Supervisor:
             self._cgroups.close()
         if self._control is not None:
             await self._control.close()
+        await self._workspace.close()
         self._listener.close()
-        for name in ("k", "v"):
+        for name in ("k", "v", "w"):
             with contextlib.suppress(OSError):
                 (self._options.runtime_dir / name).rmdir()
 
@@ -318,6 +334,16 @@ class Supervisor:
         task.add_done_callback(kernel.streams.discard)
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.shield(task)
+
+    async def _carry_workspace(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rest: bytes
+    ) -> None:
+        try:
+            agent = await self._workspace.serve(rest)
+        except BaseException:
+            writer.transport.abort()
+            raise
+        await relay_secured(reader, writer, agent)
 
     async def _serve_control(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rest: bytes
@@ -371,6 +397,8 @@ class Supervisor:
             pcrs={str(index): value for index, value in self._pcrs.items()},
             isolation=self._describe_isolation(),
             kernels=self._kernels.describe(),
+            vaults=len(self._kernels.vault_meters()),
+            counts=self._counters.snapshot(),
         )
 
 
@@ -391,6 +419,15 @@ def _groups_for_kernels(limit_bytes: int | None) -> ControlGroups | None:
     except ControlGroupError as error:
         _log.warning("kernels are limited without control groups: %s", error)
         return None
+
+
+def _timed(release: Callable[[], bytearray], counters: Counters) -> bytearray:
+    """Release a key and count how long it took. Runs in a thread."""
+    began = time.monotonic()
+    try:
+        return release()
+    finally:
+        counters.released(time.monotonic() - began)
 
 
 def _wipe(releasing: "asyncio.Future[bytearray]") -> None:

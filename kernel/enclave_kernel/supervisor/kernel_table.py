@@ -10,25 +10,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from enclave_kernel.session_messages import (
+    FlushWorkspace,
     KernelExited,
     KernelFailed,
+    KernelPlace,
     KernelReady,
     KernelWalled,
     StartKernel,
+    WorkspaceFlushed,
 )
 from enclave_kernel.supervisor.egress import EgressListener
 from enclave_kernel.supervisor.kernel_process import KernelProcess, KernelProcesses
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
+from enclave_kernel.supervisor.usage import KernelMeter, VaultMeter
+from enclave_kernel.supervisor.workspace import Workspace
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
+from enclave_protocol.enclave_usage import MAX_LISTED_VAULTS, VaultInfo
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import CHANNELS, KernelEnded, KernelInfo, LaunchKernel
+from enclave_protocol.workspace.names import check_rel
 
 __all__ = ["Kernel", "KernelLaunchError", "KernelTable", "UnknownKernelError", "VaultOwner"]
 
 _log = logging.getLogger(__name__)
 _READY_TIMEOUT_S = 60.0
 _MAX_KERNELS = 256
+_MAX_FLUSHES = 1024
 _SIGKILL = 9
 
 
@@ -46,8 +56,11 @@ class VaultOwner(Protocol):
     def handle(self, message: FromSession) -> None:
         """Take one message of the kernel process."""
 
-    def names(self) -> tuple[str, ...]:
-        """Return name and version of every package that is loaded."""
+    def describe(self) -> tuple[VaultInfo, ...]:
+        """Return what `enclave status` shows of every vault."""
+
+    def meters(self) -> tuple[VaultMeter, ...]:
+        """Return what of them is to be looked at from time to time."""
 
     def close(self) -> None:
         """End every vault of this kernel."""
@@ -64,6 +77,7 @@ class Kernel:
     channel: SessionChannel | None = None
     vaults: VaultOwner | None = None
     egress: EgressListener | None = None
+    meter: KernelMeter | None = None
     ready: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -74,6 +88,20 @@ class Kernel:
         """Its process id; 0 before there is a process."""
         return 0 if self.process is None else self.process.pid
 
+    def describe(self, vaults: tuple[VaultInfo, ...]) -> KernelInfo:
+        """Return what `enclave status` shows of it, with these of its vaults."""
+        seen = None if self.meter is None else self.meter.seen
+        return KernelInfo(
+            kernel_id=self.kernel_id,
+            pid=self.pid,
+            uptime_s=round(time.monotonic() - self.started, 1),
+            vaults=vaults,
+            memory_bytes=None if seen is None else seen.memory_bytes,
+            cpu_percent=None if seen is None else seen.cpu_percent,
+            cpu_s=None if seen is None else seen.cpu_s,
+            walled=self.walls is not None,
+        )
+
 
 class KernelTable:
     """All kernels.
@@ -82,6 +110,7 @@ class KernelTable:
         processes: Where a kernel's process comes from.
         on_ended: Told of every kernel that was launched and ended.
         make_vaults: Makes the owner of a kernel's vaults.
+        workspace: What the parent mirrors.
         open_egress: Makes a walled kernel's way to the egress proxy.
 
     Attributes:
@@ -94,11 +123,14 @@ class KernelTable:
         *,
         on_ended: Callable[[KernelEnded], None],
         make_vaults: Callable[[Kernel], VaultOwner],
+        workspace: Workspace,
         open_egress: Callable[[Kernel], EgressListener | None],
     ) -> None:
         self._processes = processes
         self._on_ended = on_ended
         self._make_vaults = make_vaults
+        self._workspace = workspace
+        self._flushes: set[asyncio.Task[None]] = set()
         self._open_egress = open_egress
         self.walls: tuple[str, ...] | None = None
         self._kernels: dict[str, Kernel] = {}
@@ -118,17 +150,24 @@ class KernelTable:
             raise UnknownKernelError(f"no kernel {kernel_id} runs in this enclave") from None
 
     def describe(self) -> tuple[KernelInfo, ...]:
-        """Return what `enclave status` shows of each kernel."""
-        now = time.monotonic()
-        return tuple(
-            KernelInfo(
-                kernel_id=kernel.kernel_id,
-                pid=kernel.pid,
-                uptime_s=round(now - kernel.started, 1),
-                vaults=kernel.vaults.names() if kernel.vaults is not None else (),
-            )
-            for kernel in self._kernels.values()
-        )
+        """Return what `enclave status` shows of each kernel; not all vaults if there are many."""
+        room = MAX_LISTED_VAULTS
+        found = []
+        for kernel in self._kernels.values():
+            vaults = () if kernel.vaults is None else kernel.vaults.describe()[:room]
+            room -= len(vaults)
+            found.append(kernel.describe(vaults))
+        return tuple(found)
+
+    def meters(self) -> tuple[KernelMeter, ...]:
+        """Return what of the kernels themselves is to be looked at from time to time."""
+        meters = (kernel.meter for kernel in self._kernels.values())
+        return tuple(meter for meter in meters if meter is not None)
+
+    def vault_meters(self) -> tuple[VaultMeter, ...]:
+        """Return the same for all vaults."""
+        owners = (kernel.vaults for kernel in self._kernels.values())
+        return tuple(m for owner in owners if owner is not None for m in owner.meters())
 
     async def launch(self, request: LaunchKernel, zygote: ZygoteProcess) -> Kernel:
         """Start a kernel process and return it when its five sockets are bound.
@@ -161,6 +200,7 @@ class KernelTable:
 
     def _start(self, kernel: Kernel, process: KernelProcess, request: LaunchKernel) -> None:
         kernel.vaults = self._make_vaults(kernel)
+        kernel.meter = KernelMeter(process.pid, process.cgroup)
         kernel.channel = SessionChannel(
             process.session,
             on_message=lambda message: self._take(kernel, message),
@@ -172,13 +212,37 @@ class KernelTable:
                 endpoint_prefix=process.prefix,
                 key=request.key,
                 signature_scheme=request.signature_scheme,
-                cwd=request.cwd,
+                cwd=_start_folder(request),
                 environ=request.environ,
                 arguments=request.arguments,
-                place=process.place,
+                place=self._place(process, request),
                 curve=request.curve,
+                workspace=None if request.workspace is None else str(self._workspace.folder()),
             )
         )
+
+    def _place(self, process: KernelProcess, request: LaunchKernel) -> KernelPlace | None:
+        """Return the process's walls, with the workspace where it is the notebook's folder.
+
+        And in an enclave in any case: there are no other files of the user's.
+        """
+        place = process.place
+        if place is None or (request.workspace is None and place.use_folder):
+            return place
+        folder = str(self._workspace.folder())
+        return msgspec.structs.replace(place, use_folder=False, workspace=folder)
+
+    def _flush(self, kernel: Kernel, message: FlushWorkspace) -> None:
+        async def flush() -> None:
+            await self._workspace.flush()
+            if kernel.channel is not None:
+                kernel.channel.send(WorkspaceFlushed(message.request_id))
+
+        # A kernel asks once a cell: one that asks more often waits in line like the others.
+        if len(self._flushes) < _MAX_FLUSHES:
+            task = asyncio.create_task(flush())
+            self._flushes.add(task)
+            task.add_done_callback(self._flushes.discard)
 
     def signal(self, kernel_id: str, number: int) -> None:
         """Signal a kernel's process group; if it ended already, nothing happens."""
@@ -194,6 +258,8 @@ class KernelTable:
         elif isinstance(message, KernelFailed):
             if not kernel.ready.done():
                 kernel.ready.set_exception(KernelLaunchError(message.message))
+        elif isinstance(message, FlushWorkspace):
+            self._flush(kernel, message)
         elif kernel.vaults is not None:
             kernel.vaults.handle(message)
 
@@ -299,3 +365,11 @@ class KernelTable:
         self._processes.close()
         for kernel in list(self._kernels.values()):
             self._remove(kernel)
+
+
+def _start_folder(request: LaunchKernel) -> str:
+    """Return the notebook's folder, in the workspace if it is in there."""
+    if not request.workspace:
+        return request.cwd if request.workspace is None else ""
+    # The parent's word: it leads nowhere else, even for the kernel's own user.
+    return check_rel(request.workspace)

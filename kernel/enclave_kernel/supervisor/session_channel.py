@@ -12,6 +12,7 @@ from enclave_kernel.session_messages import (
     AboutRequest,
     AttestRequest,
     CancelLoad,
+    FlushWorkspace,
     InterruptVault,
     KernelFailed,
     KernelReady,
@@ -22,13 +23,16 @@ from enclave_kernel.session_messages import (
     PackageLoaded,
     StartKernel,
     UnloadVault,
+    UsageRequest,
     VaultDeath,
     VaultDeathRequest,
+    VaultsUsage,
+    WorkspaceFlushed,
 )
 from enclave_protocol.errors import ProtocolError
 from enclave_protocol.frame import FrameDecoder, encode_frame
 
-__all__ = ["FromSession", "SessionChannel"]
+__all__ = ["FromSession", "SessionChannel", "ToSession"]
 
 _MAX_UNSENT_BYTES = 2 * MAX_SESSION_BYTES
 
@@ -42,7 +46,20 @@ FromSession = (
     | UnloadVault
     | VaultDeathRequest
     | AboutRequest
+    | FlushWorkspace
     | AttestRequest
+    | UsageRequest
+)
+
+ToSession = (
+    StartKernel
+    | PackageLoaded
+    | LoadRefused
+    | VaultDeath
+    | About
+    | NotebookAttested
+    | WorkspaceFlushed
+    | VaultsUsage
 )
 
 
@@ -73,7 +90,7 @@ class SessionChannel:
 
     def send(
         self,
-        message: StartKernel | PackageLoaded | LoadRefused | VaultDeath | About | NotebookAttested,
+        message: ToSession,
         descriptors: tuple[int, ...] = (),
     ) -> None:
         """Send one message; what does not fit into the socket's buffer follows when it is read.

@@ -1,8 +1,8 @@
 """The three processes of a vault: one outside its pid namespace, its init, and the payload.
 
-The outer one is the supervisor's child: it passes signals on and ends as the payload ended. Init
-is pid 1 inside: it reaps, and when it ends, the kernel kills whatever else is in the namespace, a
-daemon of the package's included. Neither runs a line of a package.
+The outer one is the supervisor's child: SIGTERM ends all through it, and it ends as the payload
+did. Init is pid 1 inside: it reaps, and when it ends, the kernel kills whatever else is in the
+namespace, a daemon of the package's included. Neither runs a line of a package.
 
 Source: THREATS section C, steps 5, 13 and 14.
 """
@@ -27,7 +27,7 @@ def become_payload(
 ) -> None:
     """Fork twice and return as the payload, in a pid namespace that was unshared before.
 
-    Signals to the outer process: SIGINT reaches the payload, SIGTERM ends all of them.
+    SIGTERM to the outer process ends all of them. The payload alone takes SIGINT.
 
     Args:
         prepare: Run by init as root: what takes privileges.
@@ -41,7 +41,7 @@ def become_payload(
     """
     supervisor = os.getppid()
     outside, inside = socket.socketpair()
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGCHLD))
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     init = os.fork()
     if init != 0:
         inside.close()
@@ -73,10 +73,7 @@ def _stay_outside(
         link.sendall(b"2")
     _close(keep)
     while True:
-        number = signal.sigwait((signal.SIGINT, signal.SIGTERM, signal.SIGCHLD))
-        if number == signal.SIGINT:
-            os.kill(init, signal.SIGINT)
-        elif number == signal.SIGTERM:
+        if signal.sigwait((signal.SIGTERM, signal.SIGCHLD)) == signal.SIGTERM:
             os.kill(init, signal.SIGKILL)
         else:
             pid, status = os.waitpid(init, os.WNOHANG)
@@ -105,9 +102,7 @@ def _end_as(status: int) -> NoReturn:
 
 def _reap(payload: int, link: socket.socket) -> NoReturn:
     while True:
-        if signal.sigwait((signal.SIGINT, signal.SIGCHLD)) == signal.SIGINT:
-            os.kill(payload, signal.SIGINT)
-            continue
+        signal.sigwait((signal.SIGCHLD,))
         pid = -1
         while pid != 0:
             pid, status = os.waitpid(-1, os.WNOHANG)

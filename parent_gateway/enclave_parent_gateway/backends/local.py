@@ -113,7 +113,8 @@ class LocalBackend:
                 stop_process(state.processes[name], grace_s=_GRACE_S)
         for name in (*_PARTS, "gateway"):
             (paths.runtime / f"{name}.ready").unlink(missing_ok=True)
-        for file in (paths.enclave_socket, paths.nsm_socket, paths.state_file):
+        files = (paths.enclave_socket, paths.nsm_socket, paths.state_file, paths.sync_file)
+        for file in files:
             file.unlink(missing_ok=True)
         if state is not None and state.directory is not None:
             directory = Path(state.directory)

@@ -11,10 +11,10 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from enclave_parent_gateway.egress.addresses import Address, AddressPolicy
+from enclave_parent_gateway.egress.addresses import Address, AddressPolicy, Network
 from enclave_parent_gateway.egress.allowlist import Allowlist
 from enclave_parent_gateway.egress.client_hello import (
     MAX_HELLO_BYTES,
@@ -45,7 +45,7 @@ from enclave_parent_gateway.egress.http_head import (
 from enclave_parent_gateway.egress.resolver import Resolve
 from enclave_protocol.relay import RelayCounters, relay
 
-__all__ = ["EgressLimits", "EgressProxy"]
+__all__ = ["EgressCounts", "EgressLimits", "EgressProxy"]
 
 _log = logging.getLogger(__name__)
 _ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -77,6 +77,25 @@ class EgressLimits:
     per_kernel: int = 256
 
 
+@dataclass
+class EgressCounts:
+    """What the proxy did since its start.
+
+    Attributes:
+        allowed: Connections that were made.
+        denied: Refused for where they were to go.
+        failed: Not made for another reason: a bad request, no answer, no room.
+        bytes_out: To the destinations, of connections that have ended.
+        bytes_in: From them, of the same.
+    """
+
+    allowed: int = 0
+    denied: int = 0
+    failed: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+
+
 @dataclass(eq=False)
 class _Connection:
     kernel: str | None
@@ -84,6 +103,7 @@ class _Connection:
     task: "asyncio.Task[None] | None" = None
     destination: Destination | None = None
     address: Address | None = None
+    private: tuple[Network, ...] = ()
     counters: RelayCounters = field(default_factory=RelayCounters)
     cut: str | None = None
 
@@ -117,11 +137,21 @@ class EgressProxy:
         self._suggest = suggest
         self._limits = limits or EgressLimits()
         self._open: set[_Connection] = set()
+        self._counts = EgressCounts()
 
     @property
     def connections(self) -> int:
         """How many are open."""
         return len(self._open)
+
+    def counts(self) -> EgressCounts:
+        """Return what it did so far, the bytes of open connections included."""
+        live = [connection.counters for connection in self._open]
+        return replace(
+            self._counts,
+            bytes_out=self._counts.bytes_out + sum(each.a_to_b for each in live),
+            bytes_in=self._counts.bytes_in + sum(each.b_to_a for each in live),
+        )
 
     def end_what_is_not_allowed(self) -> None:
         """Cut the connections that the allowlist, as it is now, would not let start."""
@@ -131,7 +161,10 @@ class EgressProxy:
             allowed = Allowlist(())
         for connection in self._open:
             destination = connection.destination
-            if destination is not None and not allowed.allows(destination):
+            if destination is None:
+                continue
+            private = allowed.private_networks(destination)
+            if not allowed.allows(destination) or not set(connection.private) <= set(private):
                 self._cut(connection, "it is not allowed any more")
 
     def _cut(self, connection: _Connection, reason: str) -> None:
@@ -153,6 +186,10 @@ class EgressProxy:
         try:
             await self._serve(sock, connection)
         except EgressError as error:
+            if isinstance(error, DestinationRefusedError | AddressRefusedError):
+                self._counts.denied += 1
+            else:
+                self._counts.failed += 1
             self._note(connection, "refused", str(error))
             await _answer(sock, error)
         except OSError as error:
@@ -163,15 +200,18 @@ class EgressProxy:
                 raise
         finally:
             self._open.discard(connection)
+            self._counts.bytes_out += connection.counters.a_to_b
+            self._counts.bytes_in += connection.counters.b_to_a
             sock.close()
 
     async def _serve(self, sock: socket.socket, connection: _Connection) -> None:
         self._check_room(connection)  # 1
         request, early = await self._read_request(sock)  # 2
         connection.destination = request.destination
-        await self._check_allowed(request.destination)  # 3
-        addresses = await self._addresses_of(request.destination)  # 4, 5
+        connection.private = await self._check_allowed(request.destination)  # 3
+        addresses = await self._addresses_of(request.destination, connection.private)  # 4, 5
         upstream = await self._connect(addresses, request.destination.port, connection)  # 6
+        self._counts.allowed += 1
         self._note(connection, "opened", None)
         watch = asyncio.create_task(self._watch_idle(connection))
         try:
@@ -215,21 +255,25 @@ class EgressProxy:
             raise RequestError("something follows the request before it was answered")
         return request, early
 
-    async def _check_allowed(self, destination: Destination) -> None:
+    async def _check_allowed(self, destination: Destination) -> tuple[Network, ...]:
+        """Return the private networks in which it may be."""
         try:
-            allowed = self._allowlist().allows(destination)
+            allowlist = self._allowlist()
         except AllowlistError as error:
             _log.warning("nothing is allowed: %s", error)
             raise DestinationRefusedError(
                 "nothing is allowed, because the allowlist cannot be read; see: enclave logs"
             ) from None
-        if not allowed:
+        if not allowlist.allows(destination):
             raise DestinationRefusedError(
                 f"{destination} is not allowed; on the parent instance type: enclave proxy allow "
                 f"{await self._suggest(destination)}"
             )
+        return allowlist.private_networks(destination)
 
-    async def _addresses_of(self, destination: Destination) -> tuple[Address, ...]:
+    async def _addresses_of(
+        self, destination: Destination, private: tuple[Network, ...]
+    ) -> tuple[Address, ...]:
         """Return the addresses that may be connected to, looked up once."""
         literal = destination.address
         found = (literal,) if literal is not None else await self._resolve(destination.host)
@@ -237,7 +281,7 @@ class EgressProxy:
         refused: AddressRefusedError | None = None
         for address in found:
             try:
-                self._addresses.check(address)
+                self._addresses.check(address, private)
             except AddressRefusedError as error:
                 refused = refused or error
             else:
