@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from enclave_infra.image.build_cache import BuildCache
 from enclave_infra.image.cpio_archive import write_cpio
 from enclave_infra.image.debian_lock import (
     ARCHITECTURES,
@@ -20,8 +21,16 @@ from enclave_infra.image.debian_lock import (
     read_lock,
 )
 from enclave_infra.image.debian_mirror import Mirror
-from enclave_infra.image.debian_packages import fetch_kernel, fetch_root, unpack_root
+from enclave_infra.image.debian_packages import (
+    LEFT_OUT,
+    describe_package,
+    fetch_kernel,
+    fetch_root,
+    unpack_root,
+)
 from enclave_infra.image.eif_writer import EifParts, write_eif
+from enclave_infra.image.errors import LockError
+from enclave_infra.image.image_rules import check_root
 from enclave_infra.image.kernel_files import KernelFiles, debian_kernel, nitro_kernel
 from enclave_infra.image.own_code import install_own_code, own_version
 from enclave_infra.image.pinned_python import PinnedPython
@@ -33,11 +42,13 @@ from enclave_infra.image.root_settings import (
     write_init,
     write_settings,
 )
+from enclave_infra.image.sbom import python_packages, write_sbom
+from enclave_infra.image.tar_export import write_tar
 from enclave_protocol.eif import Eif
 
 __all__ = ["BuildOptions", "BuiltImage", "build_image"]
 
-_LEVEL: Final = 9
+_LEVEL: Final = 6
 _MEMORY_BYTES: Final = 2 << 30
 _CPUS: Final = 2
 _SOFTWARE_NSM: Final = (f"/usr/bin/python{PYTHON}", "-I", "-m", "enclave_infra.software_nsm")
@@ -58,6 +69,8 @@ class BuildOptions:
         debian_lock: Exact Debian packages; None: the newest ones, which nobody can reproduce.
         kernel_folder: nitro-cli's blobs; None: Debian's cloud kernel.
         development: With the software NSM, under a name of its own.
+        tar: Where the root file system goes as a tar file, or None.
+        cache: A folder of this user that keeps what was fetched, or None.
     """
 
     output: Path
@@ -68,18 +81,22 @@ class BuildOptions:
     debian_lock: Path | None
     kernel_folder: Path | None = None
     development: bool = False
+    tar: Path | None = None
+    cache: Path | None = None
 
 
 class BuiltImage(msgspec.Struct, frozen=True):
-    """What was built, and of what."""
+    """What was built: the image as read back, its name, and its list of contents."""
 
     eif: Eif
     name: str
-    packages: tuple[DebianPackage, ...]
+    sbom: Path
 
 
 def build_image(options: BuildOptions, progress: Callable[[str], None]) -> BuiltImage:
     """Build an image.
+
+    Beside `output` it writes `output`.spdx.json, the list of what is in it.
 
     Args:
         options: What to build.
@@ -90,7 +107,10 @@ def build_image(options: BuildOptions, progress: Callable[[str], None]) -> Built
         OSError: Reading or writing failed.
     """
     with tempfile.TemporaryDirectory(prefix="enclave-image-") as name:
-        return _Build(options, Path(name), progress).run()
+        work = Path(name)
+        # apt's own user passes through here.
+        work.chmod(0o711)
+        return _Build(options, work, progress).run()
 
 
 class _Build:
@@ -101,8 +121,8 @@ class _Build:
         self._root = work / "root"
         self._boot = work / "boot"
         self._architecture = ARCHITECTURES[options.machine]
-        locked = () if options.debian_lock is None else read_lock(options.debian_lock)
-        self._locked = locked
+        self._locked = () if options.debian_lock is None else read_lock(options.debian_lock)
+        self._cache = BuildCache(options.cache)
         suffix = "-development" if options.development else ""
         self._name = f"enclave-{options.flavour}{suffix}"
 
@@ -114,45 +134,48 @@ class _Build:
         self._progress("fetching the kernel")
         kernel, kernel_packages = self._kernel()
         self._progress("installing Python packages")
-        strip_root(self._root)
-        install_packages(options.requirements, options.machine, self._root)
-        install_own_code(self._root, development=options.development)
-        finish_root(self._root)
-        settings = ImageSettings(
-            self._name,
-            kernel.parent_cid,
-            options.development,
-            _SOFTWARE_NSM if options.development else (),
-        )
-        write_settings(self._root, settings)
+        self._fill_root()
         self._progress("compiling Python modules")
         folders = [self._root / f"usr/lib/python{PYTHON}", self._root / SITE]
         tools.compile(self._root, folders)
+        check_root(self._root, development=options.development)
         self._boot_files(kernel)
         self._progress("writing ramdisks")
         ramdisks = [self._ramdisk("boot", tools), self._ramdisk("root", tools)]
+        if options.tar is not None:
+            self._progress("writing the tar file")
+            write_tar(self._root, options.tar)
         self._progress("writing the image")
-        eif = write_eif(
-            EifParts(
-                kernel=kernel.kernel,
-                cmdline=kernel.cmdline,
-                ramdisks=ramdisks,
-                metadata=self._metadata(kernel),
-                arm64=options.machine == "aarch64",
-                memory_bytes=_MEMORY_BYTES,
-                cpus=_CPUS,
-            ),
-            options.output,
+        parts = EifParts(
+            kernel=kernel.kernel,
+            cmdline=kernel.cmdline,
+            ramdisks=ramdisks,
+            metadata=self._metadata(kernel),
+            arm64=options.machine == "aarch64",
+            memory_bytes=_MEMORY_BYTES,
+            cpus=_CPUS,
         )
-        return BuiltImage(eif, self._name, (*packages, *kernel_packages))
+        eif = write_eif(parts, options.output)
+        sbom = options.output.with_name(f"{options.output.name}.spdx.json")
+        write_sbom(
+            sbom,
+            name=self._name,
+            version=own_version(),
+            pcr0=eif.pcrs[0],
+            debian=[p for p in (*packages, *kernel_packages) if p.name not in LEFT_OUT],
+            python=python_packages(self._root / SITE),
+        )
+        return BuiltImage(eif, self._name, sbom)
 
     def _debian_root(self, architecture: str, root: Path) -> tuple[DebianPackage, ...]:
         locked = self._locked_for(architecture, ROOT)
         archive = self._work / f"{root.name}.tar"
-        fetch_root(architecture, self._options.mirror, locked, archive)
+        if not self._cache.take(archive, "root", locked):
+            fetch_root(architecture, self._options.mirror, locked, archive)
+            self._cache.keep(archive, "root", locked)
         packages = unpack_root(archive, architecture, root)
         archive.unlink()
-        if self._locked:
+        if locked:
             check_packages(packages, locked)
         return packages
 
@@ -172,30 +195,48 @@ class _Build:
         if folder is not None:
             return nitro_kernel(folder, self._architecture), ()
         locked = self._locked_for(self._architecture, KERNEL)
-        path, package = fetch_kernel(
-            self._architecture,
-            self._options.mirror,
-            locked[0] if locked else None,
-            self._work / "apt",
-        )
-        if self._locked:
+        path = self._work / "kernel.deb"
+        if not self._cache.take(path, "kernel", locked):
+            wanted = locked[0] if locked else None
+            fetched = fetch_kernel(
+                self._architecture, self._options.mirror, wanted, self._work / "apt"
+            )
+            fetched.replace(path)
+            self._cache.keep(path, "kernel", locked)
+        package = describe_package(path, self._architecture, KERNEL)
+        if locked:
             check_packages([package], locked)
         return debian_kernel(path, self._architecture, self._work / "kernel"), (package,)
 
     def _locked_for(self, architecture: str, purpose: str) -> tuple[DebianPackage, ...]:
-        return tuple(
+        found = tuple(
             package
             for package in self._locked
             if package.architecture == architecture and package.purpose == purpose
         )
+        if self._options.debian_lock is not None and not found:
+            raise LockError(
+                f"{self._options.debian_lock} names no {purpose} packages of {architecture}"
+            )
+        return found
+
+    def _fill_root(self) -> None:
+        options = self._options
+        strip_root(self._root)
+        install_packages(options.requirements, options.machine, self._root)
+        install_own_code(self._root, development=options.development)
+        finish_root(self._root)
+        software_nsm = _SOFTWARE_NSM if options.development else ()
+        write_settings(self._root, ImageSettings(self._name, options.development, software_nsm))
 
     def _boot_files(self, kernel: KernelFiles) -> None:
-        """Lay out the first ramdisk: the init, and the kernel's modules."""
+        """Lay out the first ramdisk: the init, and what depends on the kernel."""
         modules = self._boot / "modules"
         modules.mkdir(parents=True)
         for name, content in kernel.modules.items():
             (modules / name).write_bytes(content)
         (modules / "order").write_text("".join(f"{name}\n" for name in kernel.modules))
+        (modules / "parent-cid").write_text(f"{kernel.parent_cid}\n")
         write_init(self._boot)
 
     def _ramdisk(self, name: str, tools: PinnedPython) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from enclave_infra.image.debian_lock import KERNEL, ROOT, DebianPackage
+from enclave_infra.image.debian_lock import ROOT, DebianPackage
 from enclave_infra.image.debian_mirror import SUITE, Mirror
 from enclave_infra.image.errors import ToolError
 from enclave_infra.image.programs import output_of, require, run
@@ -18,6 +18,7 @@ from enclave_infra.image.programs import output_of, require, run
 __all__ = [
     "LEFT_OUT",
     "ROOT_PACKAGES",
+    "describe_package",
     "fetch_kernel",
     "fetch_root",
     "kernel_package",
@@ -69,7 +70,8 @@ def fetch_root(
     command += [f"--architectures={architecture}", f"--include={','.join(wanted)}"]
     command += [f"--hook-dir={_HOOKS}", SUITE, str(output), *mirror.source_lines()]
     try:
-        run(command)
+        # Its own temporary folder beside ours: an interrupted build leaves nothing.
+        run(command, environ={"TMPDIR": str(output.parent)})
     except ToolError as error:
         raise _explained(error) from error
 
@@ -91,7 +93,7 @@ def unpack_root(archive: Path, architecture: str, root: Path) -> tuple[DebianPac
     )
     packages = []
     for path in sorted((root / _ARCHIVES).glob("*.deb")):
-        package = _package(path, architecture, ROOT)
+        package = describe_package(path, architecture, ROOT)
         packages.append(package)
         if package.name in LEFT_OUT:
             _take_out(path, root)
@@ -100,7 +102,7 @@ def unpack_root(archive: Path, architecture: str, root: Path) -> tuple[DebianPac
 
 def fetch_kernel(
     architecture: str, mirror: Mirror, locked: DebianPackage | None, folder: Path
-) -> tuple[Path, DebianPackage]:
+) -> Path:
     """Fetch the package of Debian's cloud kernel, newest or locked, and return it.
 
     Args:
@@ -128,7 +130,7 @@ def fetch_kernel(
     except ToolError as error:
         raise _explained(error) from error
     (path,) = archives.glob("*.deb")
-    return path, _package(path, architecture, KERNEL)
+    return path
 
 
 def kernel_package(options: Sequence[str], architecture: str) -> str:
@@ -162,7 +164,12 @@ def _private_apt(architecture: str, lines: Sequence[str], folder: Path) -> list[
     return [f"-o{name}={value}" for name, value in settings.items()]
 
 
-def _package(path: Path, architecture: str, purpose: str) -> DebianPackage:
+def describe_package(path: Path, architecture: str, purpose: str) -> DebianPackage:
+    """Return the lock file's line for a package's file.
+
+    Raises:
+        ToolError: It is no Debian package.
+    """
     shown = output_of(["dpkg-deb", "--showformat=${Package} ${Version}", "--show", path])
     name, version = shown.decode("ascii").split(" ")
     with path.open("rb") as file:

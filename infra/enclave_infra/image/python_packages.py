@@ -14,7 +14,7 @@ from typing import Final
 from enclave_infra.image.errors import ImageError
 from enclave_infra.image.programs import run
 
-__all__ = ["PYTHON", "SITE", "install_packages", "platform_options"]
+__all__ = ["PIP_ENVIRON", "PYTHON", "SITE", "install_packages", "platform_options"]
 
 PYTHON: Final = "3.11"
 """Debian bookworm's."""
@@ -30,7 +30,7 @@ _OLDER_TAGS: Final = (
 _NOT_PACKAGES: Final = ("bin", "share", "etc", "man", "include")
 """What --target makes beside the packages: programs with this machine's interpreter in them, and
 files for a desktop. An image starts its programs with -m."""
-_PIP_ENVIRON: Final = {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_NO_INPUT": "1"}
+PIP_ENVIRON: Final = {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_NO_INPUT": "1"}
 
 
 def platform_options(machine: str) -> list[str]:
@@ -61,7 +61,7 @@ def install_packages(requirements: Sequence[Path], machine: str, root: Path) -> 
     command += [f"--target={site}", *platform_options(machine)]
     for path in requirements:
         command += ["--requirement", str(path)]
-    run(command, environ=_PIP_ENVIRON)
+    run(command, environ=PIP_ENVIRON)
     for name in _NOT_PACKAGES:
         if (site / name).is_dir():
             shutil.rmtree(site / name)

@@ -113,7 +113,6 @@ class ImageSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the image's first process reads: `enclave_kernel.boot.settings.BootSettings`."""
 
     name: str
-    parent_cid: int
     development: bool = False
     software_nsm: tuple[str, ...] = ()
 

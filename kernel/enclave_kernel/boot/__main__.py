@@ -16,7 +16,7 @@ from enclave_kernel.boot.file_systems import (
 from enclave_kernel.boot.first_process import end_enclave, run_supervisor
 from enclave_kernel.boot.hardening import close_devices, close_kernel, forbid_modules
 from enclave_kernel.boot.heartbeat import HeartbeatError, send_heartbeat
-from enclave_kernel.boot.kernel_modules import load_modules
+from enclave_kernel.boot.kernel_modules import load_modules, parent_cid
 from enclave_kernel.boot.nsm_seed import seed_entropy, set_clock
 from enclave_kernel.boot.settings import BootSettings, read_settings
 from enclave_kernel.isolation.notebook_network import raise_loopback
@@ -65,12 +65,14 @@ def _boot() -> int:
     mount_control_groups()
     close_root()
     raise_loopback()
-    # 4. The parent learns that the image runs; it is not told anything else.
-    try:
-        send_heartbeat(settings.parent_cid)
-    except HeartbeatError as error:
-        # Started by hand, nobody waits; nitro-cli ends an enclave that it did not hear from.
-        _log.warning("%s", error)
+    # 4. The parent learns that the image runs; it is not told anything else. Where another init
+    # is process 1 (nitro-cli's), it did that.
+    if os.getpid() == 1:
+        try:
+            send_heartbeat(parent_cid())
+        except HeartbeatError as error:
+            # Started by hand, nobody waits; nitro-cli ends an enclave that it did not hear from.
+            _log.warning("%s", error)
     # 5. Entropy and time, then the supervisor.
     return run_supervisor(_arguments(settings))
 

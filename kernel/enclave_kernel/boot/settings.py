@@ -11,7 +11,6 @@ __all__ = ["SETTINGS_FILE", "BootSettings", "SettingsError", "read_settings"]
 
 SETTINGS_FILE: Final = Path("/etc/enclave/image.json")
 _MAX_BYTES: Final = 4096
-_PARENT_CIDS: Final = (2, 3)
 
 
 class SettingsError(EnclaveError):
@@ -23,20 +22,16 @@ class BootSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: Of the image, with its flavour; a development image says so.
-        parent_cid: Where the heartbeat goes: 3 under Nitro, 2 in a VM (FACTS, vsock).
         development: Packages marked for development may be opened, and `software_nsm` is used.
         software_nsm: Development only: the program (with arguments) that stands in for the NSM
             where the machine has none.
     """
 
     name: str
-    parent_cid: int
     development: bool = False
     software_nsm: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.parent_cid not in _PARENT_CIDS:
-            raise ValueError(f"parent_cid is {self.parent_cid}, expected 2 or 3")
         if self.software_nsm and not self.development:
             raise ValueError("a production image has no software NSM")
 

@@ -9,12 +9,14 @@ import ctypes
 import errno
 import os
 import resource
+from pathlib import Path
 from typing import Final
 
 from enclave_kernel.isolation.kernel_calls import LIBC, LockdownError, prctl, system_call
 from enclave_kernel.isolation.seccomp import ARCHITECTURES
 
 __all__ = [
+    "be_killable",
     "become_user",
     "become_user_with",
     "bound_capabilities",
@@ -42,9 +44,10 @@ def become_user(uid: int, gid: int) -> None:
     It clears the death signal, and makes the process not dumpable (THREATS B.9).
 
     Raises:
-        LockdownError: Capabilities cannot be dropped.
+        LockdownError: Capabilities cannot be dropped, or /proc is not there.
         OSError: The ids cannot be taken.
     """
+    be_killable()
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -93,6 +96,21 @@ def leave_session_keyring() -> None:
         # A kernel without keys has none to share.
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.ENOSYS:
             raise
+
+
+def be_killable(path: Path = Path("/proc/self/oom_score_adj")) -> None:
+    """Take back what an image's supervisor has: that the kernel never kills it for memory.
+
+    While the capability is there: so the lowest value that the process may ever set again is ours.
+
+    Raises:
+        LockdownError: The kernel refuses.
+    """
+    try:
+        if int(path.read_text()) < 0:
+            path.write_text("0")
+    except OSError as error:
+        raise LockdownError("the process cannot be made killable for memory") from error
 
 
 def _drop_bounding_set() -> None:
