@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.built_image import built_image
 from tests.support.package_owner import PUBLISHER, PackageOwner, publisher_fingerprint
 from tests.support.vm_home import VmHome, new_vm_home
-from tests.support.vm_image import vm_image
 
 
 @pytest.fixture(scope="session")
 def image() -> Path:
     """The development image of the sources as they are."""
-    return vm_image()
+    return built_image("--development", name="development")
 
 
 @pytest.fixture(scope="session")

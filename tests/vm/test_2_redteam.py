@@ -254,7 +254,7 @@ def test_v07_what_is_no_message_over_real_vsock(vm: VmHome, payload: bytes) -> N
 
 
 def test_the_machine_reaches_nothing_of_the_parent_but_the_heartbeat(vm: VmHome) -> None:
-    """A connection of the machine's to port P arrives at the socket with that number, or nowhere."""
+    """A connection of its own to port P arrives at the socket with that number, or nowhere."""
     sockets = {path.name for path in (vm.runtime / "vm").iterdir()}
     assert sockets == {"device.sock", "vsock.sock", f"vsock.sock_{HEARTBEAT_PORT}"}
     with socket.socket(socket.AF_UNIX) as sock:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.built_image import built_image
 from tests.support.enclave_home import kernel, run_code, wait_until
 from tests.support.notebook_cells import run_cell
 from tests.support.vm_home import VmHome, new_vm_home
-from tests.support.vm_image import vm_image
 
 pytestmark = pytest.mark.vm
 _QEMU = r"^qemu-system-x86_64 "
@@ -58,51 +58,59 @@ def test_streams_of_kernels_that_ended_are_closed(vm: VmHome) -> None:
     assert wait_until(lambda: descriptors() <= idle, 30), (idle, descriptors())
 
 
-def test_down_leaves_nothing(image: Path, home: VmHome) -> None:
+@pytest.fixture
+def running(home: VmHome) -> VmHome:
     up = home.up()
     assert up.returncode == 0, up.stderr
+    return home
+
+
+def test_a_machine_that_crashed_is_noticed_and_replaced(running: VmHome) -> None:
+    """Notebooks are told within 2 s, and `up` makes a new one of what is left."""
+    _crash(running, _QEMU)
+    again = running.up()
+    assert again.returncode == 0, again.stderr
     with kernel() as (_, client):
-        assert run_code(client, "print(3)").strip() == "3"
-    assert home.pid(_QEMU) and home.pid(_DEVICE)
+        assert run_code(client, "print(5)").strip() == "5"
+    _down(running)
+
+
+def test_down_after_a_crash_leaves_nothing(vm: VmHome) -> None:
+    """Who watches the two programs was killed: they end with it."""
+    _crash(vm, _MACHINE)
+    _down(vm)
+
+
+def _crash(home: VmHome, victim: str) -> None:
+    with kernel() as (manager, client):
+        assert run_code(client, "print(4)").strip() == "4"
+        killed = time.monotonic()
+        os.kill(home.pid(victim), signal.SIGKILL)
+        while manager.is_alive():
+            assert time.monotonic() - killed < 2, "notebooks are told within 2 s"
+            time.sleep(0.05)
+    assert wait_until(lambda: set(home.status()["pids"]) <= {"gateway", "cloud"})
+    for pattern in (_QEMU, _DEVICE, _MACHINE):
+        with pytest.raises(LookupError, match=r"^0 processes"):
+            home.pid(pattern)
+    assert home.status()["state"] == "broken"
+
+
+def _down(home: VmHome) -> None:
     began = time.monotonic()
     down = home.run("down")
     assert down.returncode == 0, down.stderr
     assert time.monotonic() - began < 20
     assert home.processes() == {}
     left = {str(path.relative_to(home.runtime)) for path in home.runtime.rglob("*")}
-    durable = {path for path in left if path.split("/")[0] in ("state", "log")}
-    assert left - durable <= {"k", "lock", "starter.lock"}
+    kept = {path for path in left if path.split("/")[0] in ("state", "log")}
+    assert left - kept <= {"k", "lock", "starter.lock"}
     assert not [path for path in left if ".sock" in path or "eif" in path]
-
-
-@pytest.fixture
-def running(home: VmHome) -> VmHome:
-    if home.status()["state"] != "up":
-        up = home.up()
-        assert up.returncode == 0, up.stderr
-    return home
-
-
-@pytest.mark.parametrize("victim", [_QEMU, _MACHINE])
-def test_a_machine_that_crashed_is_noticed(running: VmHome, victim: str) -> None:
-    """Either of the two programs, or who watches them: all of it ends, and notebooks are told."""
-    with kernel() as (manager, client):
-        assert run_code(client, "print(4)").strip() == "4"
-        killed = time.monotonic()
-        os.kill(running.pid(victim), signal.SIGKILL)
-        while manager.is_alive():
-            assert time.monotonic() - killed < 2, "notebooks are told within 2 s"
-            time.sleep(0.05)
-    assert wait_until(lambda: set(running.status()["pids"]) <= {"gateway", "cloud"})
-    for pattern in (_QEMU, _DEVICE, _MACHINE):
-        with pytest.raises(LookupError, match="^0 processes"):
-            running.pid(pattern)
-    assert running.status()["state"] == "broken"
 
 
 def test_a_production_image_has_no_nsm_here_and_ends(home: VmHome) -> None:
     """No NSM, no attestation, no key: it says so and does not come up; nothing of it is left."""
-    production = vm_image(development=False)
+    production = built_image()
     up = home.up("--image", str(production))
     assert up.returncode == 1
     assert "NSM" in up.stderr or "/dev/nsm" in up.stderr, up.stderr
