@@ -75,7 +75,7 @@ def test_a_notebook_uses_an_encrypted_package(
 
 
 def _notebook(*sources: str) -> str:
-    cells = [
+    cells: list[dict[str, object]] = [
         {
             "cell_type": "code",
             "id": f"cell-{number}",

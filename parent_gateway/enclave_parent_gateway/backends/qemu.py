@@ -199,12 +199,6 @@ class _Start:
             EnclaveStartError: It cannot; the text says what to do.
         """
         asked = self._asked
-        missing = [name for name in _PROGRAMS if shutil.which(name) is None]
-        if missing:
-            raise EnclaveStartError(
-                f"{' and '.join(missing)} cannot be found; install Debian's packages "
-                f"{' and '.join(_PROGRAMS[name] for name in missing)} (docs/qemu.md says how)"
-            )
         if asked.image is None:
             raise EnclaveStartError("which image? Type: enclave up --backend qemu --image FILE.eif")
         if asked.debug or asked.cid is not None or not asked.with_gateway:
@@ -225,6 +219,12 @@ class _Start:
             raise EnclaveStartError(
                 f"the image has {size >> 20} MiB, so its enclave needs {needed} MiB (four times as "
                 f"much), not {memory}; type: enclave up --backend qemu --memory {needed}"
+            )
+        missing = [name for name in _PROGRAMS if shutil.which(name) is None]
+        if missing:
+            raise EnclaveStartError(
+                f"{' and '.join(missing)} cannot be found; install Debian's packages "
+                f"{' and '.join(_PROGRAMS[name] for name in missing)} (docs/qemu.md says how)"
             )
         self.state = msgspec.structs.replace(
             self.state,
