@@ -44,10 +44,9 @@ def become_user(uid: int, gid: int) -> None:
     It clears the death signal, and makes the process not dumpable (THREATS B.9).
 
     Raises:
-        LockdownError: Capabilities cannot be dropped, or /proc is not there.
+        LockdownError: Capabilities cannot be dropped.
         OSError: The ids cannot be taken.
     """
-    be_killable()
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -101,7 +100,8 @@ def leave_session_keyring() -> None:
 def be_killable(path: Path = Path("/proc/self/oom_score_adj")) -> None:
     """Take back what an image's supervisor has: that the kernel never kills it for memory.
 
-    While the capability is there: so the lowest value that the process may ever set again is ours.
+    While the capability is there: so the lowest value that the process, and whatever it forks, may
+    ever set again is ours. Before another /proc is mounted, in which it may not be.
 
     Raises:
         LockdownError: The kernel refuses.
@@ -110,7 +110,7 @@ def be_killable(path: Path = Path("/proc/self/oom_score_adj")) -> None:
         if int(path.read_text()) < 0:
             path.write_text("0")
     except OSError as error:
-        raise LockdownError("the process cannot be made killable for memory") from error
+        raise LockdownError(f"the process cannot be made killable for memory: {error}") from error
 
 
 def _drop_bounding_set() -> None:
