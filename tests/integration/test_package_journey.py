@@ -21,7 +21,7 @@ from tests.support.vault_link import payload_pid
 
 _LOADED = (
     "Loaded grader 1.4 as {}: Grader, best, mean, nap, vault_number.\n"
-    f"Publisher {PUBLISHER}, key {publisher_fingerprint()} (pinned).\n"
+    f'Publisher "{PUBLISHER}", key {publisher_fingerprint()} (pinned).\n'
 )
 _GRADED = "rows = np.array([[1.0, 0, 0], [0, 1, 1]]); print(grader.Grader(0.5).grade(rows))"
 

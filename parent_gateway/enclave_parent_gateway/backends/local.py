@@ -7,8 +7,6 @@ import importlib.util
 import os
 import re
 import shutil
-import socket
-import ssl
 import stat
 import sys
 import tempfile
@@ -18,34 +16,33 @@ from pathlib import Path
 
 import msgspec
 
-from enclave_parent_gateway.api import GatewayStatus
-from enclave_parent_gateway.backends.base import Progress
+from enclave_parent_gateway.backends.base import Machine, Progress
 from enclave_parent_gateway.backends.daemon import Daemon
-from enclave_parent_gateway.credentials import CredentialsError, default_credentials
+from enclave_parent_gateway.backends.gateway_daemon import spawn_gateway, wait_answer
+from enclave_parent_gateway.backends.stand_ins import (
+    cloud_arguments,
+    cloud_credentials,
+    free_port,
+    local_root,
+    root_directory,
+)
+from enclave_parent_gateway.egress.destination import Destination
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state, write_state
-from enclave_parent_gateway.errors import EnclaveNotTrustedError, EnclaveStartError
-from enclave_parent_gateway.gateway_client import ask_blocking
+from enclave_parent_gateway.errors import EnclaveStartError
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.process_identity import ProcessIdentity, stop_process
 from enclave_parent_gateway.runtime_dir import EnclavePaths
-from enclave_protocol.errors import EnclaveError
-from enclave_protocol.messages import Credentials, StatusRequest
+from enclave_protocol.messages import Credentials
 
 __all__ = ["LocalBackend"]
 
 _START_TIMEOUT_S = 60.0
 """A start takes 1 to 2 s on an idle machine."""
 _GRACE_S = 5.0
-_CLOUD_TIMEOUT_S = 10.0
-"""The local cloud starts in 1 to 2 s, in parallel with the first kernel."""
-_POLL_S = 0.005
 _PASSED_ON = ("PATH", "LANG", "TZ", "HOME")
 """All of this user's environment that enters the enclave's processes."""
 _MEASURED = ("enclave_kernel", "enclave_protocol")
 _NOBODY = ProcessIdentity(0, -1)
-_ROOT_CERTIFICATE = "root.pem"
-"""Written by the software NSM beside its root key."""
-_MAX_PEM_BYTES = 64 * 1024
 _PARTS = ("supervisor", "nsm", "cloud")
 _PASSABLE = 0o711
 _MADE_FOR_ROOT = re.compile(r"(/[^/]+)*/enclave-[a-z0-9_]{8}")
@@ -61,20 +58,25 @@ class LocalBackend:
         self,
         paths: EnclavePaths,
         *,
-        memory_mib: int | None,
+        machine: Machine,
         idle_timeout_s: float,
         progress: Progress,
         interrupts: DeferredInterrupts,
         wait_for_all: bool,
     ) -> EnclaveState:
         """Start NSM, local cloud, supervisor and gateway; or the gateway alone if only it died."""
+        if machine.needs_virtual_machine:
+            raise EnclaveStartError(
+                "the local backend runs no image; --image, --cpus, --cid, --debug-mode and "
+                "--no-gateway go with --backend nitro"
+            )
         state = read_state(paths.state_file)
         if state is not None and state.processes.get("supervisor", _NOBODY).is_running():
             return self._resume(paths, state, idle_timeout_s, progress, interrupts)
         self._stop_all(paths)
         start = _Start(paths, progress, interrupts)
         try:
-            start.run(memory_mib, idle_timeout_s, wait_for_all=wait_for_all)
+            start.run(machine.memory_mib, idle_timeout_s, wait_for_all=wait_for_all)
             interrupts.check()
         except BaseException:
             # Ctrl-C included: nothing stays behind.
@@ -127,51 +129,19 @@ class LocalBackend:
         Raises:
             EnclaveStartError: It was not made yet, or cannot be read.
         """
-        path = _root_directory(paths) / _ROOT_CERTIFICATE
-        try:
-            with path.open("rb") as file:
-                return ssl.PEM_cert_to_DER_cert(file.read(_MAX_PEM_BYTES).decode("ascii"))
-        except (OSError, ValueError) as error:
-            raise EnclaveStartError(
-                f"the local root's certificate {path} cannot be read ({error}); type: "
-                "enclave down && enclave up"
-            ) from error
+        return local_root(paths)
 
     def credentials(self, paths: EnclavePaths) -> Credentials:
         """Return the local cloud's identity for the parent; the default chain's without an enclave.
 
-        In this order, unlike on AWS: the local cloud takes no identities but its own two, and a
-        developer's real ones have no business there.
-
         Raises:
             CredentialsError: The local cloud has ended or does not come up, or there are none.
         """
-        state = read_state(paths.state_file)
-        cloud = state.processes.get("cloud") if state is not None else None
-        if cloud is None:
-            return default_credentials()
-        deadline = time.monotonic() + _CLOUD_TIMEOUT_S
-        while cloud.is_running() and time.monotonic() < deadline:
-            line, newline, _ = (paths.runtime / "cloud.ready").read_bytes().partition(b"\n")
-            if newline:
-                identity = msgspec.json.decode(line, type=_CloudReady)
-                return Credentials(identity.host.access_key_id, identity.host.secret_access_key)
-            time.sleep(0.05)
-        raise CredentialsError(
-            "the local cloud, which stands in for KMS, does not run; type: enclave down && "
-            "enclave up"
-        )
+        return cloud_credentials(paths)
 
-
-class _Identity(msgspec.Struct, frozen=True):
-    access_key_id: str
-    secret_access_key: str
-
-
-class _CloudReady(msgspec.Struct, frozen=True):
-    """What of the local cloud's ready line is needed here: its identity for the parent."""
-
-    host: _Identity
+    def own_destination(self, paths: EnclavePaths) -> Destination | None:  # noqa: ARG002
+        """Return None: what stands in for KMS is a process of the same machine."""
+        return None
 
 
 class _Start:
@@ -188,7 +158,7 @@ class _Start:
         self._progress = progress
         self._interrupts = interrupts
         self._deadline = time.monotonic() + _START_TIMEOUT_S
-        self._port = _free_port()
+        self._port = free_port()
         self.state = state or EnclaveState(
             "local",
             time.time(),
@@ -196,13 +166,13 @@ class _Start:
             kms_endpoint_url=f"http://127.0.0.1:{self._port}",
             directory=str(_enclave_directory(paths)),
         )
-        write_state(paths.state_file, self.state)
+        write_state(paths.state_file, self.state, paths.file_mode)
 
     def run(self, memory_mib: int | None, idle_timeout_s: float, *, wait_for_all: bool) -> None:
         """Start everything; return when kernels can be launched, or when all of it is ready."""
         paths = self._paths
         paths.make_durable()
-        root_dir = _root_directory(paths)
+        root_dir = root_directory(paths)
         self._progress("starting the software NSM")
         nsm = self._spawn(
             "nsm",
@@ -213,7 +183,7 @@ class _Start:
         gateway = self.spawn_gateway(idle_timeout_s)
         ready = nsm.wait_ready(self._deadline, self._interrupts.check)
         self.state = msgspec.structs.replace(self.state, measured_pcr0=ready.get("pcr0"))
-        write_state(paths.state_file, self.state)
+        write_state(paths.state_file, self.state, paths.file_mode)
         self._progress("starting supervisor and local cloud")
         memory = ("--kernel-memory-mib", str(memory_mib)) if memory_mib else ()
         supervisor = self._spawn(
@@ -227,8 +197,7 @@ class _Start:
         cloud = self._spawn(
             "cloud",
             "enclave_infra.local_cloud",
-            *("--root-cert", ready.get("root_certificate", "")),
-            *("--state-dir", str(_own(paths.durable / "cloud")), "--port", str(self._port)),
+            *cloud_arguments(paths, self._port),
         )
         self.wait_answer([nsm, supervisor, gateway])
         if wait_for_all:
@@ -236,20 +205,9 @@ class _Start:
             cloud.wait_ready(self._deadline, self._interrupts.check)
 
     def wait_answer(self, daemons: Sequence[Daemon]) -> None:
-        """Return when the supervisor answers through the gateway.
-
-        Raises:
-            EnclaveStartError: One of the daemons ended, or it takes too long.
-            EnclaveNotTrustedError: It answers, and is not the enclave expected.
-        """
+        """Return when the supervisor answers; raises as `gateway_daemon.wait_answer`."""
         self._progress("waiting for the enclave")
-        while not self._answers():
-            self._interrupts.check()
-            for daemon in daemons:
-                daemon.check()
-            if time.monotonic() > self._deadline:
-                raise EnclaveStartError("the enclave does not answer in time; see: enclave logs")
-            time.sleep(_POLL_S)
+        wait_answer(self._paths, daemons, self._interrupts, self._deadline)
 
     def _spawn(self, name: str, module: str, *arguments: str) -> Daemon:
         environ = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
@@ -258,35 +216,13 @@ class _Start:
         )
 
     def spawn_gateway(self, idle_timeout_s: float) -> Daemon:
-        """Start the gateway; it looks for the supervisor by itself."""
-        paths = self._paths
-        command = [sys.executable, "-I", "-m", "enclave_parent_gateway.gateway"]
-        command += ["--runtime-dir", str(paths.runtime), "--state-dir", str(paths.durable)]
-        command += ["--endpoint", self.state.endpoint, "--backend", "local"]
-        command += ["--idle-timeout", str(idle_timeout_s)]
-        # The whole environment: the default credential chain reads its variables.
-        return self._note(Daemon("gateway", command, os.environ, paths))
+        """Start the gateway."""
+        return self._note(spawn_gateway(self._paths, self.state, idle_timeout_s))
 
     def _note(self, daemon: Daemon) -> Daemon:
         self.state = self.state.with_process(daemon.name, daemon.identity)
-        write_state(self._paths.state_file, self.state)
+        write_state(self._paths.state_file, self.state, self._paths.file_mode)
         return daemon
-
-    def _answers(self) -> bool:
-        try:
-            # Short: Ctrl-C is looked at between two of these.
-            status = ask_blocking(
-                self._paths.gateway_socket, StatusRequest(), GatewayStatus, timeout_s=1.0
-            )
-        except (EnclaveError, OSError):
-            return False
-        if status.refusal is not None:
-            raise EnclaveNotTrustedError(status.refusal.kind, status.refusal.message)
-        return status.enclave is not None
-
-
-def _root_directory(paths: EnclavePaths) -> Path:
-    return paths.durable / "root"
 
 
 def _folder(package: str) -> Path:
@@ -298,14 +234,6 @@ def _folder(package: str) -> Path:
             f"the package {package} is not installed; type: pip install 'enclave-kernel[enclave]'"
         )
     return Path(next(iter(locations)))
-
-
-def _free_port() -> int:
-    """Return a TCP port that is free now, so that the supervisor need not wait for its user."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _enclave_directory(paths: EnclavePaths) -> Path:
