@@ -117,7 +117,9 @@ class Gateway:
         self._callers = Callers(paths)
         self._lost_text = enclave_ended_text(backend, shared=self._callers.shared)
         self._requests = SupervisorRequests(paths, self._backend)
-        self._egress = EgressService(paths, endpoint, addresses or AddressPolicy())
+        self._egress = EgressService(
+            paths, endpoint, addresses or AddressPolicy(), self._backend.own_destination(paths)
+        )
         self._check = EnclaveCheck(paths, backend)
         self._key = gateway_key(paths)
         self._control = ControlStream(
@@ -468,7 +470,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m enclave_parent_gateway.gateway")
     parser.add_argument("--runtime-dir", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
-    parser.add_argument("--endpoint", required=True, help="unix:PATH or vsock:CID:PORT")
+    parser.add_argument("--endpoint", required=True, help="as transport.connect takes it")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--idle-timeout", type=float, default=0.0, help="seconds, 0: never")
     parser.add_argument(
