@@ -119,3 +119,12 @@ def test_a_kernel_restarts(vm: VmHome) -> None:
             manager.restart_kernel(now=True)
             client.wait_for_ready(timeout=60)
             assert run_code(client, "print('x' in globals())").strip() == "False"
+
+
+def test_a_notebook_is_not_spared_when_memory_runs_out(vm: VmHome) -> None:
+    """The image's supervisor is (-1000); nothing that it starts for others stays so."""
+    with kernel() as (_, client):
+        code = "from pathlib import Path\npath = Path('/proc/self/oom_score_adj')\n"
+        code += "print(path.read_text())\ntry:\n    path.write_text('-1')\n    print('spared')\n"
+        code += "except PermissionError:\n    print('refused')"
+        assert run_code(client, code).split() == ["0", "refused"]
