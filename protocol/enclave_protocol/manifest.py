@@ -20,6 +20,7 @@ import msgspec
 from enclave_protocol.callback_schema import CallbackSchemaError, parse_callback
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_errors import PackageError
+from enclave_protocol.script_environment import refused_variable
 from enclave_protocol.signature import SignatureTextError, is_async, parse_signature
 
 __all__ = [
@@ -117,10 +118,23 @@ class Exports(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A runnable file of the package and what of its output the user sees."""
+    """A runnable file of the package and what of its output the user sees.
+
+    Attributes:
+        file: Its path in the package.
+        output: `text` is what it prints; `all` also what it writes to stderr.
+        env: Names of environment variables that its user may set; left out for none.
+    """
 
     file: str
-    output: Literal["none", "progress", "text"] = "text"
+    output: Literal["none", "progress", "text", "all"] = "text"
+    # Not in a label without it, so that labels of before this key are what they were.
+    env: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names in `env`."""
+        return () if isinstance(self.env, msgspec.UnsetType) else self.env
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -375,6 +389,12 @@ def _check_script(name: str, script: Script) -> None:
             f"[scripts] {name}.file is {script.file!r}, expected the path of a .py or .ipynb file "
             "inside the package"
         )
+    if script.env == ():
+        raise ManifestError(f"[scripts] {name}.env names no variable; leave it out")
+    for variable in script.variables:
+        reason = refused_variable(variable)
+        if reason is not None:
+            raise ManifestError(f"[scripts] {name}.env: {variable!r} {reason}")
 
 
 def _check_policy(policy: Policy) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from enclave_protocol.output_text import CALL_TEXT_CHARS
 from enclave_protocol.package_archive import check_path
 from enclave_protocol.package_errors import PackageFormatError
+from enclave_protocol.script_environment import MAX_VALUE_CHARS, MAX_VARIABLES
 from enclave_protocol.vault_messages import (
     BodyChunk,
     BodyEnd,
@@ -74,6 +75,7 @@ _RequestId = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 _Argument = Annotated[str, msgspec.Meta(max_length=_MAX_ARGUMENT_CHARS)]
+_Value = Annotated[str, msgspec.Meta(max_length=MAX_VALUE_CHARS)]
 _Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_IMAGE_SIDE)]
 _Folders = Annotated[tuple[_Path, ...], msgspec.Meta(max_length=_MAX_FOLDERS)]
 
@@ -95,6 +97,7 @@ class RunScript(_Message, frozen=True, tag=16):
         arguments: `sys.argv` behind the script's name; absolute paths are of the workspace.
         folders: Folders of the workspace that exist, however empty.
         outputs: Those among them whose files come back.
+        environ: Variables for the script, as `script_environment.check_environ` allows them.
     """
 
     request_id: _RequestId
@@ -102,6 +105,7 @@ class RunScript(_Message, frozen=True, tag=16):
     arguments: Annotated[tuple[_Argument, ...], msgspec.Meta(max_length=_MAX_ARGUMENTS)]
     folders: _Folders
     outputs: _Folders
+    environ: Annotated[dict[_Name, _Value], msgspec.Meta(max_length=MAX_VARIABLES)] = {}
 
 
 class OutputChunk(_Message, frozen=True, tag=35):

@@ -1,5 +1,6 @@
 """Runs a script of an encrypted package in a fresh vault: `%run_encrypted`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from enclave_kernel.session.package_loading import open_encrypted, send_body, va
 from enclave_kernel.session.proxy_parts import shown_name
 from enclave_kernel.session.publisher_line import publisher_line
 from enclave_kernel.session.script_client import ScriptClient
-from enclave_kernel.session.script_inputs import plan_inputs, read_inputs, workspace_folder
 from enclave_kernel.session.script_outputs import OutputFiles
 from enclave_kernel.session.vault_link import VaultLink
 from enclave_protocol.errors import EnclaveError
@@ -20,6 +20,7 @@ from enclave_protocol.package_label import Label
 from enclave_protocol.plain_text import plain_text
 from enclave_protocol.script_messages import ScriptEnded
 from enclave_protocol.vault_messages import LoadFailed, Raised
+from enclave_protocol.workspace.script_inputs import plan_inputs, read_inputs
 
 __all__ = ["NoScriptError", "ScriptFailedError", "ScriptResult", "run_script"]
 
@@ -87,7 +88,8 @@ def run_script(
     """
     with open_encrypted(file_name, unsigned=unsigned) as opened:
         name = _script_name(opened.header.label, script)
-        workspace = workspace_folder()
+        # Where this kernel started, or the enclave's workspace.
+        workspace = Path(os.environ.get("ENCLAVE_WORKSPACE") or Path.cwd())
         inputs = plan_inputs(workspace, arguments, outputs)
         notebook, file = None, opened.header.label.scripts[name].file
         if file.endswith(NOTEBOOK_SUFFIX):

@@ -8,6 +8,7 @@ Source: docs/spec/vault_calls.md, "Output"; THREATS, O-01 to O-04.
 
 import _thread
 import contextlib
+import itertools
 import math
 import queue
 import signal
@@ -16,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Final, Literal
 
 from enclave_kernel.call_channel import ChannelClosedError
@@ -32,6 +34,7 @@ from enclave_protocol.vault_messages import FRACTION_BAR, Progress, Text
 
 __all__ = ["CallOutput"]
 
+_Stream = Literal["stdout", "stderr"]
 _INTERVAL_S: Final = 0.1
 _MAX_WAITING_BARS: Final = 16
 _MAX_WAITING_PIECES: Final = 256 * 1024
@@ -58,7 +61,7 @@ class CallOutput:
     def __init__(
         self,
         send: Callable[[Progress | Text], None],
-        allowed: Literal["none", "progress", "text"],
+        allowed: Literal["none", "progress", "text", "all"],
     ) -> None:
         self.sending = threading.Lock()
         self._send = send
@@ -66,7 +69,7 @@ class CallOutput:
         self._request_id: int | None = None
         self._bars: dict[int, _State] = {}
         self._last_bar = FRACTION_BAR
-        self._pieces: deque[str] = deque()
+        self._pieces: deque[tuple[_Stream, str]] = deque()
         self._waiting_chars = 0
         self._budget = _TextBudget()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -79,8 +82,10 @@ class CallOutput:
             return
         owner_calls.connect(self.fraction)
         progress_bars.watch_tqdm(self.new_bar, self.bar)
-        if self._allowed == "text":
+        if self._allowed in ("text", "all"):
             sys.stdout = StandardOutput(self.text)
+        if self._allowed == "all":
+            sys.stderr = StandardOutput(lambda text: self.text(text, "stderr"))
 
     def begin(self, request_id: int) -> None:
         """From now on output belongs to this request."""
@@ -130,9 +135,9 @@ class CallOutput:
         self._bars[number] = done, _finite(total), _finite(rate), state
         self._kick()
 
-    def text(self, text: str) -> None:
+    def text(self, text: str, stream: "_Stream" = "stdout") -> None:
         """Print; what is too much is dropped, and counted."""
-        if self._request_id is None or self._allowed != "text" or not text:
+        if self._request_id is None or self._allowed not in ("text", "all") or not text:
             return
         room = TEXT_BURST_CHARS - self._waiting_chars
         if len(self._pieces) >= _MAX_WAITING_PIECES:
@@ -141,7 +146,7 @@ class CallOutput:
             self._budget.left_out += len(text) - max(0, room)
             text = text[: max(0, room)]
         self._waiting_chars += len(text)
-        self._pieces.append(text)
+        self._pieces.append((stream, text))
         self._kick()
 
     def send_waiting(self, *, last: bool = False) -> None:
@@ -153,21 +158,27 @@ class CallOutput:
         request_id = self._request_id
         if request_id is None:
             return
-        text = self._budget.allow(self._taken_text(), last=last)
-        for start in range(0, len(text), MAX_TEXT_CHARS):
-            self._send(Text(request_id, text[start : start + MAX_TEXT_CHARS]))
+        parts = self._taken_text() or [("stdout", "")]
+        for number, (stream, printed) in enumerate(parts, 1):
+            text = self._budget.allow(printed, last=last and number == len(parts))
+            for start in range(0, len(text), MAX_TEXT_CHARS):
+                self._send(Text(request_id, text[start : start + MAX_TEXT_CHARS], stream))
         # Another dictionary rather than a loop over this one: the package adds to it meanwhile.
         bars, self._bars = self._bars, {}
         for number, state in bars.items():
             self._send(Progress(request_id, number, *state))
 
-    def _taken_text(self) -> str:
+    def _taken_text(self) -> list[tuple["_Stream", str]]:
+        """Return what waits, clean, in the order it was written; a stream's pieces are joined."""
         pieces = []
         with contextlib.suppress(IndexError):
             while True:
                 pieces.append(self._pieces.popleft())
         self._waiting_chars = 0
-        return output_text("".join(pieces))
+        return [
+            (stream, output_text("".join(text for _, text in run)))
+            for stream, run in itertools.groupby(pieces, key=itemgetter(0))
+        ]
 
     def _kick(self) -> None:
         if not self._started:

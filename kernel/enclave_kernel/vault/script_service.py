@@ -5,6 +5,7 @@ Source: docs/spec/scripts.md; THREATS, O-01, E-01, F-01.
 
 import os
 import sys
+import time
 import types
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -23,6 +24,7 @@ from enclave_kernel.vault.standard_output import StandardOutput
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_label import Label
+from enclave_protocol.script_environment import check_environ
 from enclave_protocol.script_messages import OutputChunk, RunScript, ScriptEnded
 from enclave_protocol.vault_messages import BODY_CHUNK_BYTES
 
@@ -68,6 +70,7 @@ def run_script(
         known = ", ".join(sorted(label.scripts)) or "it has none"
         raise NoSuchScriptError(f"it has no script {request.script!r}; scripts: {known}")
     CallBudget(label.policy, clock).take()
+    check_environ(request.environ, script.variables)
     inputs.finish(request.folders)
     notebook, arguments = None, request.arguments
     if script.file.endswith(NOTEBOOK_SUFFIX):
@@ -76,12 +79,18 @@ def run_script(
 
         notebook = NotebookRun(bytes(notebooks.get(script.file, b"")), request.arguments)
         arguments = notebook.arguments
+    # Nothing of the package ran, and no program will: it changes what the script reads of it.
+    os.environ.update(request.environ)
+    time.tzset()
     importer.install()
     output = CallOutput(channel.send, script.output)
     output.install()
-    if script.output == "text":
-        # What the vault calls the workspace's folder is of no use to anybody.
-        sys.stdout = StandardOutput(lambda text: output.text(text.replace(str(inputs.root), "")))
+    # What the vault calls the workspace's folder is of no use to anybody.
+    folder = str(inputs.root)
+    if script.output in ("text", "all"):
+        sys.stdout = StandardOutput(lambda text: output.text(text.replace(folder, "")))
+    if script.output == "all":
+        sys.stderr = StandardOutput(lambda text: output.text(text.replace(folder, ""), "stderr"))
     runner = PackageRunner()
     run = ScriptRun(label, script, importer, incidents, inputs, output, runner, channel)
     sys.argv[:] = [script.file, *map(run.place, arguments)]
