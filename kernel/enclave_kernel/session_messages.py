@@ -265,10 +265,14 @@ class LoadRefused(_Message, frozen=True, tag="refused"):
 
 
 class VaultDeath(_Message, frozen=True, tag="death"):
-    """Reply to `VaultDeathRequest`; None: it lives, or was unloaded long ago."""
+    """Reply to `VaultDeathRequest`; None: it lives, or was unloaded long ago.
+
+    `peak_memory_bytes`: the most that it had at a time, where that is known.
+    """
 
     request_id: RequestId
     reason: str | None
+    peak_memory_bytes: int | None = None
 
 
 _FromSession = (

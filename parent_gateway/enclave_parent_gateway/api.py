@@ -30,6 +30,7 @@ __all__ = [
     "EgressRules",
     "ForgetKernel",
     "GatewayStatus",
+    "HoldSlot",
     "KeepRunning",
     "KernelState",
     "Launch",
@@ -116,6 +117,16 @@ class ForgetKernel(_Message, frozen=True, tag="forget"):
     slot: Slot
 
 
+class HoldSlot(_Message, frozen=True, tag="hold"):
+    """When the client hangs up, however it ends, the slot is as after `ForgetKernel`.
+
+    Sent before `Launch` by whoever must not leave a kernel behind; not answered until the gateway
+    ends.
+    """
+
+    slot: Slot
+
+
 class KeepRunning(_Message, frozen=True, tag="keep_running"):
     """Stop the enclave after so many seconds without a kernel; 0 means never."""
 
@@ -178,6 +189,7 @@ Request = (
     | WaitKernel
     | SignalSlot
     | ForgetKernel
+    | HoldSlot
     | KeepRunning
     | ChangeEgress
     | StatusRequest

@@ -1,6 +1,7 @@
 """The command `enclave`: what an enclave administrator and a data scientist type.
 
-Exit codes: 0 done, 1 failed with one line on standard error, 2 misused, 3 no enclave (`status`).
+Exit codes: 0 done, 1 failed with one line on standard error, 2 misused, 3 no enclave (`status`);
+`run` has those of its script, and its own from 124.
 """
 
 import sys
@@ -23,6 +24,7 @@ from enclave_parent_gateway.expectation_options import choose_expectations, expe
 from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.lifecycle import bring_down, bring_up, running_status
+from enclave_parent_gateway.run_cli import run
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_parent_gateway.sync.sync_state import SyncState, read_sync_state
 from enclave_parent_gateway.sync_cli import sync
@@ -264,6 +266,7 @@ def _print_report(report: dict[str, Any], found: GatewayStatus | None) -> None:
 
 main.add_command(attest)
 main.add_command(sync)
+main.add_command(run)
 
 
 @main.command(epilog=_examples("enclave down"))

@@ -21,6 +21,7 @@ from enclave_parent_gateway.api import (
     ChannelAttested,
     ForgetKernel,
     GatewayStatus,
+    HoldSlot,
     KeepRunning,
     KernelState,
     Launch,
@@ -247,6 +248,8 @@ class Gateway:
             case ForgetKernel(slot):
                 await self._forget(slot)
                 return Done()
+            case HoldSlot(slot):
+                return await self._hold(slot)
             case KeepRunning(idle_timeout_s):
                 self._idle_timeout_s = idle_timeout_s
                 return Done()
@@ -354,6 +357,16 @@ class Gateway:
         async with slot.lock:
             await self._kill(slot)
             self._discard(slot)
+
+    async def _hold(self, name: str) -> Done:
+        """Wait until the client hangs up, and then forget what runs in the slot."""
+        try:
+            await self._done.wait()
+        finally:
+            # A gateway that ends leaves kernels running.
+            if not self._done.is_set():
+                self._start(self._forget(name))
+        return Done()
 
     def _discard(self, slot: KernelSlot) -> None:
         slot.close()

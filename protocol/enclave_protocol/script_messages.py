@@ -26,8 +26,11 @@ from enclave_protocol.vault_messages import (
 
 __all__ = [
     "IMAGE_CHANNELS",
+    "MAX_ARGUMENTS",
+    "MAX_ARGUMENT_CHARS",
     "MAX_CELLS",
     "MAX_CELL_OUTPUTS",
+    "MAX_FOLDERS",
     "MAX_IMAGE_BYTES",
     "MAX_IMAGE_SIDE",
     "MAX_NOTEBOOK_CHARS",
@@ -65,19 +68,19 @@ MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
 """Pixels of one image: 4096 by 4096 with transparency."""
 MAX_NOTEBOOK_IMAGE_BYTES: Final = 512 * 1024 * 1024
 """Pixels of all images of a notebook."""
-_MAX_ARGUMENTS: Final = 1024
-_MAX_ARGUMENT_CHARS: Final = 8192
-_MAX_FOLDERS: Final = 1024
+MAX_ARGUMENTS: Final = 1024
+MAX_ARGUMENT_CHARS: Final = 8192
+MAX_FOLDERS: Final = 1024
 _OUTPUT_OPTIONS: Final = frozenset({"-o", "--out", "--output", "--output-dir", "--output_dir"})
 _DEFAULT_OUTPUT: Final = "output"
 
 _RequestId = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-_Argument = Annotated[str, msgspec.Meta(max_length=_MAX_ARGUMENT_CHARS)]
+_Argument = Annotated[str, msgspec.Meta(max_length=MAX_ARGUMENT_CHARS)]
 _Value = Annotated[str, msgspec.Meta(max_length=MAX_VALUE_CHARS)]
 _Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_IMAGE_SIDE)]
-_Folders = Annotated[tuple[_Path, ...], msgspec.Meta(max_length=_MAX_FOLDERS)]
+_Folders = Annotated[tuple[_Path, ...], msgspec.Meta(max_length=MAX_FOLDERS)]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -102,7 +105,7 @@ class RunScript(_Message, frozen=True, tag=16):
 
     request_id: _RequestId
     script: _Name
-    arguments: Annotated[tuple[_Argument, ...], msgspec.Meta(max_length=_MAX_ARGUMENTS)]
+    arguments: Annotated[tuple[_Argument, ...], msgspec.Meta(max_length=MAX_ARGUMENTS)]
     folders: _Folders
     outputs: _Folders
     environ: Annotated[dict[_Name, _Value], msgspec.Meta(max_length=MAX_VARIABLES)] = {}
