@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from enclave_parent_gateway.transport import CONNECT_TIMEOUT_S, connect, tls_context
-from enclave_protocol.channel_binding import CHALLENGE_BYTES
+from enclave_protocol.attestation_errors import ChannelBindingError
+from enclave_protocol.channel_binding import CHALLENGE_BYTES, public_key_of
 from enclave_protocol.frame import FrameDecoder, encode_frame
+from enclave_protocol.gateway_proof import Purpose, make_proof
 from enclave_protocol.messages import (
     MAX_CHALLENGE_BYTES,
     Challenge,
@@ -48,19 +52,23 @@ class AttestedStream:
 
 
 async def open_attested(
-    endpoint: str, opening: OpenControl | OpenWorkspace, check: PeerCheck
+    endpoint: str,
+    opening: OpenControl | OpenWorkspace,
+    check: PeerCheck,
+    key: Ed25519PrivateKey | None,
 ) -> AttestedStream:
     """Return a new stream whose peer proved to be the enclave.
 
     1. Say what the stream is for: the only word before TLS.
     2. TLS 1.3 with whoever is there.
-    3. A fresh nonce; the peer's document over it.
+    3. A fresh nonce, and our proof for this stream; the peer's document over it.
     4. The check: chain, time, nonce, PCRs, debug mode, and the key of step 2.
 
     Args:
         endpoint: The supervisor's, as in `transport.connect`.
         opening: The first message.
         check: Step 4.
+        key: The gateway's; None: it has none, which only enclaves for development take.
 
     Raises:
         TransportError: Nothing answers.
@@ -77,7 +85,8 @@ async def open_attested(
         raise
     try:
         async with asyncio.timeout(_PROOF_TIMEOUT_S):
-            certificate = await _prove(reader, writer, check)
+            challenge = _challenge(writer, opening, key)
+            certificate = await _prove(reader, writer, challenge, check)
     except BaseException:
         writer.transport.abort()
         raise
@@ -100,22 +109,49 @@ async def _secure(sock: socket.socket) -> tuple[asyncio.StreamReader, asyncio.St
     )
 
 
+def _certificate(writer: asyncio.StreamWriter) -> bytes:
+    return writer.get_extra_info("ssl_object").getpeercert(binary_form=True) or b""
+
+
+def _challenge(
+    writer: asyncio.StreamWriter,
+    opening: OpenControl | OpenWorkspace,
+    key: Ed25519PrivateKey | None,
+) -> Challenge:
+    nonce = secrets.token_bytes(CHALLENGE_BYTES)
+    if key is None:
+        return Challenge(nonce)
+    purpose: Purpose = "workspace" if isinstance(opening, OpenWorkspace) else "control"
+    try:
+        enclave_key = public_key_of(_certificate(writer))
+    except ChannelBindingError:
+        # No enclave's certificate: the check says so.
+        return Challenge(nonce)
+    proof = make_proof(key, purpose=purpose, nonce=nonce, enclave_key=enclave_key)
+    return Challenge(nonce, key.public_key().public_bytes_raw(), proof)
+
+
 async def _prove(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, check: PeerCheck
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    challenge: Challenge,
+    check: PeerCheck,
 ) -> bytes:
     """Steps 3 and 4; return the certificate."""
-    certificate: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True) or b""
-    nonce = secrets.token_bytes(CHALLENGE_BYTES)
-    writer.write(encode_frame(encode(Challenge(nonce))))
+    certificate = _certificate(writer)
+    writer.write(encode_frame(encode(challenge)))
     decoder = FrameDecoder(MAX_CHALLENGE_BYTES)
     frames: list[bytes] = []
     while not frames:
         data = await reader.read(_PORTION_BYTES)
         if not data:
-            raise MessageError("the enclave hung up instead of answering the challenge")
+            raise MessageError(
+                "the enclave hung up instead of answering the challenge; it does so where another "
+                "gateway was there first: start it again with enclave down && enclave up"
+            )
         frames = decoder.feed(data, most=1)
     if decoder.take_rest():
         raise MessageError("the enclave speaks before it is spoken to")
     document = decode_attested(frames[0]).document
-    await asyncio.to_thread(check, document, certificate=certificate, nonce=nonce)
+    await asyncio.to_thread(check, document, certificate=certificate, nonce=challenge.nonce)
     return certificate

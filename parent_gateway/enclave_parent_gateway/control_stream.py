@@ -8,6 +8,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from enclave_parent_gateway.attested_stream import PeerCheck, open_attested
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
@@ -58,6 +60,7 @@ class ControlStream:
         on_event: Called with every event, in order.
         on_gone: Called once per loss, when the endpoint did not answer again soon.
         answer: Answers a request of the supervisor; an `EnclaveError` becomes a `Failed`.
+        key: The gateway's, as in `open_attested`.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class ControlStream:
         on_event: Callable[[Body], None],
         on_gone: Callable[[], None],
         answer: Callable[[Body], Awaitable[Body]],
+        key: Ed25519PrivateKey | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._check = check
@@ -76,6 +80,7 @@ class ControlStream:
         self._on_event = on_event
         self._on_gone = on_gone
         self._answer = answer
+        self._key = key
         self._writer: asyncio.StreamWriter | None = None
         self._open: dict[int, asyncio.Future[Body]] = {}
         self._last_id = 0
@@ -194,7 +199,7 @@ class ControlStream:
             EnclaveError: The check failed; the reason is kept as `refusal`.
         """
         opening = OpenControl(PROTOCOL_VERSION)
-        stream = await open_attested(self._endpoint, opening, self._checked)
+        stream = await open_attested(self._endpoint, opening, self._checked, self._key)
         self._certificate = stream.certificate
         return stream.reader, stream.writer
 

@@ -11,7 +11,13 @@ import msgspec
 
 from enclave_parent_gateway.api import ChangeEgress, EgressRules
 from enclave_parent_gateway.cli_text import examples
-from enclave_parent_gateway.egress.allowlist import NAMED_SETS, PACKAGE_INDEX, Rule, parse_rule
+from enclave_parent_gateway.egress.allowlist import (
+    NAMED_SETS,
+    PACKAGE_INDEX,
+    Rule,
+    parse_rule,
+    with_private,
+)
 from enclave_parent_gateway.egress.allowlist_file import AllowlistFile
 from enclave_parent_gateway.egress.connection_log import LogEntry, log_size, read_log
 from enclave_parent_gateway.egress.package_index import package_index_rule
@@ -77,10 +83,17 @@ def _print_json(rules: EgressRules) -> None:
         "enclave proxy allow s3 --region eu-west-1",
         "enclave proxy allow api.example.org:443",
         "enclave proxy allow --file /etc/nitro_enclaves/vsock-proxy.yaml",
+        "enclave proxy allow kms --region eu-west-1 --private 10.0.0.0/16   # a VPC endpoint",
     )
 )
 @click.argument("targets", nargs=-1, metavar="[kms|s3|pypi|HOST:PORT]...")
 @click.option("--region", metavar="REGION", help="For kms and s3: this AWS region only.")
+@click.option(
+    "--private",
+    multiple=True,
+    metavar="NETWORK",
+    help="Their addresses may be in this private network; else only public ones are reached.",
+)
 @click.option(
     "--file",
     "file",
@@ -88,7 +101,13 @@ def _print_json(rules: EgressRules) -> None:
     help="An allowlist of AWS's vsock-proxy: all of its hosts as well.",
 )
 @click.option("--json", "as_json", is_flag=True, help="For scripts: what is allowed now.")
-def allow(targets: tuple[str, ...], region: str | None, file: Path | None, as_json: bool) -> None:
+def allow(
+    targets: tuple[str, ...],
+    region: str | None,
+    private: tuple[str, ...],
+    file: Path | None,
+    as_json: bool,
+) -> None:
     """Allow notebooks to reach hosts, from now on and after the next start.
 
     kms and s3 stand for AWS's hosts of these services; pypi for what pip on this machine is set
@@ -98,6 +117,7 @@ def allow(targets: tuple[str, ...], region: str | None, file: Path | None, as_js
     rules = [package_index_rule() if rule.text == PACKAGE_INDEX else rule for rule in rules]
     if file is not None:
         rules += read_vsock_proxy_file(file)
+    rules = [with_private(rule, private) for rule in rules]
     if not rules:
         raise click.UsageError("name what to allow: kms, s3, pypi, HOST:PORT, or --file FILE")
     changed = _change(allow=rules)
@@ -144,10 +164,11 @@ def list_rules(as_json: bool) -> None:
 def _describe(rule: Rule) -> str:
     name, _, region = rule.text.partition("/")
     meaning = _MEANING.get(name)
+    private = f", also at {', '.join(rule.private)}" if rule.private else ""
     if meaning is None:
-        return rule.text
+        return rule.text + private
     where = ", ".join(rule.hosts) if rule.hosts else region or "every region"
-    return f"{rule.text:<14} {meaning.format(where)}"
+    return f"{rule.text:<14} {meaning.format(where)}{private}"
 
 
 @proxy.command(

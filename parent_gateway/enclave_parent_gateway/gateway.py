@@ -45,6 +45,7 @@ from enclave_parent_gateway.errors import (
     GatewayStoppingError,
     KernelLaunchError,
 )
+from enclave_parent_gateway.gateway_identity import gateway_key
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
 from enclave_parent_gateway.publisher_pins import PublisherPins
 from enclave_parent_gateway.runtime_dir import EnclavePaths
@@ -114,6 +115,7 @@ class Gateway:
         self._pins = PublisherPins(paths)
         self._egress = EgressService(paths, endpoint, addresses or AddressPolicy())
         self._check = EnclaveCheck(paths, backend)
+        self._key = gateway_key(paths)
         self._control = ControlStream(
             endpoint,
             check=self._check,
@@ -121,6 +123,7 @@ class Gateway:
             on_event=self._event,
             on_gone=self._gone,
             answer=self._answer,
+            key=self._key,
         )
 
     async def run(self) -> None:
@@ -128,7 +131,9 @@ class Gateway:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._done.set)
         server = ApiServer(self._paths.gateway_socket, self._handle)
-        workspace = WorkspaceRelay(self._paths.workspace_socket, self._endpoint, self._check)
+        workspace = WorkspaceRelay(
+            self._paths.workspace_socket, self._endpoint, self._check, self._key
+        )
         tasks = [asyncio.create_task(self._control.run()), asyncio.create_task(self._watch_idle())]
         await server.start()
         workspace.start()

@@ -19,7 +19,7 @@ import msgspec
 
 from enclave_parent_gateway.errors import GatewayError
 from enclave_parent_gateway.runtime_dir import EnclavePaths, FileLock
-from enclave_protocol.package_signature import MAX_PUBLISHER_CHARS, publisher_key
+from enclave_protocol.package_signature import MAX_PUBLISHER_CHARS, is_publisher, publisher_key
 
 __all__ = ["Pin", "PublisherPins", "PublisherPinsError"]
 
@@ -159,10 +159,10 @@ def _pin(publisher: str, fingerprint: str, how: str) -> Pin:
             f"{fingerprint[:80]!r} is no fingerprint: expected the 64 hex digits that the "
             "publisher got from `enclave-owner keygen`"
         )
-    shown = publisher[:MAX_PUBLISHER_CHARS]
-    if not publisher_key(publisher) or not publisher.isprintable() or shown != publisher:
+    if not is_publisher(publisher):
         raise PublisherPinsError(
-            f"a publisher's name has 1 to {MAX_PUBLISHER_CHARS} printable characters"
+            f"a publisher's name has 1 to {MAX_PUBLISHER_CHARS} printable characters, none of them "
+            "invisible"
         )
     since = datetime.now(UTC).isoformat(timespec="seconds")
     return Pin(publisher, fingerprint, since, how)

@@ -190,6 +190,11 @@ class EnclavePaths:
         return self.runtime / "gateway.sock"
 
     @property
+    def gateway_key(self) -> Path:
+        """The gateway's key, which enclaves know it by."""
+        return self.runtime / "gateway.key"
+
+    @property
     def enclave_socket(self) -> Path:
         """The supervisor's one listening endpoint (local backend)."""
         return self.runtime / "enclave.sock"

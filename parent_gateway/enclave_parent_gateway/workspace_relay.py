@@ -10,6 +10,8 @@ import socket
 from collections.abc import Coroutine
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from enclave_parent_gateway.attested_stream import PeerCheck, open_attested
 from enclave_parent_gateway.kernel_slot import is_own_peer
 from enclave_protocol.errors import EnclaveError
@@ -29,9 +31,17 @@ class WorkspaceRelay:
         path: The socket's.
         endpoint: The supervisor's, as in `transport.connect`.
         check: Verifies the peer of every stream.
+        key: The gateway's, as in `open_attested`.
     """
 
-    def __init__(self, path: Path, endpoint: str, check: PeerCheck) -> None:
+    def __init__(
+        self,
+        path: Path,
+        endpoint: str,
+        check: PeerCheck,
+        key: Ed25519PrivateKey | None = None,
+    ) -> None:
+        self._key = key
         self._check = check
         self._path = path
         self._endpoint = endpoint
@@ -78,7 +88,7 @@ class WorkspaceRelay:
     async def _carry(self, client: socket.socket) -> None:
         opening = OpenWorkspace(PROTOCOL_VERSION)
         try:
-            stream = await open_attested(self._endpoint, opening, self._check)
+            stream = await open_attested(self._endpoint, opening, self._check, self._key)
         except (EnclaveError, OSError, TimeoutError) as error:
             log.warning("no workspace stream: %s", error or type(error).__name__)
             client.close()

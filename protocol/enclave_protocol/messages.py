@@ -56,7 +56,7 @@ __all__ = [
     "encode",
 ]
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 """The five Jupyter channels in the order of the ports 1 to 5 of an ipc connection file."""
 
@@ -252,9 +252,14 @@ class Attest(_Message, frozen=True, tag="attest"):
 
 
 class Challenge(_Message, frozen=True, tag="challenge"):
-    """First frame inside TLS: the gateway asks who is there, with a nonce it uses once."""
+    """First frame inside TLS: the gateway asks who is there, with a nonce it uses once.
+
+    `gateway` is its public key, and `proof` what it signed for this stream (`gateway_proof`).
+    """
 
     nonce: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    gateway: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
+    proof: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
 
 
 class Attested(_Message, frozen=True, tag="attested"):

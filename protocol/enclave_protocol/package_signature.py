@@ -9,6 +9,7 @@ THREATS A-05, Z-01, Z-03.
 """
 
 import hashlib
+import re
 import unicodedata
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -35,6 +36,7 @@ __all__ = [
     "Signer",
     "check_signer",
     "decode_signature",
+    "is_publisher",
     "publisher_key",
     "signed_message",
     "verify_signature",
@@ -46,6 +48,13 @@ ECDSA_P384: Final = "ecdsa-p384-sha384"
 MAX_PUBLISHER_CHARS: Final = 100
 """Of a signed package's publisher: it is shown in one line and kept by users."""
 
+# Letters, marks and symbols that show nothing, and that `isprintable` takes: a name with one would
+# look like another. Source: Unicode 15, DerivedCoreProperties, Default_Ignorable_Code_Point; and
+# the empty Braille pattern.
+_INVISIBLE: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0000-\U000e0fff]"
+)
 _DOMAIN: Final = b"enclave-kernel package signature v1\x00"
 _DIGEST_BYTES: Final = 32
 SIGNATURE_BYTES: Final = {ED25519: 64, ECDSA_P384: 96}
@@ -134,12 +143,23 @@ def check_signer(signer: Signer, publisher: str) -> None:
     fits = spki.startswith(prefix) and len(spki) == len(prefix) + _KEY_BYTES[signer.algorithm]
     if not fits or spki.hex() != signer.public_key:
         raise PackageFormatError(f"the label's public key is none for {signer.algorithm}")
-    if len(publisher) > MAX_PUBLISHER_CHARS or not publisher.isprintable():
-        raise PackageFormatError(
-            f"a signed package's publisher has at most {MAX_PUBLISHER_CHARS} printable characters"
-        )
-    if not publisher_key(publisher):
+    if not publisher.strip():
         raise PackageFormatError("a signed package names its publisher")
+    if not is_publisher(publisher):
+        raise PackageFormatError(
+            f"a signed package's publisher has at most {MAX_PUBLISHER_CHARS} printable characters, "
+            "none of them invisible"
+        )
+
+
+def is_publisher(text: str) -> bool:
+    """Return whether a text can be a publisher's name: short, and every character of it is seen."""
+    return (
+        0 < len(text) <= MAX_PUBLISHER_CHARS
+        and text.isprintable()
+        and _INVISIBLE.search(text) is None
+        and bool(publisher_key(text))
+    )
 
 
 def publisher_key(publisher: str) -> str:

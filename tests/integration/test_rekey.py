@@ -30,6 +30,7 @@ from enclave_protocol.package_label import encode_label
 from enclave_protocol.policy.caller import Caller
 from enclave_protocol.policy.kms_request import kms_request
 from enclave_protocol.policy.policy_document import parse_policy
+from enclave_protocol.policy.wildcards import wildcard_match
 from tests.support.kms_keys import error_code
 from tests.support.local_services import HOST_ROLE_ARN, OWNER_ROLE_ARN
 from tests.support.owner_tool import OWNER_ENVIRONMENT
@@ -164,6 +165,38 @@ def test_the_policy_is_put_back_when_kms_refuses(
     assert release.policy(old_key) == policy
 
 
+def test_what_is_revoked_meanwhile_stays_revoked(
+    release: Release, old_key: str, file: Path
+) -> None:
+    arn = closed_key(release)
+    before = json.loads(release.policy(old_key))
+    command = [sys.executable, "-c", _PATIENT, "rekey", str(file), "-k", arn, *OPEN]
+    url = ["--endpoint-url", release.cloud.endpoint_url]
+    with subprocess.Popen(
+        [*command, *url], stderr=subprocess.PIPE, env=OWNER_ENVIRONMENT
+    ) as process:
+        deadline = time.monotonic() + 30
+        while ALLOW_SID not in release.policy(old_key):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        # By hand, as a colleague may: no tool puts the Deny in order.
+        opened = json.loads(release.policy(old_key))
+        revoked = {"Sid": "Revoked", "Effect": "Deny", "Principal": "*", "Resource": "*"}
+        revoked |= {"Action": "kms:Decrypt"}
+        opened["Statement"].append(revoked)
+        release.cloud.owner.put_key_policy(
+            KeyId=old_key, PolicyName="default", Policy=json.dumps(opened)
+        )
+        process.terminate()
+        assert process.wait(20) == 130
+    after = json.loads(release.policy(old_key))
+    # The other tests' key, too.
+    release.cloud.owner.put_key_policy(
+        KeyId=old_key, PolicyName="default", Policy=json.dumps(before)
+    )
+    assert after == {**before, "Statement": [*before["Statement"], revoked]}
+
+
 def test_the_policy_is_put_back_when_interrupted(
     release: Release, old_key: str, file: Path
 ) -> None:
@@ -203,6 +236,39 @@ def test_while_it_is_open_only_the_owner_and_only_this_package(
     assert not may(OWNER_ROLE_ARN, "kms:ReEncryptFrom", {})
     assert not may(HOST_ROLE_ARN, "kms:ReEncryptFrom", context)
     assert not may(OWNER_ROLE_ARN, "kms:Decrypt", context)
+
+
+def test_while_it_is_open_an_iam_policy_lets_nobody_else(
+    release: Release, old_key: str, file: Path
+) -> None:
+    """A policy that names the account's root, as KMS's own first one, leaves it to IAM."""
+    context = header_of(file).encryption_context
+    before = json.loads(release.policy(old_key))
+    everything = {"Effect": "Allow", "Action": "kms:*", "Resource": "*"}
+    root = {"Sid": "Root", "Principal": {"AWS": old_key.split(":")[4]}, **everything}
+    text = json.dumps({**before, "Statement": [*before["Statement"], root]})
+    role = OWNER_ROLE_ARN.replace(":role/", ":role/some/path/")
+    session = OWNER_ROLE_ARN.replace(":iam:", ":sts:").replace(":role/", ":assumed-role/") + "/me"
+
+    def may(policy: str, who: str) -> bool:
+        request = kms_request(Caller.of(who), "kms:ReEncryptFrom", old_key, context=context)
+        return parse_policy(policy).evaluate(request).allowed
+
+    assert not may(text, HOST_ROLE_ARN)
+    for principal in (OWNER_ROLE_ARN, session):
+        opened = opened_policy(text, principal, context)
+        assert may(opened, session)
+        assert may(opened, principal)
+        assert not may(opened, HOST_ROLE_ARN)
+        assert not may(opened, OWNER_ROLE_ARN + "-2")
+    # Of a session the path is not known: IAM knows the role by its name.
+    denials = json.loads(opened_policy(text, session, context))["Statement"]
+    (pattern,) = [
+        names
+        for statement in denials
+        for names in statement.get("Condition", {}).get("StringNotLike", {}).values()
+    ]
+    assert any(wildcard_match(each, role) for each in pattern)
 
 
 def test_another_region_is_refused_before_anything(

@@ -8,7 +8,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from enclave_kernel.supervisor.admission import Admission
 from enclave_kernel.supervisor.channel_identity import new_channel_identity
 from enclave_kernel.supervisor.stream_listener import StreamListener
 from enclave_parent_gateway.control_stream import ControlStream
@@ -95,6 +97,7 @@ class Setup:
             on_event=self.events.put_nowait,
             on_gone=self.gone.set,
             answer=self._answer,
+            key=Ed25519PrivateKey.generate(),
         )
         self.server: asyncio.Task[None] | None = None
         self._peers: list[Peer] = []
@@ -121,6 +124,7 @@ class Setup:
         listener = StreamListener(
             f"unix:{self.path}",
             identity=self.identity,
+            admission=Admission(self.identity.public_key, required=True),
             attest=attest,
             on_control=serve,
             on_channel=no_channel,

@@ -49,7 +49,7 @@ def test_what_is_no_fingerprint(pins: PublisherPins, fingerprint: str) -> None:
     assert pins.all() == []
 
 
-@pytest.mark.parametrize("publisher", ["", "  ", "x" * 101, "a\nb", "\x1b[31mACME"])
+@pytest.mark.parametrize("publisher", ["", "  ", "x" * 101, "a\nb", "\x1b[31mACME", "ACME\u3164"])
 def test_what_is_no_publisher(pins: PublisherPins, publisher: str) -> None:
     with pytest.raises(PublisherPinsError, match="printable"):
         pins.trust(publisher, ONE)

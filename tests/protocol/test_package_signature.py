@@ -256,6 +256,17 @@ def test_a_signed_package_names_its_publisher(publisher: str) -> None:
         check_signer(PUBLISHER.signer, publisher)
 
 
+@pytest.mark.parametrize(
+    "character", ["\u034f", "\u115f", "\u17b4", "\u2800", "\u3164", "\ufe0f", "\U000e0100"]
+)
+def test_a_publisher_has_no_character_that_nobody_sees(character: str) -> None:
+    """With one it would be a new publisher, which looks like the one that was pinned."""
+    assert character.isprintable()
+    for name in (f"ACME{character} Analytics", f"{character}ACME Analytics"):
+        with pytest.raises(PackageFormatError, match="invisible"):
+            check_signer(PUBLISHER.signer, name)
+
+
 def test_names_that_people_take_for_one_are_one() -> None:
     for name in (
         "ACME Analytics",

@@ -24,8 +24,12 @@ from zmq.utils import z85
 from enclave_infra.local_cloud.identities import HOST_SECRET_ACCESS_KEY
 from enclave_kernel.supervisor.channel_identity import new_channel_identity
 from enclave_parent_gateway.control_stream import ControlStream
+from enclave_parent_gateway.gateway_identity import gateway_key
+from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_parent_gateway.transport import tls_context
+from enclave_protocol.channel_binding import public_key_of
 from enclave_protocol.frame import encode_frame
+from enclave_protocol.gateway_proof import make_proof
 from enclave_protocol.messages import (
     PROTOCOL_VERSION,
     Body,
@@ -180,8 +184,16 @@ class Impostor:
         sock = self.tap.connect()
         sock.sendall(encode_frame(encode(OpenControl(PROTOCOL_VERSION))))
         with tls_context().wrap_socket(sock) as enclave:
-            enclave.sendall(encode_frame(encode(Challenge(nonce))))
+            enclave.sendall(encode_frame(encode(gateways_challenge(enclave, nonce))))
             return read_frame(enclave)
+
+
+def gateways_challenge(enclave: ssl.SSLSocket, nonce: bytes) -> Challenge:
+    """Return a challenge of root's, who reads the gateway's key: nobody else is answered."""
+    key = gateway_key(EnclavePaths.from_environment())
+    enclave_key = public_key_of(enclave.getpeercert(binary_form=True) or b"")
+    proof = make_proof(key, purpose="control", nonce=nonce, enclave_key=enclave_key)
+    return Challenge(nonce, key.public_key().public_bytes_raw(), proof)
 
 
 def read_frame(sock: socket.socket) -> bytes:
@@ -366,7 +378,7 @@ def test_half_a_stream_into_another(home: EnclaveHome, tap: WireTap) -> None:
     sock.sendall(encode_frame(encode(OpenControl(PROTOCOL_VERSION))))
     raw = socket.fromfd(sock.fileno(), sock.family, sock.type)
     with raw, tls_context().wrap_socket(sock) as own:
-        own.sendall(encode_frame(encode(Challenge(b"n" * 32))))
+        own.sendall(encode_frame(encode(gateways_challenge(own, b"n" * 32))))
         decode_attested(read_frame(own))
         raw.sendall(spoken[-1])
         with suppress(ssl.SSLError, ConnectionResetError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enclave_parent_gateway.egress.addresses import Address, AddressPolicy
-from enclave_parent_gateway.egress.allowlist import Allowlist, parse_rule, suggested_rule
+from enclave_parent_gateway.egress.allowlist import Allowlist, Rule, parse_rule, suggested_rule
 from enclave_parent_gateway.egress.connection_log import ConnectionLog, LogEntry, read_log
 from enclave_parent_gateway.egress.destination import Destination
 from enclave_parent_gateway.egress.proxy import EgressLimits, EgressProxy
@@ -64,7 +64,7 @@ class ProxyServer:
     port: int
     proxy: EgressProxy
     log_path: Path
-    rules: list[str]
+    rules: list[str | Rule]
 
     def logged(self) -> list[LogEntry]:
         """Return what it logged."""
@@ -106,7 +106,7 @@ class ProxyServer:
 @asynccontextmanager
 async def proxy_server(
     folder: Path,
-    *rules: str,
+    *rules: str | Rule,
     addresses: AddressPolicy | None = None,
     resolve: Resolve | None = None,
     limits: EgressLimits | None = None,
@@ -123,7 +123,9 @@ async def proxy_server(
 
     proxy = EgressProxy(
         allowlist=lambda: (
-            _Everything(()) if allow_everything else Allowlist(parse_rule(text) for text in current)
+            _Everything(())
+            if allow_everything
+            else Allowlist(r if isinstance(r, Rule) else parse_rule(r) for r in current)
         ),
         addresses=addresses or AddressPolicy(),
         resolve=resolve or system,

@@ -15,7 +15,7 @@ from enclave_protocol.policy.kms_request import IMAGE_KEY, PCR_KEY
 from enclave_protocol.policy.statement import Statement
 from enclave_protocol.policy.wildcards import is_pattern
 
-__all__ = ["Attested", "attested", "denies_unattested", "images", "is_attestation"]
+__all__ = ["Attested", "attested", "denies_unattested", "identity", "is_attestation"]
 
 _IMAGE: Final = IMAGE_KEY.lower()
 _PREFIX: Final = PCR_KEY.lower()
@@ -26,6 +26,13 @@ _GUARDS: Final = (
     {f"{_PREFIX}8"},
     {f"{_PREFIX}1", f"{_PREFIX}2"},
 )
+_IDENTITIES: Final = (
+    (_PCR0, IMAGE_KEY),
+    (frozenset({f"{_PREFIX}8"}), f"{PCR_KEY}8"),
+    (frozenset({f"{_PREFIX}1"}), f"{PCR_KEY}1"),
+)
+_OTHER_IMAGE: Final = dict.fromkeys((_IMAGE, *(f"{_PREFIX}{n}" for n in range(32))), ("other",))
+"""The attestation keys of an image that no policy lists."""
 _HEX: Final = re.compile(r"[0-9a-f]{96}")
 
 
@@ -98,26 +105,40 @@ def _fault(condition: Condition, present: frozenset[str]) -> str | None:
     return None
 
 
-def images(statement: Statement) -> tuple[str, ...] | None:
-    """Return the PCR0 values a statement lists, in lower case; None if it does not test PCR0."""
+def identity(statement: Statement) -> tuple[str, tuple[str, ...]]:
+    """Return what tells the images of a guarded statement from others: condition key and values.
+
+    PCR0 where it tests that, or the signer, or else kernel and first ramdisk (PCR1) alone: every
+    request that the statement holds for has one of the values, in lower case.
+    """
     present = _present(statement)
-    listed = [
-        condition.values
-        for condition in statement.conditions
-        if condition.key in _PCR0 and _fault(condition, present) is None
-    ]
-    if not listed:
-        return None
-    values = {value.lower() for found in listed for value in found}
-    return tuple(sorted(value for value in values if _HEX.fullmatch(value)))
+    for keys, name in _IDENTITIES:
+        listed = [
+            condition.values
+            for condition in statement.conditions
+            if condition.key in keys and _fault(condition, present) is None
+        ]
+        if listed:
+            values = {value.lower() for found in listed for value in found}
+            return name, tuple(sorted(value for value in values if _HEX.fullmatch(value)))
+    return IMAGE_KEY, ()
 
 
-def denies_unattested(statement: Statement, action: str, key_arn: str) -> bool:
+def denies_unattested(
+    statement: Statement, action: str, key_arn: str, *, other_images: bool = False
+) -> bool:
     """Return whether a statement denies `action` to everybody who shows no attestation document.
 
     Each of its conditions has to hold when the request has no attestation keys: otherwise the
     Deny misses some of those requests.
+
+    Args:
+        statement: Of a policy.
+        action: Such as `kms:Decrypt`.
+        key_arn: The key's ARN.
+        other_images: It has to deny it to enclaves of images it does not list as well.
     """
+    requests = ({}, _OTHER_IMAGE) if other_images else ({},)
     everybody = {("*", "*"), ("AWS", "*")} & set(statement.principals)
     return (
         not statement.allows
@@ -126,6 +147,7 @@ def denies_unattested(statement: Statement, action: str, key_arn: str) -> bool:
         and statement.covers_action(action)
         and statement.covers_resource(key_arn)
         and all(
-            is_attestation(condition) and condition.holds({}) for condition in statement.conditions
+            is_attestation(condition) and all(condition.holds(keys) for keys in requests)
+            for condition in statement.conditions
         )
     )

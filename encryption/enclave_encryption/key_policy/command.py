@@ -24,10 +24,12 @@ from enclave_encryption.key_policy.release_check import (
     CheckedRelease,
     check_release,
     explained,
+    opening,
 )
 from enclave_encryption.key_policy.release_rule import RuleChange
 from enclave_protocol.plain_text import plain_text
 from enclave_protocol.policy.policy_document import MAX_POLICY_BYTES, Decision, parse_policy
+from enclave_protocol.policy.statement import Statement
 
 __all__ = ["key_policy_command"]
 
@@ -135,7 +137,8 @@ def key_policy_command(
 
     \b
     Exit codes: 0 done, or released to this enclave only; 1 refused or denied; 2 wrong usage;
-    3 (--check) released to this enclave, and without attestation, too.
+    3 (--check) released to this enclave, and without attestation, too, or perhaps: by a
+    statement that depends on an address, a time or the like.
 
     \b
     Example:
@@ -269,21 +272,22 @@ def _check(target: _Target, rule: RuleChange, *, as_json: bool) -> int:
 
 
 def _check_json(checked: CheckedRelease) -> dict[str, Any]:
-    def shown(decision: Decision) -> dict[str, Any]:
+    def shown(decision: Decision, openings: tuple[Statement, ...] = ()) -> dict[str, Any]:
         return {
             "allowed": decision.allowed,
             "outcome": decision.outcome.value,
             "statement": decision.statement.name.strip('"') if decision.statement else None,
             "needs_iam": decision.allowed and (decision.delegated or bool(checked.other_account)),
             "unjudged": [statement.name.strip('"') for statement in decision.unjudged],
-            "text": explained(decision, checked),
+            "may_be_allowed": [statement.name.strip('"') for statement in openings],
+            "text": opening(openings) if openings else explained(decision, checked),
         }
 
     return {
         "principal": checked.principal,
         "attested": shown(checked.attested),
-        "unattested": shown(checked.unattested),
-        "debug": shown(checked.debug),
+        "unattested": shown(checked.unattested, checked.open_unattested),
+        "debug": shown(checked.debug, checked.open_debug),
     }
 
 

@@ -6,14 +6,23 @@ from typing import Final
 
 from enclave_encryption.key_policy.attested import attested, denies_unattested
 from enclave_encryption.key_policy.kms_actions import ESCAPES, PUT_KEY_POLICY, REPLICATE_KEY
-from enclave_protocol.policy.caller import account_of
+from enclave_protocol.policy.caller import Caller, account_of
 from enclave_protocol.policy.policy_document import PolicyDocument
+from enclave_protocol.policy.policy_error import PolicyError
 from enclave_protocol.policy.statement import Statement
 
 __all__ = ["DENIED", "Finding", "find_widening"]
 
-DENIED: Final = ("kms:Decrypt", "kms:ReEncryptFrom")
+_DECRYPT: Final = "kms:Decrypt"
+DENIED: Final = (_DECRYPT, "kms:ReEncryptFrom")
 """What the tool's own Deny covers. Grants cannot get around it: an explicit Deny comes first."""
+
+_ANY_IMAGE: Final = {
+    _DECRYPT: "decrypt the data key in an enclave of any image",
+    "kms:CreateGrant": "hand out grants to decrypt in an enclave of any image",
+}
+"""What is left of an action where only requests without attestation are denied."""
+_DENIES_UNATTESTED: Final = ": the Deny stops only requests without attestation document"
 
 
 @dataclass(frozen=True)
@@ -56,10 +65,13 @@ def _find(policy: PolicyDocument, key_arn: str, parents: tuple[str, ...]) -> Ite
         for action in DENIED
         if any(denies_unattested(s, action, key_arn) for s in policy.statements)
     )
+    images_only = any(
+        denies_unattested(s, _DECRYPT, key_arn, other_images=True) for s in policy.statements
+    )
     for statement in policy.statements:
         if not statement.allows or not statement.covers_resource(key_arn):
             continue
-        yield from _escapes(statement, owner, key_arn, held)
+        yield from _escapes(statement, owner, key_arn, held, images_only=images_only)
         yield from _rewriting(statement, owner, parents)
     for action in DENIED:
         if action not in held:
@@ -72,7 +84,7 @@ def _find(policy: PolicyDocument, key_arn: str, parents: tuple[str, ...]) -> Ite
 
 
 def _escapes(
-    statement: Statement, owner: str, key_arn: str, held: frozenset[str]
+    statement: Statement, owner: str, key_arn: str, held: frozenset[str], *, images_only: bool
 ) -> Iterator[Finding]:
     judged = attested(statement)
     # Only Decrypt takes an attestation document; for the others an attestation condition that
@@ -90,6 +102,8 @@ def _escapes(
         # A grant is good for what it allows only where nothing denies that.
         stopped = action in held or (action == "kms:CreateGrant" and held == set(DENIED))
         now = ", once the Deny that stops it is gone" if stopped else ""
+        if stopped and not images_only and action in _ANY_IMAGE:
+            consequence, now = _ANY_IMAGE[action], _DENIES_UNATTESTED
         who = _who(statement, owner)
         yield Finding(statement.name, action, f"{action} lets {who} {consequence}{now}{why}")
 
@@ -115,15 +129,23 @@ def _who(statement: Statement, owner: str) -> str:
     return " and ".join(shown)
 
 
+def _one_name(principal: str) -> str:
+    """Return one text for a role and all its sessions, whose ARNs do not hold the role's path."""
+    try:
+        arn = Caller.of(principal).arn
+    except PolicyError:
+        return principal
+    before, role, rest = arn.partition(":role/")
+    return f"{before}{role}{rest.rpartition('/')[2]}"
+
+
 def _rewriting(statement: Statement, owner: str, parents: tuple[str, ...]) -> Iterator[Finding]:
     if not statement.covers_action(PUT_KEY_POLICY):
         return
     names = {name for _, name in statement.principals}
-    suspects = sorted(
-        name
-        for name in names
-        if name == "*" or (account_of(name) and account_of(name) != owner) or name in parents
-    )
+    hosts = {_one_name(name) for name in parents}
+    # Of a service, an identity provider or a unique id it is not known whose it is.
+    suspects = sorted(n for n in names if account_of(n) != owner or _one_name(n) in hosts)
     if statement.except_principals:
         suspects = ["everybody but those it lists (NotPrincipal)"]
     for name in suspects:

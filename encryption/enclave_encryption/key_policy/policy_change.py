@@ -13,6 +13,7 @@ from enclave_encryption.key_policy.release_rule import (
     RuleChange,
     changed_statements,
     deny_statement,
+    with_own_actions,
 )
 from enclave_protocol.policy.policy_document import PolicyDocument, load_policy, parse_policy
 
@@ -61,8 +62,9 @@ def plan_change(before: str, key_arn: str, change: RuleChange, *, narrow: bool) 
         findings = find_widening(policy, key_arn, release_principals(policy))
         statements = narrowed(statements, policy, findings)
     others = [statement for statement in statements if statement.get("Sid") != DENY_SID]
-    deny = deny_statement(_parsed(document, others), key_arn)
-    if any(statement.get("Sid") == DENY_SID for statement in statements):
+    own = [statement for statement in statements if statement.get("Sid") == DENY_SID]
+    deny = with_own_actions(deny_statement(_parsed(document, others), key_arn), own)
+    if own:
         statements = [deny if s.get("Sid") == DENY_SID else s for s in statements]
     else:
         statements = [*statements, deny]

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from enclave_encryption.key_policy.findings import Finding
 from enclave_encryption.key_policy.policy_change import PolicyChange, shown_policy
-from enclave_encryption.key_policy.release_check import CheckedRelease, explained
+from enclave_encryption.key_policy.release_check import CheckedRelease, explained, opening
 from enclave_protocol.plain_text import plain_text
 
 __all__ = ["print_check", "print_diff", "print_findings"]
@@ -43,11 +43,13 @@ def print_check(console: Console, checked: CheckedRelease) -> None:
     """Print the three answers to one principal."""
     console.print(Text(plain_text(checked.principal), "bold"), soft_wrap=True)
     rows = (
-        ("in the enclave", checked.attested, True),
-        ("without attestation", checked.unattested, False),
-        ("in debug mode", checked.debug, False),
+        ("in the enclave", checked.attested, True, ()),
+        ("without attestation", checked.unattested, False, checked.open_unattested),
+        ("in debug mode", checked.debug, False, checked.open_debug),
     )
-    for name, decision, wanted in rows:
-        mark, style = ("✓", "green") if decision.allowed is wanted else ("✗", "red")
-        answer = plain_text(explained(decision, checked), limit=None)
+    for name, decision, wanted, openings in rows:
+        good = decision.allowed is wanted and not openings
+        mark, style = ("✓", "green") if good else ("✗", "red")
+        text = opening(openings) if openings else explained(decision, checked)
+        answer = plain_text(text, limit=None)
         console.print(Text.assemble((f"  {mark} ", style), f"{name:<20} {answer}"), soft_wrap=True)

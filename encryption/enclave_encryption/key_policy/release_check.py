@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from enclave_encryption.key_policy.attested import is_attestation
 from enclave_protocol.policy.caller import Caller, account_of
+from enclave_protocol.policy.condition import Condition
 from enclave_protocol.policy.kms_request import kms_request
 from enclave_protocol.policy.policy_document import Decision, Outcome, PolicyDocument
+from enclave_protocol.policy.statement import PolicyRequest, Statement
 
-__all__ = ["CheckedRelease", "check_release", "explained"]
+__all__ = ["CheckedRelease", "check_release", "explained", "opening"]
 
 _ACTION: Final = "kms:Decrypt"
 _DEBUG_PCRS: Final = dict.fromkeys((0, 1, 2, 8), bytes(48))
@@ -25,6 +28,8 @@ class CheckedRelease:
         attested: With the PCRs asked about.
         unattested: Without attestation document.
         debug: From an enclave in debug mode, whose PCRs are zeros.
+        open_unattested, open_debug: Statements that allow these in some other request, whose
+            address, time, encryption context or other keys are not the simulated one's.
     """
 
     principal: str
@@ -32,6 +37,8 @@ class CheckedRelease:
     attested: Decision
     unattested: Decision
     debug: Decision
+    open_unattested: tuple[Statement, ...] = ()
+    open_debug: tuple[Statement, ...] = ()
 
     @property
     def other_account(self) -> str:
@@ -42,7 +49,8 @@ class CheckedRelease:
     @property
     def sound(self) -> bool:
         """Whether only the attested request is allowed."""
-        return self.attested.allowed and not (self.unattested.allowed or self.debug.allowed)
+        wide = self.unattested.allowed or self.debug.allowed
+        return self.attested.allowed and not (wide or self.open_unattested or self.open_debug)
 
 
 def check_release(
@@ -66,14 +74,52 @@ def check_release(
     """
     caller = Caller.of(principal)
 
-    def ask(registers: Mapping[int, bytes] | None) -> Decision:
-        return policy.evaluate(
-            kms_request(caller, _ACTION, key_arn, context=context, pcrs=registers)
-        )
+    def request(registers: Mapping[int, bytes] | None) -> PolicyRequest:
+        return kms_request(caller, _ACTION, key_arn, context=context, pcrs=registers)
 
     registers = {index: bytes.fromhex(value) for index, value in pcrs.items()}
     debug = {**registers, **_DEBUG_PCRS}
-    return CheckedRelease(principal, key_arn, ask(registers), ask(None), ask(debug))
+    return CheckedRelease(
+        principal,
+        key_arn,
+        policy.evaluate(request(registers)),
+        policy.evaluate(request(None)),
+        policy.evaluate(request(debug)),
+        _openings(policy, request(None)),
+        _openings(policy, request(debug)),
+    )
+
+
+def _openings(policy: PolicyDocument, request: PolicyRequest) -> tuple[Statement, ...]:
+    """Return the statements that allow a request of the same caller and attestation.
+
+    Nothing of it is taken to be as simulated but what is the caller's, the attestation's, or in
+    the encryption context asked about; and what cannot be judged counts as allowed.
+    """
+    if any(not statement.allows and statement.applies(request) for statement in policy.statements):
+        return ()
+    return tuple(
+        statement
+        for statement in policy.statements
+        if statement.allows
+        and statement.covers_action(request.action)
+        and statement.covers_resource(request.resource)
+        and statement.names(request.caller)
+        and all(_may_hold(condition, request) for condition in statement.conditions)
+        and not statement.applies(request)
+    )
+
+
+def _may_hold(condition: Condition, request: PolicyRequest) -> bool:
+    settled = condition.key in request.keys or is_attestation(condition)
+    return not settled or condition.holds(request.keys) is not False
+
+
+def opening(statements: tuple[Statement, ...]) -> str:
+    """Return for people what a request that is denied here may be allowed by."""
+    names = ", ".join(statement.name for statement in statements)
+    keys = sorted({c.key for s in statements for c in s.conditions if not is_attestation(c)})
+    return f"may be allowed by {names}, which depends on {', '.join(keys) or 'who asks'}"
 
 
 def explained(decision: Decision, checked: CheckedRelease) -> str:

@@ -9,13 +9,20 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from enclave_encryption.errors import KeyPolicyError
-from enclave_encryption.key_policy.attested import attested, images
+from enclave_encryption.key_policy.attested import attested, identity
 from enclave_encryption.key_policy.findings import DENIED
 from enclave_encryption.key_policy.revoked_packages import with_revoked, without_revoked
 from enclave_protocol.policy.kms_request import IMAGE_KEY, PCR_KEY
 from enclave_protocol.policy.policy_document import PolicyDocument
 
-__all__ = ["DENY_SID", "RELEASE_SID", "RuleChange", "changed_statements", "deny_statement"]
+__all__ = [
+    "DENY_SID",
+    "RELEASE_SID",
+    "RuleChange",
+    "changed_statements",
+    "deny_statement",
+    "with_own_actions",
+]
 
 RELEASE_SID: Final = "EnclaveRelease"
 DENY_SID: Final = "EnclaveDenyUnattested"
@@ -175,19 +182,16 @@ def deny_statement(policy: PolicyDocument, key_arn: str) -> dict[str, Any]:
         policy: As it will be, its own Deny disregarded.
         key_arn: The key's ARN.
     """
-    listed: set[str] = set()
-    by_image = True
+    listed: dict[str, set[str]] = {}
     for statement in policy.statements:
-        if not (
+        if (
             statement.allows
             and statement.covers_action("kms:Decrypt")
             and statement.covers_resource(key_arn)
             and attested(statement).guarded
         ):
-            continue
-        found = images(statement)
-        by_image = by_image and found is not None
-        listed.update(found or ())
+            key, values = identity(statement)
+            listed.setdefault(key, set()).update(values)
     deny: dict[str, Any] = {
         "Sid": DENY_SID,
         "Effect": "Deny",
@@ -195,13 +199,36 @@ def deny_statement(policy: PolicyDocument, key_arn: str) -> dict[str, Any]:
         "Action": list(DENIED),
         "Resource": "*",
     }
-    if not by_image:
-        # Some statement releases by signer or by kernel and ramdisks: PCR0 is not all that counts.
-        return deny | {"Condition": {"Null": {IMAGE_KEY: "true"}}}
-    if not listed:
+    # Of several keys all have to differ: whoever one statement releases to is not denied.
+    differ = {key: _one_or_list(sorted(values)) for key, values in listed.items() if values}
+    if not differ:
         return deny  # nobody decrypts
-    condition = {"StringNotEqualsIgnoreCase": {IMAGE_KEY: _one_or_list(sorted(listed))}}
-    return deny | {"Condition": condition}
+    return deny | {"Condition": {"StringNotEqualsIgnoreCase": differ}}
+
+
+def with_own_actions(deny: dict[str, Any], before: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the Deny, which also denies what an owner added to it.
+
+    Args:
+        deny: Of `deny_statement`.
+        before: The statements of its Sid that are there.
+
+    Raises:
+        KeyPolicyError: One denies all actions but some.
+    """
+    actions = list(deny["Action"])
+    for statement in before:
+        if statement.get("Effect") != "Deny":
+            continue
+        if "NotAction" in statement:
+            raise KeyPolicyError(
+                f"the policy's statement {DENY_SID} has a NotAction, which would be lost: give "
+                "that Deny another Sid"
+            )
+        known = {action.lower() for action in actions}
+        added = _strings(statement["Action"])
+        actions += [action for action in dict.fromkeys(added) if action.lower() not in known]
+    return {**deny, "Action": actions}
 
 
 def _copy(condition: Any) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from enclave_kernel.kms import load_boto3, release_data_key
 from enclave_kernel.nsm import NsmClient
 from enclave_kernel.rsa_pool import RsaPool
 from enclave_kernel.session_messages import About, KernelPlace
+from enclave_kernel.supervisor.admission import Admission
 from enclave_kernel.supervisor.channel_identity import new_channel_identity
 from enclave_kernel.supervisor.code_folders import code_folders, import_path
 from enclave_kernel.supervisor.control_stream import ControlStream, NoGatewayError
@@ -138,6 +139,7 @@ class Supervisor:
         self._listener = StreamListener(
             options.listen,
             identity=self._identity,
+            admission=Admission(self._identity.public_key, required=not options.development),
             attest=self._attest,
             on_control=self._serve_control,
             on_channel=self._carry_channel,

@@ -30,10 +30,12 @@ class ChannelIdentity:
     Attributes:
         context: TLS 1.3 as a server; no tickets, so that no session outlives its connection.
         user_data: What attestation documents say of the key.
+        public_key: SubjectPublicKeyInfo, DER.
     """
 
     context: ssl.SSLContext
     user_data: bytes
+    public_key: bytes
 
 
 def new_channel_identity() -> ChannelIdentity:
@@ -76,4 +78,4 @@ def new_channel_identity() -> ChannelIdentity:
     public_key = key.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return ChannelIdentity(context, channel_user_data(public_key))
+    return ChannelIdentity(context, channel_user_data(public_key), public_key)

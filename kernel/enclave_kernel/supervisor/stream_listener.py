@@ -1,7 +1,7 @@
 """Accepts the gateway's streams: reads what each is for, and secures control streams.
 
-Nothing here knows what the streams carry afterwards. Whoever connects is not authenticated: any
-process of the parent's root can be the gateway (docs/spec/control.md, "Who is authenticated").
+Nothing here knows what the streams carry afterwards. Whoever connects first is the gateway: any
+process of the parent's root can be it (docs/spec/control.md, "Who is authenticated").
 """
 
 import asyncio
@@ -12,9 +12,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from enclave_kernel.supervisor import transport
+from enclave_kernel.supervisor.admission import Admission
 from enclave_kernel.supervisor.channel_identity import ChannelIdentity
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, FrameError, encode_frame
+from enclave_protocol.gateway_proof import Purpose
 from enclave_protocol.messages import (
     MAX_CHALLENGE_BYTES,
     MAX_OPEN_BYTES,
@@ -53,6 +55,7 @@ class StreamListener:
     Args:
         endpoint: `vsock:PORT` or `unix:PATH`.
         identity: What control streams are accepted with.
+        admission: Says which gateway may open them.
         attest: Returns an attestation document for that identity with this nonce.
         on_control: Serves a control stream; the bytes came behind the challenge.
         on_channel: Carries a channel stream; owns the socket.
@@ -65,6 +68,7 @@ class StreamListener:
         endpoint: str,
         *,
         identity: ChannelIdentity,
+        admission: Admission,
         attest: Callable[[bytes], Awaitable[bytes]],
         on_control: OnControl,
         on_channel: OnChannel,
@@ -73,6 +77,8 @@ class StreamListener:
     ) -> None:
         self._endpoint = endpoint
         self._identity = identity
+        self._admission = admission
+        self._anonymous: set[asyncio.Task[None]] = set()
         self._attest = attest
         self._on_control = on_control
         self._on_channel = on_channel
@@ -148,14 +154,26 @@ class StreamListener:
             raise MessageError(
                 f"the gateway speaks version {opened.version}, expected {PROTOCOL_VERSION}"
             )
+        purpose: Purpose = "workspace" if isinstance(opened, OpenWorkspace) else "control"
         reader, writer = await self._secure(sock)
         try:
-            rest = await self._answer_challenge(reader, writer)
+            rest, known = await self._answer_challenge(reader, writer, purpose)
         except BaseException:
             writer.transport.abort()
             raise
-        serve = self._on_workspace if isinstance(opened, OpenWorkspace) else self._on_control
+        self._note(known)
+        serve = self._on_workspace if purpose == "workspace" else self._on_control
         return serve(reader, writer, rest)
+
+    def _note(self, known: bool) -> None:
+        """With the first gateway that is known, the streams of those that are not end."""
+        stream = asyncio.current_task()
+        if not known and stream is not None:
+            self._anonymous.add(stream)
+            stream.add_done_callback(self._anonymous.discard)
+        elif known:
+            for other in list(self._anonymous):
+                other.cancel()
 
     async def _hand_on(self, opened: OpenEgress, sock: socket.socket) -> None:
         self._on_egress(opened, sock)
@@ -177,9 +195,13 @@ class StreamListener:
         return reader, asyncio.StreamWriter(secured, protocol, reader, loop)
 
     async def _answer_challenge(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bytes:
-        """Attest the key that the handshake was signed with; return what came behind the nonce."""
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, purpose: Purpose
+    ) -> tuple[bytes, bool]:
+        """Attest the key that the handshake was signed with.
+
+        Returns:
+            What came behind the challenge, and whether its sender is the gateway.
+        """
         decoder = FrameDecoder(MAX_CHALLENGE_BYTES)
         frames: list[bytes] = []
         while not frames:
@@ -188,9 +210,10 @@ class StreamListener:
                 raise MessageError("the control stream ended before its challenge")
             frames = decoder.feed(data, most=1)
         challenge = decode_challenge(frames[0])
+        known = self._admission.admit(challenge, purpose)
         document = await self._attest(challenge.nonce)
         writer.write(encode_frame(encode(Attested(document=document))))
-        return decoder.take_rest()
+        return decoder.take_rest(), known
 
 
 async def _read_open(sock: socket.socket) -> Open:

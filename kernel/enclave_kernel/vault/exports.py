@@ -131,9 +131,10 @@ def _arrangement(
         p.name for p in theirs if p.kind in (_KIND.POSITIONAL_ONLY, _KIND.POSITIONAL_OR_KEYWORD)
     ]
     if order[:leading] != names[:leading]:
+        # Which ones the code takes is the owner's: a signature may leave out the others.
         raise ExportError(
-            f"it exports {name}{declared}, but the code takes {', '.join(order) or 'nothing'} by "
-            "position; declare the same names in the same order"
+            f"it exports {name}{declared}, but the code takes other parameters by position; its "
+            "owner has to declare the same names in the same order"
         )
     return (sys.maxsize if takes_rest else leading), tuple(names[leading:])
 

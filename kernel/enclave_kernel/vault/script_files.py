@@ -20,6 +20,7 @@ from enclave_protocol.package_archive import (
 )
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.script_messages import check_workspace_path
+from enclave_protocol.vault_messages import VaultMessageError
 
 __all__ = ["InputFiles", "OutputRefusedError", "WorkspaceSpaceError", "collect_outputs"]
 
@@ -95,6 +96,15 @@ class InputFiles:
                     f"the folder {folder!r} cannot be made in the vault: {error.strerror}"
                 ) from None
 
+    def check_outputs(self, outputs: tuple[str, ...], folders: tuple[str, ...]) -> None:
+        """Check where a script's files are to be collected: in folders that `finish` made.
+
+        Raises:
+            VaultMessageError: One is another, such as one with `..`.
+        """
+        if not set(outputs) <= set(folders):
+            raise VaultMessageError("an output folder is none of the workspace's folders")
+
 
 def collect_outputs(
     root: Path, folders: tuple[str, ...], most_bytes: int, sent_bytes: int = 0
@@ -113,7 +123,7 @@ def collect_outputs(
     entries: dict[str, Entry] = {}
     total = sent_bytes
     for folder in folders:
-        for path, size in _regular_files(root / folder):
+        for path, size in _regular_files(root, folder):
             name = str(path.relative_to(root))
             if name not in entries:
                 total += size
@@ -127,8 +137,14 @@ def collect_outputs(
         yield bytes(piece)
 
 
-def _regular_files(folder: Path) -> Iterator[tuple[Path, int]]:
-    for base, folders, names in os.walk(folder, followlinks=False):
+def _regular_files(root: Path, folder: str) -> Iterator[tuple[Path, int]]:
+    place = root
+    for part in folder.split("/"):
+        place /= part
+        # `os.walk` follows the link that it is started with, and all on the way there.
+        if place.is_symlink():
+            return
+    for base, folders, names in os.walk(place, followlinks=False):
         folders.sort()
         for name in sorted(names):
             path = Path(base, name)
@@ -138,7 +154,8 @@ def _regular_files(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _read(path: Path, size: int) -> Iterator[bytes]:
-    with path.open("rb") as stream:
+    # A thread that the script left behind may have put a link there meanwhile.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as stream:
         while size > 0 and (piece := stream.read(min(size, _PIECE_BYTES))):
             size -= len(piece)
             yield piece

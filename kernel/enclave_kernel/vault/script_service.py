@@ -72,6 +72,8 @@ def run_script(
     CallBudget(label.policy, clock).take()
     check_environ(request.environ, script.variables)
     inputs.finish(request.folders)
+    # Before anything runs: the package's own files are beside the workspace.
+    inputs.check_outputs(request.outputs, request.folders)
     notebook, arguments = None, request.arguments
     if script.file.endswith(NOTEBOOK_SUFFIX):
         # Late: a vault that runs no notebook needs neither IPython nor nbformat.

@@ -12,7 +12,7 @@ from typing import Final
 
 from enclave_parent_gateway.egress.errors import AddressRefusedError
 
-__all__ = ["Address", "AddressPolicy", "Network"]
+__all__ = ["Address", "AddressPolicy", "Network", "parse_private_network"]
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -41,7 +41,8 @@ _DENIED: Final = (
     ("64:ff9b::/96", "NAT64"),
     ("64:ff9b:1::/48", "NAT64"),
     ("::/96", "loopback or IPv4-compatible"),
-    ("fc00::/7", "private, with the metadata service"),
+    ("fd00:ec2::/32", "a cloud's own, with the metadata service"),
+    ("fc00::/7", "private"),
     ("fe80::/10", "link-local"),
     ("ff00::/8", "multicast"),
     ("2001::/32", "Teredo"),
@@ -51,6 +52,8 @@ _DENIED: Final = (
     ("2620:4f:8000::/48", "reserved"),
     ("3fff::/20", "for documentation"),
 )
+_PRIVATE: Final = ("private", "carrier-grade NAT")
+"""What a rule may allow: all else stays refused, whoever asks."""
 _NETWORKS: Final = tuple((ip_network(text), word) for text, word in _DENIED)
 _IPV6_UNICAST: Final = IPv6Network("2000::/3")
 """All that IANA gives out; everything else is reserved."""
@@ -58,24 +61,57 @@ _ISATAP: Final = (0x00005EFE, 0x02005EFE)
 """Upper half of an interface identifier with an IPv4 address in the lower one (RFC 5214)."""
 
 
+def parse_private_network(text: str) -> Network:
+    """Return the network that a person means, for instance a VPC's 10.0.0.0/16.
+
+    Raises:
+        ValueError: It is none, or not altogether private.
+    """
+    network = ip_network(text)
+    # The first that it is in says what it is, as for addresses.
+    kinds = [kind for denied, kind in _NETWORKS if _within(network, denied)]
+    if kinds and kinds[0] in _PRIVATE:
+        return network
+    raise ValueError(f"{text} is not a private network")
+
+
+def _within(network: Network, other: Network) -> bool:
+    return (
+        network.version == other.version
+        and network.prefixlen >= other.prefixlen
+        and network.network_address in other
+    )
+
+
 class AddressPolicy:
     """Refuses what is not a public unicast address.
 
     Args:
-        reachable: Networks that may be reached all the same. Only code can name them: no option,
-            variable or file leads here.
+        reachable: Networks that may be reached all the same, whatever they are. Only code can name
+            them: no option, variable or file leads here.
     """
 
     def __init__(self, *, reachable: Iterable[Network] = ()) -> None:
         self._reachable = tuple(reachable)
 
-    def check(self, address: Address) -> None:
+    def check(self, address: Address, private: Iterable[Network] = ()) -> None:
         """Return if the proxy may connect to this address.
+
+        Args:
+            address: As resolved.
+            private: Private networks that the destination's rule names.
 
         Raises:
             AddressRefusedError: It may not; says what kind of address it is.
         """
         kind = self._kind_refused(address)
+        if kind in _PRIVATE and any(address in network for network in private):
+            return
+        if kind in _PRIVATE:
+            raise AddressRefusedError(
+                f"its address {address} is {kind}; if it is one of your own network, allow it with "
+                "--private NETWORK"
+            )
         if kind is not None:
             raise AddressRefusedError(
                 f"its address {address} is {kind}: the proxy connects to public addresses only"

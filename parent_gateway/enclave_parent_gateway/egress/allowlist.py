@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from enclave_parent_gateway.egress.addresses import Network, parse_private_network
 from enclave_parent_gateway.egress.destination import Destination, parse_destination
 from enclave_parent_gateway.egress.errors import AllowlistError, RequestError
 
@@ -24,6 +25,7 @@ __all__ = [
     "Rule",
     "parse_rule",
     "suggested_rule",
+    "with_private",
 ]
 
 PACKAGE_INDEX: Final = "pypi"
@@ -43,10 +45,13 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         text: `HOST:PORT`, or the name of a set with or without `/REGION`.
         hosts: What the set stands for, as `HOST:PORT`, where it was looked up when the rule was
             made (`pypi`).
+        private: Private networks, as `10.0.0.0/16`, that its hosts may have addresses in: a VPC
+            endpoint's, or a server's of one's own.
     """
 
     text: str
     hosts: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
 
     def allows(self, destination: Destination) -> bool:
         """Return whether this entry allows to connect there."""
@@ -94,6 +99,21 @@ def parse_rule(text: str) -> Rule:
         ) from None
 
 
+def with_private(rule: Rule, networks: Iterable[str]) -> Rule:
+    """Return the rule with private networks that its hosts may be in, as a person typed them.
+
+    Raises:
+        AllowlistError: One is no private network.
+    """
+    try:
+        private = tuple(str(parse_private_network(text)) for text in networks)
+    except ValueError:
+        raise AllowlistError(
+            f"{', '.join(networks)}: write private networks, for example --private 10.0.0.0/16"
+        ) from None
+    return msgspec.structs.replace(rule, private=private)
+
+
 def suggested_rule(destination: Destination) -> str:
     """Return the shortest rule that allows this destination, for a message."""
     for name in ("kms", "s3"):
@@ -120,6 +140,15 @@ class Allowlist:
     def allows(self, destination: Destination) -> bool:
         """Return whether a rule allows this destination."""
         return any(rule.allows(destination) for rule in self.rules)
+
+    def private_networks(self, destination: Destination) -> tuple[Network, ...]:
+        """Return the private networks in which this destination may be."""
+        return tuple(
+            parse_private_network(text)
+            for rule in self.rules
+            if rule.private and rule.allows(destination)
+            for text in rule.private
+        )
 
     def with_changes(self, allow: Iterable[Rule], deny: Iterable[str]) -> "Allowlist":
         """Return the list with some rules added (the newer of two with one text), others removed.

@@ -11,7 +11,13 @@ from typing import Final
 
 import msgspec
 
-from enclave_parent_gateway.egress.allowlist import DEFAULT_RULES, Allowlist, Rule, parse_rule
+from enclave_parent_gateway.egress.allowlist import (
+    DEFAULT_RULES,
+    Allowlist,
+    Rule,
+    parse_rule,
+    with_private,
+)
 from enclave_parent_gateway.egress.errors import AllowlistError
 from enclave_parent_gateway.runtime_dir import FileLock
 
@@ -92,3 +98,5 @@ def _check(rules: Iterable[Rule]) -> None:
         for text in (rule.text, *rule.hosts):
             if parse_rule(text).text != text:
                 raise AllowlistError(f"{text!r} is no rule in its usual form")
+        if with_private(rule, rule.private) != rule:
+            raise AllowlistError(f"{', '.join(rule.private)} are no networks in their usual form")

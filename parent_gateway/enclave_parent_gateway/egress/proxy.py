@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from enclave_parent_gateway.egress.addresses import Address, AddressPolicy
+from enclave_parent_gateway.egress.addresses import Address, AddressPolicy, Network
 from enclave_parent_gateway.egress.allowlist import Allowlist
 from enclave_parent_gateway.egress.client_hello import (
     MAX_HELLO_BYTES,
@@ -84,6 +84,7 @@ class _Connection:
     task: "asyncio.Task[None] | None" = None
     destination: Destination | None = None
     address: Address | None = None
+    private: tuple[Network, ...] = ()
     counters: RelayCounters = field(default_factory=RelayCounters)
     cut: str | None = None
 
@@ -131,7 +132,10 @@ class EgressProxy:
             allowed = Allowlist(())
         for connection in self._open:
             destination = connection.destination
-            if destination is not None and not allowed.allows(destination):
+            if destination is None:
+                continue
+            private = allowed.private_networks(destination)
+            if not allowed.allows(destination) or not set(connection.private) <= set(private):
                 self._cut(connection, "it is not allowed any more")
 
     def _cut(self, connection: _Connection, reason: str) -> None:
@@ -169,8 +173,8 @@ class EgressProxy:
         self._check_room(connection)  # 1
         request, early = await self._read_request(sock)  # 2
         connection.destination = request.destination
-        await self._check_allowed(request.destination)  # 3
-        addresses = await self._addresses_of(request.destination)  # 4, 5
+        connection.private = await self._check_allowed(request.destination)  # 3
+        addresses = await self._addresses_of(request.destination, connection.private)  # 4, 5
         upstream = await self._connect(addresses, request.destination.port, connection)  # 6
         self._note(connection, "opened", None)
         watch = asyncio.create_task(self._watch_idle(connection))
@@ -215,21 +219,25 @@ class EgressProxy:
             raise RequestError("something follows the request before it was answered")
         return request, early
 
-    async def _check_allowed(self, destination: Destination) -> None:
+    async def _check_allowed(self, destination: Destination) -> tuple[Network, ...]:
+        """Return the private networks in which it may be."""
         try:
-            allowed = self._allowlist().allows(destination)
+            allowlist = self._allowlist()
         except AllowlistError as error:
             _log.warning("nothing is allowed: %s", error)
             raise DestinationRefusedError(
                 "nothing is allowed, because the allowlist cannot be read; see: enclave logs"
             ) from None
-        if not allowed:
+        if not allowlist.allows(destination):
             raise DestinationRefusedError(
                 f"{destination} is not allowed; on the parent instance type: enclave proxy allow "
                 f"{await self._suggest(destination)}"
             )
+        return allowlist.private_networks(destination)
 
-    async def _addresses_of(self, destination: Destination) -> tuple[Address, ...]:
+    async def _addresses_of(
+        self, destination: Destination, private: tuple[Network, ...]
+    ) -> tuple[Address, ...]:
         """Return the addresses that may be connected to, looked up once."""
         literal = destination.address
         found = (literal,) if literal is not None else await self._resolve(destination.host)
@@ -237,7 +245,7 @@ class EgressProxy:
         refused: AddressRefusedError | None = None
         for address in found:
             try:
-                self._addresses.check(address)
+                self._addresses.check(address, private)
             except AddressRefusedError as error:
                 refused = refused or error
             else:

@@ -134,6 +134,43 @@ def test_who_may_replace_the_policy() -> None:
         assert findings == [("It", "kms:PutKeyPolicy")], principal
 
 
+@pytest.mark.parametrize(
+    "principal",
+    [
+        {"Service": "cloudformation.amazonaws.com"},
+        {"Federated": "arn:aws:iam::222222222222:saml-provider/x"},
+        {"AWS": "AROAEXAMPLEEXAMPLE"},
+        {"AWS": "arn:aws:sts::222222222222:assumed-role/parent/i-0123456789abcdef0"},
+    ],
+)
+def test_who_may_replace_it_under_another_name(principal: dict[str, str]) -> None:
+    statement = allow("kms:PutKeyPolicy") | {"Principal": principal}
+    assert found(statement, RELEASE, DENY) == [("It", "kms:PutKeyPolicy")]
+
+
+def test_a_parent_of_the_owners_account_in_a_session() -> None:
+    parent = OWN_ROOT.replace(":root", ":role/hosts/parent")
+    session = "arn:aws:sts::111111111111:assumed-role/parent/i-1"
+    for named, known in ((session, parent), (parent, session), (parent, parent)):
+        text = json.dumps({"Statement": [allow("kms:PutKeyPolicy", named), RELEASE, DENY]})
+        (finding,) = find_widening(parse_policy(text), KEY, (known,))
+        assert finding.action == "kms:PutKeyPolicy"
+    text = json.dumps({"Statement": [allow("kms:PutKeyPolicy", OWNER), RELEASE, DENY]})
+    assert find_widening(parse_policy(text), KEY, (parent, session)) == ()
+
+
+def test_a_deny_for_the_unattested_only_stops_no_other_image() -> None:
+    wide = allow("kms:*", OWN_ROOT)
+    for denies, stopped in ((DENY, True), (deny(Null={IMAGE: "true"}), False)):
+        text = json.dumps({"Statement": [wide, RELEASE, denies]})
+        texts = {f.action: str(f) for f in find_widening(parse_policy(text), KEY)}
+        for action in ("kms:Decrypt", "kms:CreateGrant"):
+            assert ("in an enclave of any image" in texts[action]) is not stopped
+            assert ("once the Deny that stops it is gone" in texts[action]) is stopped
+        # It takes no attestation document, so the Deny always stops it.
+        assert "once the Deny" in texts["kms:ReEncryptFrom"]
+
+
 def test_all_but_some() -> None:
     """NotAction and NotPrincipal allow whatever they do not list."""
     others = allow(principal=OWN_ROOT)

@@ -10,9 +10,12 @@ from rich.console import Console
 from enclave_encryption.errors import KeyPolicyError
 from enclave_encryption.key_policy.measurements import parse_context, parse_pcr
 from enclave_encryption.key_policy.policy_change import plan_change, release_principals
-from enclave_encryption.key_policy.policy_view import print_diff, print_findings
+from enclave_encryption.key_policy.policy_view import print_check, print_diff, print_findings
 from enclave_encryption.key_policy.release_check import check_release, explained
 from enclave_encryption.key_policy.release_rule import RuleChange
+from enclave_encryption.rekey_window import opened_policy
+from enclave_protocol.policy.caller import Caller
+from enclave_protocol.policy.kms_request import kms_request
 from enclave_protocol.policy.policy_document import parse_policy
 from enclave_protocol.policy.policy_error import PolicyError
 
@@ -85,6 +88,63 @@ def test_rolling_images_and_revocation() -> None:
     for text, images in ((both, [OLD, NEW]), (FIRST, OLD)):
         listed = by_sid(text)["EnclaveDenyUnattested"]["Condition"]["StringNotEqualsIgnoreCase"]
         assert listed == {IMAGE: images}
+
+
+def test_what_the_owner_added_to_the_deny_stays() -> None:
+    document = json.loads(FIRST)
+    denies = document["Statement"][-1]
+    denies["Action"] = [*denies["Action"], "kms:CreateGrant", "kms:GenerateDataKey*"]
+    for change in (RuleChange(add_pcr0=(NEW,)), RuleChange(remove_pcr0=(OLD,))):
+        after = plan_change(json.dumps(document), KEY, change, narrow=False).after
+        assert by_sid(after)["EnclaveDenyUnattested"]["Action"] == denies["Action"]
+    context = {"label-sha256": "0" * 64}
+    opened = by_sid(opened_policy(json.dumps(document), OWNER, context))["EnclaveDenyUnattested"]
+    assert {"kms:Decrypt", "kms:CreateGrant", "kms:GenerateDataKeyPair"} <= set(opened["Action"])
+    assert "kms:ReEncryptFrom" not in opened["Action"]
+    denies["NotAction"] = "kms:Encrypt"
+    del denies["Action"]
+    with pytest.raises(KeyPolicyError, match="another Sid"):
+        changed(json.dumps(document), add_pcr0=(NEW,))
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"IpAddress": {"aws:SourceIp": "10.0.0.0/8"}},
+        {"StringEquals": {"kms:ViaService": "s3.us-east-1.amazonaws.com"}},
+        {"StringEquals": {"aws:PrincipalTag/team": "${aws:PrincipalTag/owner}"}},
+        {"DateLessThan": {"aws:CurrentTime": "2099-01-01T00:00:00Z"}},
+        {"Null": {"aws:SourceVpce": "false"}},
+        {"StringEquals": {"kms:EncryptionContext:package": "scorer"}},
+    ],
+)
+def test_a_check_is_not_fooled_by_what_it_does_not_simulate(condition: dict[str, Any]) -> None:
+    statement = {"Sid": "Aside", "Effect": "Allow", "Principal": {"AWS": PARENT}}
+    statement |= {"Action": "kms:Decrypt", "Resource": "*", "Condition": condition}
+    release = by_sid(FIRST)["EnclaveRelease"]
+    text = policy(release, statement)
+    checked = check_release(parse_policy(text), KEY, PARENT, {0: OLD}, {})
+    assert checked.attested.allowed and not checked.sound
+    assert [s.name for s in checked.open_unattested] == ['"Aside"']
+    assert [s.name for s in checked.open_debug] == ['"Aside"']
+    output = io.StringIO()
+    print_check(Console(file=output, width=200), checked)
+    assert '✗ without attestation  may be allowed by "Aside"' in output.getvalue()
+    # With the Deny, whatever it depends on, it is denied; and attestation conditions are settled.
+    denied = policy(release, statement, by_sid(FIRST)["EnclaveDenyUnattested"])
+    assert check_release(parse_policy(denied), KEY, PARENT, {0: OLD}, {}).sound
+    both = {**condition, "StringEqualsIgnoreCase": {IMAGE: OLD}}
+    narrow = policy(release, {**statement, "Condition": both})
+    assert check_release(parse_policy(narrow), KEY, PARENT, {0: OLD}, {}).sound
+
+
+def test_a_context_that_was_asked_about_is_settled() -> None:
+    statement = {"Sid": "Aside", "Effect": "Allow", "Principal": {"AWS": PARENT}}
+    statement |= {"Action": "kms:Decrypt", "Resource": "*"}
+    statement["Condition"] = {"StringEquals": {"kms:EncryptionContext:package": "other"}}
+    text = parse_policy(policy(by_sid(FIRST)["EnclaveRelease"], statement))
+    assert check_release(text, KEY, PARENT, {0: OLD}, {"package": "scorer"}).sound
+    assert not check_release(text, KEY, PARENT, {0: OLD}, {"package": "other"}).sound
 
 
 def test_the_last_image_revoked_leaves_nobody() -> None:
@@ -169,7 +229,7 @@ def test_packages_and_versions_are_revoked() -> None:
             changed(text, revoke=(spec,))
 
 
-def test_beside_a_release_by_signer_the_deny_is_for_the_unattested() -> None:
+def test_beside_a_release_by_signer_the_deny_is_for_all_that_no_rule_releases_to() -> None:
     signer = {
         "Sid": "Signer",
         "Effect": "Allow",
@@ -181,6 +241,33 @@ def test_beside_a_release_by_signer_the_deny_is_for_the_unattested() -> None:
     text = changed(policy(signer), pcr0=(OLD,), principals=(PARENT,))
     assert released(text) == [OLD, NEW, THIRD]  # each of them signed
     assert not decides(text, None)
+    differ = by_sid(text)["EnclaveDenyUnattested"]["Condition"]["StringNotEqualsIgnoreCase"]
+    assert differ == {"kms:RecipientAttestation:PCR8": PCR8, IMAGE: OLD}
+    # What an IAM policy or a grant allows: neither without attestation nor to other images.
+    root = {"Sid": "Root", "Effect": "Allow", "Principal": {"AWS": OWNER}, "Action": "kms:*"}
+    wide = parse_policy(policy(*json.loads(text)["Statement"], {**root, "Resource": "*"}))
+    for pcrs, allowed in (
+        (None, False),
+        ({0: NEW, 8: OLD}, False),
+        ({0: NEW}, False),
+        ({0: "00" * 48, 8: "00" * 48}, False),
+        ({0: OLD}, True),
+        ({0: NEW, 8: PCR8}, True),
+    ):
+        registers = None if pcrs is None else {n: bytes.fromhex(v) for n, v in pcrs.items()}
+        request = kms_request(Caller.of(OWNER), "kms:Decrypt", KEY, pcrs=registers)
+        assert wide.evaluate(request).allowed is allowed
+
+
+def test_beside_a_release_by_kernel_and_ramdisks() -> None:
+    measured = {f"kms:RecipientAttestation:PCR{n}": value for n, value in ((1, OLD), (2, NEW))}
+    rule = {**by_sid(FIRST)["EnclaveRelease"], "Condition": {"StringEquals": measured}}
+    after = by_sid(
+        changed(policy({**rule, "Sid": "Mine"}), context={}, principals=(), revoke=("x",))
+    )
+    assert after["EnclaveDenyUnattested"]["Condition"] == {
+        "StringNotEqualsIgnoreCase": {"kms:RecipientAttestation:PCR1": OLD}
+    }
 
 
 def test_narrowing_a_default_policy() -> None:

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from enclave_kernel.session.package_loading import open_encrypted, send_body
+from enclave_kernel.session.script_client import ScriptClient
 from enclave_kernel.session.script_run import ScriptFailedError, ScriptResult, run_script
+from enclave_protocol.script_messages import RunScript, ScriptReply, decode_script_reply
+from enclave_protocol.vault_messages import LoadFailed
 from tests.support.sealed_package import seal_package
 from tests.support.vault_link import VaultLink
 
@@ -53,3 +57,49 @@ def test_exit_without_an_import(
 
 def test_exit_in_the_end(link: VaultLink, workspace: Path) -> None:
     assert _run(link, workspace, "help('if')\nexit()").written == ()
+
+
+def _forged_run(link: VaultLink, workspace: Path, outputs: tuple[str, ...]) -> ScriptReply:
+    """Send what our own client never would, and return the vault's first answer."""
+    files = {"run.py": "", "names/CANARY.bin": "CANARY"}
+    package = seal_package(files, f"{_MANIFEST}[policy]\nmax_result_bytes = 3\n")
+    link.add(package)
+    with open_encrypted(str(package.write(workspace / "app.encrypted"))) as opened:
+        client = opened.start(link, ScriptClient, lambda _stage, _share: None)
+        try:
+            send_body(opened.stream, client, lambda _stage, _share: None)
+            client._channel.send(RunScript(1, "run", (), ("output",), outputs))
+            return decode_script_reply(client._channel.receive()[0])
+        finally:
+            client.close()
+
+
+@pytest.mark.parametrize("outputs", [("../package",), ("..",), ("output/../../package",), ("/",)])
+def test_outputs_are_not_collected_beside_the_workspace(
+    link: VaultLink, workspace: Path, outputs: tuple[str, ...]
+) -> None:
+    reply = _forged_run(link, workspace, ("output", *outputs))
+    # Neither names of the package's files nor their sizes.
+    expected = "an output folder is none of the workspace's folders"
+    assert reply == LoadFailed("VaultMessageError", expected)
+
+
+@pytest.mark.parametrize("folder", ["/output/latest", "/output/latest/names"])
+def test_outputs_are_not_collected_through_a_link(
+    link: VaultLink, workspace: Path, folder: str
+) -> None:
+    code = (
+        "import os, sys\nfolder = sys.argv[1]\n"
+        "for name in ('/latest/names', '/latest'):\n    os.path.isdir(folder + name) and "
+        "os.rmdir(folder + name)\n"
+        "os.symlink(os.getcwd(), folder + '/latest')\n"
+        "assert os.path.exists(folder + '/latest/names/CANARY.bin')\n"
+        "open(folder + '/own', 'w').close()\n"
+    )
+    package = seal_package({"run.py": code, "names/CANARY.bin": "CANARY"}, _MANIFEST)
+    link.add(package)
+    file = package.write(workspace / "app.encrypted")
+    result = run_script(
+        str(file), "run", ("/output",), (folder,), link, lambda _stage, _share: None
+    )
+    assert result.written == ("output/own",)

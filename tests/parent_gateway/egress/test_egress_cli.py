@@ -41,6 +41,17 @@ def test_the_list_is_kept_without_an_enclave(own_home: EnclaveHome, tmp_path: Pa
     assert own_home.run("proxy", "log").stdout == "No notebook has used the proxy since boot.\n"
 
 
+def test_private_networks_are_kept_with_their_rule(own_home: EnclaveHome) -> None:
+    private = ("--private", "10.0.0.0/16", "--private", "fd12::/16")
+    said = own_home.run("proxy", "allow", "kms", "--region", "eu-west-1", *private).stdout
+    assert said == "Allowed: kms/eu-west-1  AWS KMS, in eu-west-1, also at 10.0.0.0/16, fd12::/16\n"
+    listed = json.loads(own_home.run("proxy", "list", "--json").stdout)["rules"]
+    assert [rule["private"] for rule in listed] == [[], ["10.0.0.0/16", "fd12::/16"]]
+    own_home.run("proxy", "allow", "kms", "--region", "eu-west-1")
+    listed = json.loads(own_home.run("proxy", "list", "--json").stdout)["rules"]
+    assert [rule["private"] for rule in listed] == [[], []]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
@@ -48,6 +59,8 @@ def test_the_list_is_kept_without_an_enclave(own_home: EnclaveHome, tmp_path: Pa
         (("allow", "*:443"), 1, "write HOST:PORT"),
         (("allow", "127.1:443"), 1, "unusual form"),
         (("allow", "s3", "--region", "mars"), 1, "names no AWS region"),
+        (("allow", "kms", "--private", "0.0.0.0/0"), 1, "write private networks"),
+        (("allow", "kms", "--private", "fd00:ec2::/32"), 1, "write private networks"),
         (("allow", "--file", "/nowhere"), 2, "does not exist"),
         (("deny",), 2, "Missing argument"),
     ],
