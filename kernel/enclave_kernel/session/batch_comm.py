@@ -6,14 +6,19 @@ there are no cells.
 Source: docs/spec/run.md.
 """
 
+import os
+import signal
+import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from enclave_kernel.session.not_in_enclave import supervisor_link
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.run_messages import COMM_TARGET, FromRun, RunFailed, decode_to_run, encode
 
 __all__ = ["accept_runs"]
+
+_LEFT_ALONE_S: Final = 60.0
 
 
 def accept_runs(shell: Any) -> None:
@@ -53,6 +58,13 @@ def _open(shell: Any, comm: Any, opened: Mapping[str, Any]) -> None:
         except EnclaveError as error:
             send(RunFailed(type(error).__name__, str(error)))
 
+    def ended() -> None:
+        # A session for this run only; its command ends it sooner, if it and the gateway live.
+        if shell.execution_count == 1:
+            timer = threading.Timer(_LEFT_ALONE_S, os.kill, (os.getpid(), signal.SIGTERM))
+            timer.daemon = True
+            timer.start()
+
     comm.on_msg(take)
-    run.start()
+    run.start(ended)
     take(opened)

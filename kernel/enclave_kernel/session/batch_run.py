@@ -80,9 +80,13 @@ class BatchRun:
         self._watch: CallInterrupt | None = None
         self._lock = threading.Lock()
 
-    def start(self) -> None:
-        """Follow the command's messages from here on, in a thread."""
-        threading.Thread(target=self._run, name="batch-run", daemon=True).start()
+    def start(self, on_end: Callable[[], None] = lambda: None) -> None:
+        """Follow the command's messages from here on, in a thread.
+
+        Args:
+            on_end: Called there when everything was sent.
+        """
+        threading.Thread(target=self._run, args=(on_end,), name="batch-run", daemon=True).start()
 
     def take(self, message: ToRun, buffers: Sequence[memoryview]) -> None:
         """Take one message of the command; never waits.
@@ -104,7 +108,7 @@ class BatchRun:
                     return
         self._messages.put((message, buffers[0].cast("B") if buffers else None))
 
-    def _run(self) -> None:
+    def _run(self, on_end: Callable[[], None]) -> None:
         try:
             self._send(self._serve())
         except (EnclaveError, OSError) as error:
@@ -114,6 +118,7 @@ class BatchRun:
             # Of ours: the command must not wait for ever.
             kind = type(error).__name__
             self._send(RunFailed(kind, "the session in the enclave failed; please report this"))
+        on_end()
 
     def _serve(self) -> FromRun:
         begin, data = self._messages.get()

@@ -29,6 +29,7 @@ from enclave_parent_gateway.api import (
     encode_message,
 )
 from enclave_parent_gateway.auto_up import IDLE_TIMEOUT_S, ensure_up
+from enclave_parent_gateway.enclave_state import read_state
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
     EnclaveNotRunningError,
@@ -54,7 +55,7 @@ __all__ = ["RunSession", "open_session"]
 
 _LAUNCH_TIMEOUT_S: Final = 90.0
 _READY_TIMEOUT_S: Final = 30.0
-_ASK_AGAIN_MS: Final = 200
+_ASK_AGAIN_S: Final = 0.2
 _FORGET_TIMEOUT_S: Final = 10.0
 _PORTION_BYTES: Final = 65536
 _SCHEME: Final = "hmac-sha256"
@@ -109,7 +110,7 @@ class RunSession:
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while time.monotonic() < deadline:
             self._send("kernel_info_request", {}, [])
-            if self.iopub.poll(_ASK_AGAIN_MS):
+            if self.iopub.poll(int(_ASK_AGAIN_S * 1000)):
                 return
         raise SessionLostError(
             f"the session in the enclave did not answer within {_READY_TIMEOUT_S:g} s; see: "
@@ -202,12 +203,29 @@ def open_session(paths: EnclavePaths) -> Iterator[RunSession]:
             finally:
                 session.close()
     finally:
-        # Waits until it has ended. Without an answer the closed connection says the same.
-        with suppress(EnclaveError, TimeoutError):
-            ask_blocking(
-                paths.gateway_socket, ForgetKernel(slot), Done, timeout_s=_FORGET_TIMEOUT_S
-            )
+        _forget(paths, slot)
         hold.close()
+
+
+def _forget(paths: EnclavePaths, slot: str) -> None:
+    """Return when the session has ended.
+
+    A gateway that went away may be back soon, and has then found the session again. Without an
+    answer the session ends by itself when the script has ended.
+    """
+    deadline = time.monotonic() + _FORGET_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            left_s = max(_ASK_AGAIN_S, deadline - time.monotonic())
+            ask_blocking(paths.gateway_socket, ForgetKernel(slot), Done, timeout_s=left_s)
+        except EnclaveNotRunningError:
+            if read_state(paths.state_file) is None:
+                return
+            time.sleep(_ASK_AGAIN_S)
+        except (EnclaveError, TimeoutError):
+            return
+        else:
+            return
 
 
 def _launch(paths: EnclavePaths, launch: Launch) -> tuple[Launched, socket.socket]:
