@@ -28,6 +28,7 @@ __all__ = [
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "NAME_PATTERN",
+    "PROGRAM_SUFFIX",
     "VERSION_PATTERN",
     "ExportedClass",
     "Exports",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 MANIFEST_NAME: Final = "enclave.toml"
+PROGRAM_SUFFIX: Final = ".so"
+"""A compiled program is a shared library with a `main` (docs/spec/scripts.md, "Programs")."""
 MAX_MANIFEST_BYTES: Final = 256 * 1024
 """As much as a label may hold: a longer manifest could never be published."""
 
@@ -121,7 +124,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A runnable file of the package and what of its output the user sees.
 
     Attributes:
-        file: Its path in the package.
+        file: Its path in the package: Python, a notebook, or a compiled program (`PROGRAM_SUFFIX`).
         output: `text` is what it prints; `all` also what it writes to stderr.
         env: Names of environment variables that its user may set; left out for none.
     """
@@ -223,7 +226,7 @@ def check_manifest(manifest: Manifest) -> None:
     _check_exports(manifest.exports)
     _check_docs(manifest)
     for name, script in manifest.scripts.items():
-        _check_script(name, script)
+        _check_script(name, script, manifest.policy)
     _check_policy(manifest.policy)
     _check_callbacks(manifest)
 
@@ -379,15 +382,19 @@ def _check_docs(manifest: Manifest) -> None:
             raise ManifestError(f"[docs]: {name!r} is not exported{did_you_mean(name, known)}")
 
 
-def _check_script(name: str, script: Script) -> None:
+def _check_script(name: str, script: Script, policy: Policy) -> None:
     if not NAME_PATTERN.fullmatch(name):
         raise ManifestError(f"[scripts]: {name!r} is not a script name")
     parts = script.file.split("/")
-    known = script.file.endswith((".py", NOTEBOOK_SUFFIX))
+    known = script.file.endswith((".py", NOTEBOOK_SUFFIX, PROGRAM_SUFFIX))
     if any(part in ("", ".", "..") for part in parts) or not known:
         raise ManifestError(
             f"[scripts] {name}.file is {script.file!r}, expected the path of a .py or .ipynb file "
-            "inside the package"
+            "inside the package, or of a program built as a shared library (.so)"
+        )
+    if script.file.endswith(PROGRAM_SUFFIX) and not policy.native:
+        raise ManifestError(
+            f"[scripts] {name}.file is compiled code: set native = true in [policy]"
         )
     if script.env == ():
         raise ManifestError(f"[scripts] {name}.env names no variable; leave it out")

@@ -6,15 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.enclave_home import EnclaveHome, wait_until
-from tests.support.notebook_cells import vault_pids
 from tests.support.package_owner import PackageOwner, open_folder, write_package
+from tests.support.run_desk import Desk, until
 
 # As the AWS sample has it: a script, a model beside it, data in /dataset/, results in /output/.
 _ALGORITHM = """
@@ -102,64 +100,6 @@ quiet = { file = "quiet.py", output = "none" }
 streams = { file = "streams.py", output = "all" }
 environ = { file = "environ.py", output = "text", env = ["MODE"] }
 """ + "\n".join(f'{name} = {{ file = "{name}.py", output = "text" }}' for name in sorted(_TEXT))
-
-
-@dataclass
-class Desk:
-    """A user with an enclave, a folder and an encrypted application in it."""
-
-    home: EnclaveHome
-    folder: Path
-    owner: PackageOwner
-    key_arn: str
-
-    def command(self, *arguments: str) -> list[str]:
-        return self.home.command("run", *arguments)
-
-    def run(
-        self, *arguments: str, file: str = "application.encrypted", **options: Any
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command("-f", file, *arguments),
-            env=self.home.environ | options.pop("environ", {}),
-            cwd=options.pop("cwd", self.folder),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            **options,
-        )
-
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            self.command("-f", "application.encrypted", *arguments),
-            env=self.home.environ,
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def encrypt(self, name: str, files: dict[str, str]) -> None:
-        source = write_package(self.folder.parent / f"{self.folder.name}-{name}", files)
-        try:
-            self.owner.encrypt(source, self.key_arn, self.folder / f"{name}.encrypted")
-        finally:
-            # The owner's plain files: the user never has them.
-            for path in sorted(source.rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
-            source.rmdir()
-
-    def kernels(self) -> int:
-        return len(self.home.status()["kernels"])
-
-    def is_clean(self) -> bool:
-        """Whether no session, no vault but the spare and no unfinished file is left."""
-        return (
-            self.kernels() == 0
-            and len(vault_pids(self.home)) <= 1
-            and not list(self.folder.rglob(".enclave-*"))
-        )
 
 
 @pytest.fixture(scope="module")
@@ -305,33 +245,25 @@ def test_timeout(desk: Desk) -> None:
     assert desk.run("-s", "exit.py", "-a", "0", "--timeout", "60").returncode == 0
 
 
-def _until(process: "subprocess.Popen[str]", line: str) -> None:
-    assert process.stdout is not None
-    for found in process.stdout:
-        if found == line:
-            return
-    raise AssertionError(process.communicate())
-
-
 def test_interrupts(desk: Desk) -> None:
     process = desk.start("-s", "sleep.py", "-a", "60")
-    _until(process, "asleep\n")
+    until(process, "asleep\n")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130, errors
     assert desk.is_clean()
     # What it writes when it is interrupted comes back.
     process = desk.start("-s", "saves", "-a", "/output/")
-    _until(process, "asleep\n")
+    until(process, "asleep\n")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 3, errors
     assert (desk.folder / "output" / "checkpoint").read_text() == "saved"
     # One that goes on is stopped by the second.
     process = desk.start("-s", "stubborn")
-    _until(process, "stubborn\n")
+    until(process, "stubborn\n")
     process.send_signal(signal.SIGINT)
-    _until(process, "ignored\n")
+    until(process, "ignored\n")
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
@@ -343,7 +275,7 @@ def test_interrupts(desk: Desk) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_command_that_is_ended_leaves_nothing(desk: Desk, number: signal.Signals) -> None:
     process = desk.start("-s", "sleep.py", "-a", "60")
-    _until(process, "asleep\n")
+    until(process, "asleep\n")
     process.send_signal(number)
     process.communicate(timeout=20)
     assert process.returncode == (128 + number if number == signal.SIGTERM else -number)

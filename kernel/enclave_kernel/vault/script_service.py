@@ -18,9 +18,11 @@ from enclave_kernel.vault.failures import raised
 from enclave_kernel.vault.importer import PackageImporter
 from enclave_kernel.vault.incidents import Incidents
 from enclave_kernel.vault.package_runner import PackageRunner
+from enclave_kernel.vault.program_run import run_program
 from enclave_kernel.vault.script_files import InputFiles, collect_outputs
 from enclave_kernel.vault.script_run import ScriptRun, add_site_names, collect_main, leave_main
 from enclave_kernel.vault.standard_output import StandardOutput
+from enclave_protocol.manifest import PROGRAM_SUFFIX
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_label import Label
@@ -112,9 +114,14 @@ def run_script(
 
 
 def _run_file(run: ScriptRun) -> BaseException | None:
-    """Run a file as `python FILE` would; return what it let out."""
+    """Run a file as `python FILE` would, or a program; return what it let out."""
+    file = run.script.file
     try:
-        run.runner.run(lambda: _execute(run.importer, run.script.file))
+        if file.endswith(PROGRAM_SUFFIX):
+            path = f"{run.importer.root}/{file}"
+            run.runner.run(lambda: run_program(path, sys.argv, output=run.script.output))
+        else:
+            run.runner.run(lambda: _execute(run.importer, file))
     except BaseException as error:  # whatever a script lets out
         return error
     return None
