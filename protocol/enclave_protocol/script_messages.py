@@ -101,6 +101,7 @@ class RunScript(_Message, frozen=True, tag=16):
         folders: Folders of the workspace that exist, however empty.
         outputs: Those among them whose files come back.
         environ: Variables for the script, as `script_environment.check_environ` allows them.
+        patient: Nothing of its text is left out: the script waits where it is not taken.
     """
 
     request_id: _RequestId
@@ -109,6 +110,7 @@ class RunScript(_Message, frozen=True, tag=16):
     folders: _Folders
     outputs: _Folders
     environ: Annotated[dict[_Name, _Value], msgspec.Meta(max_length=MAX_VARIABLES)] = {}
+    patient: bool = False
 
 
 class OutputChunk(_Message, frozen=True, tag=35):

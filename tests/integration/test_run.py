@@ -87,6 +87,11 @@ open(f"{sys.argv[2]}/large", "wb").write(os.urandom(2**20) * 40)
 import shutil, sys
 shutil.copytree(sys.argv[1], sys.argv[3], dirs_exist_ok=True)
 """,
+    "prints.py": """
+import sys
+for number in range(int(sys.argv[1])):
+    print(number, "x" * 90)
+""",
     "arguments.py": "import sys; print(sys.argv[1:])",
 }
 _TEXT = {name[:-3] for name in _OTHERS} - {"quiet", "streams", "environ"}
@@ -189,6 +194,29 @@ def test_a_reader_that_leaves_ends_the_run(desk: Desk) -> None:
     process.stdout.close()
     process.stderr.close()
     assert process.wait(60) == 128 + signal.SIGPIPE
+    assert wait_until(desk.is_clean)
+
+
+def test_nothing_that_it_prints_is_left_out(desk: Desk) -> None:
+    lines = 200_000
+    process = desk.start("-s", "prints", "-a", str(lines))
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("0 x")
+    # A reader that takes its time.
+    time.sleep(1.5)
+    for number in range(1, lines):
+        assert process.stdout.readline() == f"{number} {'x' * 90}\n"
+    assert process.stdout.read() == "" and process.wait(30) == 0
+    # One that never reads does not keep the second Ctrl-C away.
+    process = desk.start("-s", "prints", "-a", "10000000")
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(1)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    assert process.wait(20) == 130
+    process.communicate()
     assert wait_until(desk.is_clean)
 
 

@@ -23,7 +23,7 @@ from enclave_kernel.session.supervisor_link import SupervisorLink
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import MessageError
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
-from enclave_protocol.output_text import CALL_TEXT_CHARS, output_text
+from enclave_protocol.output_text import output_text
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_header import PackageHeader, decode_header
 from enclave_protocol.package_label import check_label
@@ -166,8 +166,9 @@ class BatchRun:
         request = RunScript(
             *(_REQUEST_ID, begin.script, begin.arguments),
             *(begin.folders, begin.outputs, begin.environ),
+            patient=True,
         )
-        display = _Display(self._send)
+        display = _Display(self._send, self._credit)
         files = _Outputs(begin.outputs, self._send, self._credit, clock)
         code: int | None = None
         how: HowEnded
@@ -219,19 +220,22 @@ class _RunClock:
 
 
 class _Display:
-    """Sends on what the script says; cleaned again, for a package may have taken its vault over."""
+    """Sends on what the script says, as fast as the command takes it.
 
-    def __init__(self, send: Send) -> None:
+    Cleaned again, for a package may have taken its vault over.
+    """
+
+    def __init__(self, send: Send, credit: threading.Semaphore) -> None:
         self._send = send
-        self._room = CALL_TEXT_CHARS
+        self._credit = credit
 
     def show(self, message: Progress | Text) -> None:
         if isinstance(message, Progress):
             self._send(RunBar(message.bar, message.done, message.total, message.state))
             return
-        text = output_text(message.text[: self._room])
-        self._room -= len(text)
+        text = output_text(message.text)
         if text:
+            self._credit.acquire()
             self._send(RunText(message.stream, text))
 
 

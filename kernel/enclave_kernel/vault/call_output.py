@@ -36,6 +36,7 @@ __all__ = ["CallOutput"]
 
 _Stream = Literal["stdout", "stderr"]
 _INTERVAL_S: Final = 0.1
+_ROOM_POLL_S: Final = 0.005
 _MAX_WAITING_BARS: Final = 16
 _MAX_WAITING_PIECES: Final = 256 * 1024
 """One for each `write`: bounds the memory of those that are short."""
@@ -53,6 +54,7 @@ class CallOutput:
     Args:
         send: Sends one message to the notebook.
         allowed: The policy's `output`.
+        patient: Text is not limited: who prints too much waits until it is taken.
 
     Attributes:
         sending: Held by whoever sends while a call runs.
@@ -62,7 +64,11 @@ class CallOutput:
         self,
         send: Callable[[Progress | Text], None],
         allowed: Literal["none", "progress", "text", "all"],
+        *,
+        patient: bool = False,
     ) -> None:
+        self._patient = patient
+        self._sender: int | None = None
         self.sending = threading.Lock()
         self._send = send
         self._allowed = allowed
@@ -75,6 +81,7 @@ class CallOutput:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._woken = False
         self._started = False
+        self._has_thread = False
 
     def install(self) -> None:
         """Take over tqdm, `vault.progress` and `sys.stdout`, as far as the policy allows."""
@@ -102,6 +109,7 @@ class CallOutput:
             ChannelClosedError: The notebook is gone.
         """
         with self.sending:
+            self._sender = threading.get_ident()
             self.send_waiting(last=True)
             self._request_id = None
 
@@ -139,15 +147,28 @@ class CallOutput:
         """Print; what is too much is dropped, and counted."""
         if self._request_id is None or self._allowed not in ("text", "all") or not text:
             return
+        if self._patient:
+            self._wait_for_room()
         room = TEXT_BURST_CHARS - self._waiting_chars
         if len(self._pieces) >= _MAX_WAITING_PIECES:
             room = 0
-        if len(text) > room:
+        if len(text) > room and not self._patient:
             self._budget.left_out += len(text) - max(0, room)
             text = text[: max(0, room)]
         self._waiting_chars += len(text)
         self._pieces.append((stream, text))
         self._kick()
+
+    def _is_full(self) -> bool:
+        return self._waiting_chars >= TEXT_BURST_CHARS or len(self._pieces) >= _MAX_WAITING_PIECES
+
+    def _wait_for_room(self) -> None:
+        """Wait as long as too much waits to be sent; whoever sends never waits for itself."""
+        while self._is_full() and self._request_id is not None and self._has_thread:
+            if self._sender == threading.get_ident():
+                # A finalizer of the package's, in the midst of sending.
+                return
+            time.sleep(_ROOM_POLL_S)
 
     def send_waiting(self, *, last: bool = False) -> None:
         """Send what waits; `sending` is held.
@@ -160,7 +181,9 @@ class CallOutput:
             return
         parts = self._taken_text() or [("stdout", "")]
         for number, (stream, printed) in enumerate(parts, 1):
-            text = self._budget.allow(printed, last=last and number == len(parts))
+            text = printed
+            if not self._patient:
+                text = self._budget.allow(printed, last=last and number == len(parts))
             for start in range(0, len(text), MAX_TEXT_CHARS):
                 self._send(Text(request_id, text[start : start + MAX_TEXT_CHARS], stream))
         # Another dictionary rather than a loop over this one: the package adds to it meanwhile.
@@ -186,6 +209,7 @@ class CallOutput:
             # Without a thread, which the limits may refuse, output comes when the call ends.
             with contextlib.suppress(RuntimeError):
                 _thread.start_new_thread(self._run, ())
+                self._has_thread = True
         if not self._woken:
             self._woken = True
             self._wake.put(None)
@@ -199,10 +223,13 @@ class CallOutput:
             self._woken = False
             try:
                 with self.sending:
+                    self._sender = threading.get_ident()
                     self.send_waiting()
             except ChannelClosedError:
+                self._request_id = None
                 return
-            time.sleep(_INTERVAL_S)
+            if not self._is_full():
+                time.sleep(_INTERVAL_S)
 
 
 class _TextBudget:

@@ -87,7 +87,7 @@ def run_script(
     os.environ.update(request.environ)
     time.tzset()
     importer.install()
-    output = CallOutput(channel.send, script.output)
+    output = CallOutput(channel.send, script.output, patient=request.patient)
     output.install()
     # What the vault calls the workspace's folder is of no use to anybody.
     folder = str(inputs.root)

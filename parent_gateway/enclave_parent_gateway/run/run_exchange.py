@@ -36,7 +36,6 @@ from enclave_protocol.workspace.script_inputs import read_inputs
 __all__ = ["RunExchange"]
 
 _POLL_MS: Final = 1000
-_SIGNAL_BASE: Final = 128
 
 
 class RunExchange:
@@ -114,6 +113,7 @@ class RunExchange:
             self._session.send(Taken())
         elif isinstance(message, RunText):
             self._display.text(message)
+            self._session.send(Taken())
         elif isinstance(message, RunBar):
             self._display.bar(message)
         elif isinstance(message, Taken):
@@ -166,14 +166,12 @@ class RunExchange:
             yield InputPiece(), bytes(buffer)
 
     def _check_signals(self) -> None:
-        """Pass the first Ctrl-C on to the script; everything else stops the run at once."""
+        """Pass the first Ctrl-C on to the script; any other signal has stopped the run already."""
         self._signals.drain()
-        if self._signals.ending is not None:
-            raise RunStoppedError(_SIGNAL_BASE + self._signals.ending)
         if self._signals.interrupts == self._interrupts:
             return
         self._interrupts = self._signals.interrupts
-        if self._interrupts > 1 or not self._running:
+        if not self._running:
             raise RunStoppedError(INTERRUPTED)
         self._session.send(Interrupt())
         name = signal.Signals(signal.SIGINT).name

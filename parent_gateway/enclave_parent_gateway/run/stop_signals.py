@@ -1,35 +1,40 @@
-"""Ctrl-C and the like while a script runs: noted, and a poller wakes up."""
+"""Ctrl-C and the like while a script runs."""
 
 import signal
 import socket
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Final, Self
+
+from enclave_parent_gateway.run.run_errors import INTERRUPTED, RunStoppedError
 
 __all__ = ["StopSignals"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNAL_BASE: Final = 128
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignals:
-    """While entered, SIGINT, SIGTERM and SIGHUP are counted. For the main thread only.
+    """While entered, the first SIGINT is noted, and a poller wakes up. For the main thread only.
+
+    The second, SIGTERM and SIGHUP raise `RunStoppedError` at once: the command may be waiting for
+    somebody to read what it writes.
 
     Attributes:
         wakeup: Readable when a signal came.
         interrupts: How often SIGINT came.
-        ending: SIGTERM or SIGHUP, if one came.
     """
 
     def __init__(self) -> None:
         self.interrupts = 0
-        self.ending: int | None = None
         self.wakeup, self._other = socket.socketpair()
         self._previous: dict[signal.Signals, object] = {}
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            self.interrupts += 1
-        else:
-            self.ending = number
+        self.interrupts += number == signal.SIGINT
+        if number != signal.SIGINT:
+            raise RunStoppedError(_SIGNAL_BASE + number)
+        if self.interrupts > 1:
+            raise RunStoppedError(INTERRUPTED)
 
     def drain(self) -> None:
         """Take what woke the poller."""
