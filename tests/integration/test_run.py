@@ -151,7 +151,7 @@ def test_arguments_are_split_as_a_shell_splits_them(
     assert (done.returncode, done.stdout) == (0, f"{shown}\n"), done.stderr
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 42, 255])
+@pytest.mark.parametrize("code", [0, 3, 255])
 def test_the_scripts_exit_code(desk: Desk, code: int) -> None:
     done = desk.run("-s", "exit.py", "-a", str(code))
     assert (done.returncode, done.stdout) == (code, "")
