@@ -9,6 +9,7 @@ import time
 from typing import BinaryIO, Final, TextIO
 
 from enclave_protocol.output_text import output_text
+from enclave_protocol.plain_text import plain_text
 from enclave_protocol.run_messages import RunBar, RunText
 
 __all__ = ["RunDisplay", "standard_streams"]
@@ -78,8 +79,9 @@ class RunDisplay:
             self.tell(line)
 
     def tell(self, line: str) -> None:
-        """Tell the user something in any case."""
+        """Tell the user something in any case, in one line; parts may be a stranger's words."""
         self._clear()
+        line = plain_text(line, limit=None)
         if self._open_line:
             # The script left its last line open: ours begins at the left.
             line = f"\n{line}" if self._terminal else line
