@@ -7,8 +7,10 @@ import os
 import sys
 from pathlib import Path
 
+from enclave_kernel.isolation.kernel_calls import LockdownError
 from enclave_kernel.isolation.mounts import own_mounts
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.log_lines import FORMATS, set_up_logging
 
 __all__ = ["main"]
 
@@ -28,6 +30,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--development", action="store_true", help="allow the two options below")
     parser.add_argument("--kms-endpoint-url", help="KMS elsewhere than AWS (development)")
+    parser.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        help="of standard error; default: json, on a terminal text",
+    )
     options = parser.parse_args(argv)
     if not options.development and (options.kms_endpoint_url or options.nsm != "/dev/nsm"):
         parser.error("--kms-endpoint-url and another --nsm than /dev/nsm need --development")
@@ -40,18 +47,25 @@ def main(argv: list[str] | None = None) -> int:
     """Run the supervisor until it is told to stop; return the exit status."""
     options = _parse(sys.argv[1:] if argv is None else argv)
     os.umask(0o077)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging(options.log_format)
     try:
         if os.geteuid() == 0:
-            # What is mounted for the enclave ends with it, however it ends.
-            own_mounts()
+            _own_mounts()
         asyncio.run(_run(options))
     except EnclaveError as error:
         print(f"enclave: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _own_mounts() -> None:
+    """What is mounted for the enclave ends with it, however it ends."""
+    try:
+        own_mounts()
+    except LockdownError as error:
+        # Root without the right to mount, in some container: then nothing is mounted, and no
+        # kernel and no vault starts. Status says so.
+        logging.getLogger(__name__).warning("no mounts of its own: %s", error)
 
 
 async def _run(options: argparse.Namespace) -> None:

@@ -33,8 +33,10 @@ __all__ = [
     "SignalChild",
     "StartKernel",
     "UnloadVault",
+    "UsageRequest",
     "VaultDeath",
     "VaultDeathRequest",
+    "VaultsUsage",
     "WorkspaceFlushed",
     "decode_from_session",
     "decode_from_supervisor",
@@ -227,6 +229,23 @@ class WorkspaceFlushed(_Message, frozen=True, tag="flushed"):
     request_id: RequestId
 
 
+class UsageRequest(_Message, frozen=True, tag="usage?"):
+    """Kernel process to supervisor: what do my vaults use?"""
+
+    request_id: RequestId
+
+
+class VaultsUsage(_Message, frozen=True, tag="usage"):
+    """Reply to `UsageRequest`: the sums over this kernel's vaults, of what was seen last.
+
+    In bytes and in percent of one processor, each vault in the steps of `supervisor.usage`.
+    """
+
+    request_id: RequestId
+    memory_bytes: int
+    cpu_percent: int
+
+
 class About(_Message, frozen=True, tag="about"):
     """Reply to `AboutRequest`: the enclave as the supervisor knows it.
 
@@ -267,7 +286,8 @@ class LoadRefused(_Message, frozen=True, tag="refused"):
 class VaultDeath(_Message, frozen=True, tag="death"):
     """Reply to `VaultDeathRequest`; None: it lives, or was unloaded long ago.
 
-    `peak_memory_bytes`: the most that it had at a time, where that is known.
+    `peak_memory_bytes`: the most that it had at a time, rounded up to a power of two, where that
+    is known (docs/decisions/usage_of_vaults.md).
     """
 
     request_id: RequestId
@@ -287,6 +307,7 @@ _FromSession = (
     | AboutRequest
     | AttestRequest
     | FlushWorkspace
+    | UsageRequest
 )
 _FromSupervisor = (
     StartKernel
@@ -296,6 +317,7 @@ _FromSupervisor = (
     | About
     | NotebookAttested
     | WorkspaceFlushed
+    | VaultsUsage
 )
 _ToZygote = ForkKernel | SignalChild
 _FromZygote = KernelForked | KernelExited

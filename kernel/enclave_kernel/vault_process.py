@@ -195,13 +195,13 @@ class VaultProcess:
             control.settimeout(timeout_s)
             control.sendall(encode_frame(json.dumps(spec).encode()))
             vault.walls = vault._expect(VaultReady).walls
-        except (OSError, EnclaveError) as error:
+        except BaseException as error:  # Ctrl-C in `enclave-owner try`, too
             vault.kill()
             vault.wait()
             session_socket.close()
-            if isinstance(error, VaultStartError):
-                raise
-            raise VaultStartError(f"a vault did not start: {error}") from error
+            if isinstance(error, OSError | EnclaveError) and not isinstance(error, VaultStartError):
+                raise VaultStartError(f"a vault did not start: {error}") from error
+            raise
         return vault
 
     def start(self, header_raw: bytes, data_key: bytearray, *, now_ms: int) -> None:
@@ -228,6 +228,16 @@ class VaultProcess:
         finally:
             data_key[:] = bytes(len(data_key))
         self._control.close()
+
+    @property
+    def walled(self) -> bool:
+        """Whether it is a user of its own and its self-check found every wall of one standing."""
+        return self._has_init and bool(self.walls)
+
+    @property
+    def control_group(self) -> ControlGroup | None:
+        """What limits it; None where the system offers nothing."""
+        return self._control_group
 
     def interrupt(self) -> None:
         """Interrupt the call that runs in the vault, as Ctrl-C would; a dead vault is fine.

@@ -27,7 +27,9 @@ __all__ = [
     "MAX_API_BYTES",
     "ChangeEgress",
     "ChannelAttested",
+    "ChannelTraffic",
     "EgressRules",
+    "EgressStatus",
     "ForgetKernel",
     "GatewayStatus",
     "HoldSlot",
@@ -150,27 +152,58 @@ class EgressRules(_Message, frozen=True, tag="egress_rules"):
     connections: int
 
 
+class ChannelTraffic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes carried on one Jupyter channel."""
+
+    channel: str
+    bytes_to_kernel: int
+    bytes_from_kernel: int
+
+
 class SlotStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One slot: bytes carried to and from its kernel, connections open now."""
+    """One slot: bytes carried to and from its kernels, connections open now."""
 
     slot: Slot
     kernel_id: KernelId
     returncode: int | None
     connections: int
-    bytes_to_kernel: int
-    bytes_from_kernel: int
+    traffic: tuple[ChannelTraffic, ...]
+
+
+class EgressStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The egress proxy since the gateway's start.
+
+    `rules` are texts of the allowlist, the first 100 of `rule_count`; `problem` says why there are
+    none, where the list cannot be read. `denied` were refused for where they were to go, `failed`
+    for anything else.
+    """
+
+    rules: tuple[str, ...] = ()
+    rule_count: int = 0
+    problem: str | None = None
+    connections: int = 0
+    allowed: int = 0
+    denied: int = 0
+    failed: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
 
 
 class GatewayStatus(_Message, frozen=True, tag="gateway_status"):
     """Reply to `StatusRequest`. `enclave` is None when the supervisor does not answer.
 
     Or, as `refusal` then says, when what answers did not prove that it is the enclave expected.
+    `streams` counts those that were opened by what they carry, `traffic` the bytes of all kernels
+    there were, both since the gateway's start.
     """
 
     enclave: EnclaveStatus | None
     slots: tuple[SlotStatus, ...]
     idle_timeout_s: float
     refusal: Failed | None = None
+    egress: EgressStatus = EgressStatus()
+    streams: dict[str, int] = {}
+    traffic: tuple[ChannelTraffic, ...] = ()
 
 
 class ChannelAttested(_Message, frozen=True, tag="channel_attested"):

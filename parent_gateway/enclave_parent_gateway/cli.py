@@ -9,24 +9,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
-from enclave_parent_gateway.api import ChannelAttested, GatewayStatus, KeepRunning
+from enclave_parent_gateway.api import ChannelAttested, KeepRunning
 from enclave_parent_gateway.attestation_view import attest, new_nonce
 from enclave_parent_gateway.backends.base import BACKENDS, load_backend
 from enclave_parent_gateway.cli_text import examples as _examples
 from enclave_parent_gateway.egress_cli import proxy
-from enclave_parent_gateway.enclave_state import EnclaveState, read_state
+from enclave_parent_gateway.enclave_state import EnclaveState
 from enclave_parent_gateway.expectation_options import choose_expectations, expectation_options
 from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.lifecycle import bring_down, bring_up, running_status
+from enclave_parent_gateway.logs_command import logs
+from enclave_parent_gateway.metrics_command import metrics
 from enclave_parent_gateway.run_cli import run
 from enclave_parent_gateway.runtime_dir import EnclavePaths
-from enclave_parent_gateway.sync.sync_state import SyncState, read_sync_state
+from enclave_parent_gateway.status_command import status
+from enclave_parent_gateway.status_view import NOT_CONFIDENTIAL
 from enclave_parent_gateway.sync_cli import sync
 from enclave_parent_gateway.trust_command import trust
 from enclave_protocol.errors import EnclaveError
@@ -36,11 +38,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["main"]
-
-_DOWN = 3
-_LOGS = ("supervisor", "gateway")
-_FOLLOW_POLL_S = 0.2
-_NOT_CONFIDENTIAL = "NOT CONFIDENTIAL ({} backend)"
 
 
 class _Commands(click.Group):
@@ -147,123 +144,26 @@ def up(
             if chosen:
                 # The gateway checked it against what was expected before.
                 ask_blocking(paths.gateway_socket, Attest(new_nonce()), ChannelAttested)
-        status = running_status(paths.gateway_socket)
-        if status is not None and status.refusal is not None:
-            raise click.ClickException(status.refusal.message)
-        if status is None or status.enclave is None:
+        found = running_status(paths.gateway_socket)
+        if found is not None and found.refusal is not None:
+            raise click.ClickException(found.refusal.message)
+        if found is None or found.enclave is None:
             raise click.ClickException("the enclave ended right after its start; see: enclave logs")
         if started:
             console.print(f"The enclave is up ({time.monotonic() - began:.1f} s).")
         else:
             later = " --memory takes effect at the next start." if memory else ""
             console.print(f"The enclave was up already.{later}")
-        console.print(f"PCR0 {status.enclave.pcrs.get('0', 'unknown')}")
+        console.print(f"PCR0 {found.enclave.pcrs.get('0', 'unknown')}")
         _print_confidential(console, state)
 
 
 def _print_confidential(console: "Console", state: EnclaveState) -> None:
     if not load_backend(state.backend).confidential:
-        console.print(_NOT_CONFIDENTIAL.format(state.backend), style="bold red")
+        console.print(NOT_CONFIDENTIAL.format(state.backend), style="bold red")
 
 
-@main.command(epilog=_examples("enclave status", "enclave status --json | jq .pcrs"))
-@click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def status(as_json: bool) -> None:
-    """Say what runs. Exit code 0: the enclave is up; 3: it is not."""
-    paths = EnclavePaths.from_environment()
-    state = read_state(paths.state_file)
-    found = running_status(paths.gateway_socket)
-    report = _report(paths, state, found)
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(report)))
-    else:
-        _print_report(report, found)
-    if report["state"] != "up":
-        sys.exit(_DOWN)
-
-
-def _print_sync(console: "Console", mirror: SyncState | None) -> None:
-    if mirror is None:
-        console.print("workspace   not mirrored; type: enclave sync -d DIR")
-        return
-    problems = f", {mirror.problems} not brought" if mirror.problems else ""
-    console.print(
-        f"workspace   {mirror.directory}: {mirror.phase}, {mirror.entries} files and folders, "
-        f"{mirror.brought} changes brought{problems}",
-        markup=False,
-    )
-
-
-def _report(
-    paths: EnclavePaths, state: EnclaveState | None, found: GatewayStatus | None
-) -> dict[str, Any]:
-    """Return what `status --json` prints; its keys are an interface."""
-    report: dict[str, Any] = {"state": "down", "runtime_dir": str(paths.runtime)}
-    if state is None:
-        return report
-    enclave = found.enclave if found else None
-    refusal = found.refusal if found else None
-    mirror = read_sync_state(paths.sync_file)
-    if mirror is not None and not mirror.is_running:
-        mirror = msgspec.structs.replace(mirror, phase="ended")
-    report |= {
-        "sync": mirror,
-        "state": "up" if enclave else "untrusted" if refusal else "broken",
-        "refusal": refusal.message if refusal else None,
-        "backend": state.backend,
-        "confidential": load_backend(state.backend).confidential,
-        "kms_endpoint_url": state.kms_endpoint_url,
-        "pids": {
-            name: process.pid for name, process in state.processes.items() if process.is_running()
-        },
-        "idle_timeout_s": found.idle_timeout_s if found else None,
-    }
-    if enclave:
-        report |= {
-            "version": enclave.version,
-            "debug": enclave.debug,
-            "pcrs": enclave.pcrs,
-            "uptime_s": round(enclave.uptime_s, 1),
-            "isolation": enclave.isolation,
-            "kernels": enclave.kernels,
-        }
-    return report
-
-
-def _print_report(report: dict[str, Any], found: GatewayStatus | None) -> None:
-    console = _console()
-    if report["state"] == "down":
-        console.print("No enclave is up. Type: enclave up")
-        return
-    if report["state"] == "untrusted":
-        console.print(f"The enclave is not trusted: {report['refusal']}", style="bold red")
-        return
-    if report["state"] == "broken":
-        alive = ", ".join(report["pids"]) or "nothing"
-        console.print(
-            f"The enclave does not answer ({alive} of it runs). See: enclave logs; then type: "
-            "enclave up",
-            style="bold red",
-        )
-        return
-    console.print(f"The enclave is up: backend {report['backend']}, {report['uptime_s']:.0f} s.")
-    if not report["confidential"]:
-        console.print(_NOT_CONFIDENTIAL.format(report["backend"]), style="bold red")
-    console.print(f"PCR0        {report['pcrs'].get('0', 'unknown')}")
-    console.print(f"isolation   {', '.join(report['isolation']) or 'none'}")
-    console.print(f"KMS         {report['kms_endpoint_url'] or 'AWS'}")
-    _print_sync(console, report["sync"])
-    connections = {slot.kernel_id: slot.connections for slot in found.slots} if found else {}
-    for kernel in report["kernels"]:
-        packages = f", packages: {', '.join(kernel.vaults)}" if kernel.vaults else ""
-        console.print(
-            f"kernel      {kernel.kernel_id}  pid {kernel.pid}, {kernel.uptime_s:.0f} s, "
-            f"{connections.get(kernel.kernel_id, 0)} connections{packages}"
-        )
-    if not report["kernels"]:
-        console.print("kernels     none")
-
-
+main.add_command(status)
 main.add_command(attest)
 main.add_command(sync)
 main.add_command(run)
@@ -282,32 +182,8 @@ def down() -> None:
     console.print("The enclave is down." if ended else "No enclave was up; nothing to do.")
 
 
-@main.command(epilog=_examples("enclave logs", "enclave logs -f"))
-@click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
-def logs(follow: bool) -> None:
-    """Show what supervisor and gateway wrote; no secrets are in there."""
-    paths = EnclavePaths.from_environment()
-    files: dict[str, IO[bytes]] = {}
-    try:
-        while True:
-            for name in _LOGS:
-                if name not in files and paths.log(name).exists():
-                    files[name] = paths.log(name).open("rb")
-            for name, file in files.items():
-                for line in file.read().decode(errors="replace").splitlines():
-                    click.echo(f"{name:<10} {line}")
-            if not follow:
-                break
-            time.sleep(_FOLLOW_POLL_S)
-    except KeyboardInterrupt:
-        return
-    finally:
-        for file in files.values():
-            file.close()
-    if not files:
-        click.echo(f"No logs in {paths.logs}: no enclave ran since boot.")
-
-
+main.add_command(logs)
+main.add_command(metrics)
 main.add_command(trust)
 
 

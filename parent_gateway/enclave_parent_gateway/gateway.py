@@ -47,11 +47,14 @@ from enclave_parent_gateway.errors import (
 )
 from enclave_parent_gateway.gateway_identity import gateway_key
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
+from enclave_parent_gateway.metrics_server import MetricsServer
 from enclave_parent_gateway.publisher_pins import PublisherPins
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_parent_gateway.sync.sync_state import folder_in_workspace
+from enclave_parent_gateway.traffic import Traffic
 from enclave_parent_gateway.workspace_relay import WorkspaceRelay
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.log_lines import FORMATS, set_up_logging
 from enclave_protocol.messages import (
     Attest,
     Body,
@@ -103,6 +106,8 @@ class Gateway:
         self._paths = paths
         self._endpoint = endpoint
         self._backend = load_backend(backend)
+        self._metrics = MetricsServer(paths.metrics_socket, backend, self._status)
+        self._traffic = Traffic()
         self._idle_timeout_s = idle_timeout_s
         self._slots: dict[str, KernelSlot] = {}
         self._kernels: dict[str, RunningKernel] = {}
@@ -132,16 +137,22 @@ class Gateway:
         loop.add_signal_handler(signal.SIGTERM, self._done.set)
         server = ApiServer(self._paths.gateway_socket, self._handle)
         workspace = WorkspaceRelay(
-            self._paths.workspace_socket, self._endpoint, self._check, self._key
+            self._paths.workspace_socket,
+            self._endpoint,
+            self._check,
+            self._key,
+            lambda: self._traffic.streams.update(("workspace",)),
         )
         tasks = [asyncio.create_task(self._control.run()), asyncio.create_task(self._watch_idle())]
         await server.start()
+        await self._metrics.start()
         workspace.start()
         log.info("gateway for %s listens", self._endpoint)
         try:
             await self._done.wait()
         finally:
             await server.close()
+            await self._metrics.close()
             workspace.close()
             for task in (*tasks, *self._background):
                 task.cancel()
@@ -161,6 +172,7 @@ class Gateway:
 
     async def _connected(self) -> None:
         """Match what we know with what runs there: kernels may have ended, or be older than us."""
+        self._traffic.streams["supervisor"] += 1
         status = await self._enclave_status()
         alive = {kernel.kernel_id for kernel in status.kernels}
         for kernel in self._kernels.values():
@@ -191,6 +203,7 @@ class Gateway:
             if kernel is not None:
                 self._end(kernel, body.returncode, body.reason)
         elif isinstance(body, EgressWanted):
+            self._traffic.streams["egress"] += 1
             self._egress.carry(body)
         else:
             log.warning("unexpected event %s", type(body).__name__)
@@ -198,7 +211,14 @@ class Gateway:
     def _end(self, kernel: RunningKernel, returncode: int, reason: str) -> None:
         self._busy_at = asyncio.get_running_loop().time()
         kernel.end(returncode, reason)
-        log.info("kernel %s ended: %d, %s", kernel.kernel_id, returncode, reason)
+        fields = {"event": "ended", "kernel": kernel.kernel_id, "returncode": returncode}
+        log.info(
+            "kernel %s ended: %d, %s",
+            kernel.kernel_id,
+            returncode,
+            reason,
+            extra={"fields": fields},
+        )
         for slot in self._slots.values():
             if slot.kernel is kernel:
                 slot.hold()
@@ -287,7 +307,8 @@ class Gateway:
 
     def _slot(self, name: str) -> KernelSlot:
         if name not in self._slots:
-            self._slots[name] = KernelSlot(name, self._paths.channel_prefix(name), self._endpoint)
+            prefix = self._paths.channel_prefix(name)
+            self._slots[name] = KernelSlot(name, prefix, self._endpoint, self._traffic)
         return self._slots[name]
 
     async def _launch_in_slot(self, request: Launch) -> Launched:
@@ -333,7 +354,14 @@ class Gateway:
             if kernel.state.returncode is None:
                 slot.accept()
             took_ms = (asyncio.get_running_loop().time() - asked_at) * 1000
-            log.info("kernel %s started, pid %d, %.0f ms", kernel.kernel_id, reply.pid, took_ms)
+            fields = {"event": "started", "kernel": kernel.kernel_id, "ms": round(took_ms)}
+            log.info(
+                "kernel %s started, pid %d, %.0f ms",
+                kernel.kernel_id,
+                reply.pid,
+                took_ms,
+                extra={"fields": fields},
+            )
             return Launched(kernel.kernel_id, reply.pid, str(slot.prefix))
 
     async def _signal(self, kernel_id: str, signum: int) -> None:
@@ -375,6 +403,7 @@ class Gateway:
 
     def _discard(self, slot: KernelSlot) -> None:
         slot.close()
+        self._traffic.retire_slot(slot.counters)
         if slot.kernel is not None:
             self._kernels.pop(slot.kernel.kernel_id, None)
             slot.kernel = None
@@ -392,6 +421,9 @@ class Gateway:
             tuple(status for status in slots if status),
             self._idle_timeout_s,
             None if enclave else self._control.refusal,
+            self._egress.status(),
+            dict(self._traffic.streams),
+            self._traffic.total(),
         )
 
     # The end
@@ -439,8 +471,11 @@ def main() -> None:
     parser.add_argument("--endpoint", required=True, help="unix:PATH or vsock:CID:PORT")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--idle-timeout", type=float, default=0.0, help="seconds, 0: never")
+    parser.add_argument(
+        "--log-format", choices=FORMATS, help="of standard error; default: json, on a terminal text"
+    )
     options = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    set_up_logging(options.log_format)
 
     make_room_for_connections()
 

@@ -10,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from enclave_parent_gateway.api import KernelState, SlotStatus
+from enclave_parent_gateway.traffic import Traffic, traffic_of
 from enclave_parent_gateway.transport import connect
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import encode_frame
 from enclave_protocol.messages import CHANNELS, OpenChannel, encode
-from enclave_protocol.relay import RelayCounters, relay
+from enclave_protocol.relay import relay
 
 __all__ = ["KernelSlot", "RunningKernel", "is_own_peer"]
 
@@ -59,14 +60,16 @@ class KernelSlot:
         name: The slot's.
         prefix: Path to which `-1` to `-5` is appended, in the order of `CHANNELS`.
         endpoint: The supervisor's, as in `transport.connect`.
+        traffic: Where its streams and bytes are counted.
     """
 
-    def __init__(self, name: str, prefix: Path, endpoint: str) -> None:
+    def __init__(self, name: str, prefix: Path, endpoint: str, traffic: Traffic) -> None:
         self.name = name
         self.prefix = prefix
         self.lock = asyncio.Lock()
         self.kernel: RunningKernel | None = None
-        self.counters = RelayCounters()
+        self.counters = traffic.add_slot()
+        self._traffic = traffic
         self._endpoint = endpoint
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,8 +84,7 @@ class KernelSlot:
             kernel_id=self.kernel.kernel_id,
             returncode=self.kernel.state.returncode,
             connections=len(self._relays),
-            bytes_to_kernel=self.counters.a_to_b,
-            bytes_from_kernel=self.counters.b_to_a,
+            traffic=traffic_of(self.counters),
         )
 
     def listen(self) -> None:
@@ -170,4 +172,5 @@ class KernelSlot:
             client.close()
             stream.close()
             return
-        await relay(client, stream, self.counters)
+        self._traffic.streams[channel] += 1
+        await relay(client, stream, self.counters[channel])

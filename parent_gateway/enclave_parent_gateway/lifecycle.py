@@ -116,7 +116,8 @@ def bring_down(paths: EnclavePaths, *, progress: Progress) -> bool:
             stop_process(state.processes["gateway"], grace_s=_GATEWAY_GRACE_S)
         progress("ending the other processes")
         backend.stop_processes(paths)
-        paths.gateway_socket.unlink(missing_ok=True)
+        for left in (paths.gateway_socket, paths.metrics_socket):
+            left.unlink(missing_ok=True)
         for leftover in paths.channels.iterdir():
             leftover.unlink(missing_ok=True)
         return True

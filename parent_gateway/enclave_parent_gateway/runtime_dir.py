@@ -190,6 +190,11 @@ class EnclavePaths:
         return self.runtime / "gateway.sock"
 
     @property
+    def metrics_socket(self) -> Path:
+        """Where Prometheus scrapes the gateway."""
+        return self.runtime / "metrics.sock"
+
+    @property
     def gateway_key(self) -> Path:
         """The gateway's key, which enclaves know it by."""
         return self.runtime / "gateway.key"

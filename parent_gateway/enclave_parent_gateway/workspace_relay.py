@@ -7,7 +7,7 @@ way into the enclave is the gateway's, which knows that it is the right one.
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -32,6 +32,7 @@ class WorkspaceRelay:
         endpoint: The supervisor's, as in `transport.connect`.
         check: Verifies the peer of every stream.
         key: The gateway's, as in `open_attested`.
+        on_opened: Told of every stream that it was opened.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class WorkspaceRelay:
         endpoint: str,
         check: PeerCheck,
         key: Ed25519PrivateKey | None = None,
+        on_opened: Callable[[], None] = lambda: None,
     ) -> None:
         self._key = key
+        self._on_opened = on_opened
         self._check = check
         self._path = path
         self._endpoint = endpoint
@@ -96,4 +99,5 @@ class WorkspaceRelay:
         except BaseException:
             client.close()
             raise
+        self._on_opened()
         await relay_secured(stream.reader, stream.writer, client)

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import msgspec
 
+from enclave_protocol.enclave_usage import EnclaveCounts, VaultInfo
 from enclave_protocol.errors import ProtocolError
 
 __all__ = [
@@ -122,16 +123,28 @@ class StatusRequest(_Message, frozen=True, tag="status"):
 
 
 class KernelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel as the supervisor sees it; sizes in bytes, times in seconds."""
+    """One kernel as the supervisor sees it; sizes in bytes, times in seconds.
+
+    Memory and processor are those of the kernel's process and what it started, without its
+    vaults; `cpu_percent` is of one processor. None before the first look. `walled`: it found a
+    boundary around itself before anything of the user's ran.
+    """
 
     kernel_id: KernelId
     pid: int
     uptime_s: float
-    vaults: tuple[str, ...]
+    vaults: Annotated[tuple[VaultInfo, ...], msgspec.Meta(max_length=64)]
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    cpu_percent: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    cpu_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    walled: bool = False
 
 
 class EnclaveStatus(_Message, frozen=True, tag="enclave_status"):
-    """Reply to `StatusRequest`. `pcrs` maps the index in decimal to lower-case hex."""
+    """Reply to `StatusRequest`. `pcrs` maps the index in decimal to lower-case hex.
+
+    `vaults` is how many there are; at most `MAX_LISTED_VAULTS` of them are listed.
+    """
 
     version: str
     module_id: str
@@ -139,7 +152,9 @@ class EnclaveStatus(_Message, frozen=True, tag="enclave_status"):
     uptime_s: float
     pcrs: dict[str, str]
     isolation: tuple[str, ...]
-    kernels: tuple[KernelInfo, ...]
+    kernels: Annotated[tuple[KernelInfo, ...], msgspec.Meta(max_length=512)]
+    vaults: Annotated[int, msgspec.Meta(ge=0)] = 0
+    counts: EnclaveCounts = EnclaveCounts()
 
 
 class CurveKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

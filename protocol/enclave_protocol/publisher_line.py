@@ -24,7 +24,9 @@ def publisher_line(label: "Label", *, is_new: bool) -> str:
     """
     if label.signer is None:
         return "NOT SIGNED: anybody can have made it."
-    line = f"Publisher {publisher(label)}, key {label.signer.fingerprint}"
+    # In quotes, of which the name has none: no name looks like the rest of the line.
+    name = publisher(label).replace('"', "'")
+    line = f'Publisher "{name}", key {label.signer.fingerprint}'
     if not is_new:
         return f"{line} (pinned)."
     return (

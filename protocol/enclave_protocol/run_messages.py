@@ -147,8 +147,8 @@ class RunEnded(_Message, frozen=True, tag="ended"):
             `interrupt`: Ctrl-C, and it did not end by itself.
         reason: One line for people, where there is something to say.
         seconds: From its start to its end.
-        peak_memory_bytes: Most memory that its vault had at a time, files in there included; None
-            where that is not measured (no control groups).
+        peak_memory_bytes: Most memory that its vault had at a time, files in there included,
+            rounded up to a power of two; None where that is not measured (no control groups).
     """
 
     exit_code: Annotated[int, msgspec.Meta(ge=0, le=255)] | None

@@ -21,7 +21,7 @@ from tests.support.vault_link import payload_pid
 
 _LOADED = (
     "Loaded grader 1.4 as {}: Grader, best, mean, nap, vault_number.\n"
-    f"Publisher {PUBLISHER}, key {publisher_fingerprint()} (pinned).\n"
+    f'Publisher "{PUBLISHER}", key {publisher_fingerprint()} (pinned).\n'
 )
 _GRADED = "rows = np.array([[1.0, 0, 0], [0, 1, 1]]); print(grader.Grader(0.5).grade(rows))"
 
@@ -176,8 +176,9 @@ def test_two_notebooks_use_one_package(enclave: EnclaveHome, folder: Path) -> No
         first, second = (vault_pid(enclave, number) for number in numbers)
         assert first != second
         assert {first, second} <= vault_pids(enclave)
-        packages = [each["vaults"] for each in enclave.status()["kernels"]]
-        assert packages == [["grader 1.4"], ["grader 1.4"]]
+        vaults = [each["vaults"] for each in enclave.status()["kernels"]]
+        packages = [[(vault["package"], vault["version"]) for vault in each] for each in vaults]
+        assert packages == [[("grader", "1.4")], [("grader", "1.4")]]
         run_cell(one, "%unload_encrypted grader")
         assert wait_until(lambda: not exists(first))
         assert run_code(two, "print(grader.vault_number())") == f"{numbers[1]}\n"

@@ -79,7 +79,7 @@ def bench() -> Iterator[Bench]:
 def test_first_use_then_pinned_then_changed_then_accepted(bench: Bench) -> None:
     acme, thief = bench.new_key("acme.key"), bench.new_key("thief.key")
     known = bench.publish("tiny", acme)
-    line = f"Publisher {ACME}, key {known}"
+    line = f'Publisher "{ACME}", key {known}'
     assert bench.pins() == {}
     shown = bench.load("tiny.encrypted").splitlines()
     assert shown[:2] == ["Loaded tiny 1 as tiny: answer.", line] and shown[2].startswith("NEW")

@@ -340,3 +340,19 @@ def test_unreadable_packages_are_named(directory: Path) -> None:
             sys_path=[*SYS_PATH, missing],
             memory_limit=None,
         )
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing(directory: Path) -> None:
+    """As in `enclave-owner try`, whose own process starts it."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = children.read_text()
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            spawn_vault(directory)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert not list(directory.iterdir())
+    assert children.read_text() == before

@@ -29,7 +29,12 @@ def test_requests_round_trip(request_: api.Request) -> None:
     [
         api.Launched("aa", 7, "/run/x"),
         api.KernelState(None, "running"),
-        api.GatewayStatus(None, (api.SlotStatus("aa", "aa-bb", None, 5, 1, 2),), 300.0),
+        api.GatewayStatus(
+            None,
+            (api.SlotStatus("aa", "aa-bb", None, 5, (api.ChannelTraffic("shell", 1, 2),)),),
+            300.0,
+            streams={"shell": 5},
+        ),
         Done(),
         Failed("X", "y"),
     ],

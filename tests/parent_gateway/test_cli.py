@@ -39,6 +39,7 @@ def test_up_status_down(own_home: EnclaveHome) -> None:
 
     logs = own_home.run("logs").stdout
     assert "gateway    " in logs
+    assert "\nenclave_up 1.0\n" in own_home.run("metrics").stdout
 
     down = own_home.run("down")
     assert down.returncode == 0
@@ -46,6 +47,9 @@ def test_up_status_down(own_home: EnclaveHome) -> None:
     assert not own_home.processes()
     again = own_home.run("down")
     assert (again.returncode, again.stdout) == (0, "No enclave was up; nothing to do.\n")
+    assert not (own_home.runtime / "metrics.sock").exists()
+    scrape = own_home.run("metrics")
+    assert (scrape.returncode, scrape.stdout) == (1, "") and "type: enclave up" in scrape.stderr
 
 
 @pytest.mark.parametrize("delay_s", [0.1, 0.2, 0.35, 0.5, 0.7])
@@ -130,7 +134,9 @@ def test_logs_follow(own_home: EnclaveHome) -> None:
         assert follow.returncode == 0
 
 
-@pytest.mark.parametrize("command", ["up", "status", "down", "logs", "install-kernelspec"])
+@pytest.mark.parametrize(
+    "command", ["up", "status", "down", "logs", "metrics", "install-kernelspec"]
+)
 def test_help_has_an_example(own_home: EnclaveHome, command: str) -> None:
     result = own_home.run(command, "--help")
     assert result.returncode == 0

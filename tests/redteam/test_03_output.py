@@ -1,11 +1,13 @@
 """THREATS E.3: output, logs and display. Owners who err, users who look, owners who attack."""
 
+import ast
 import os
 import socket
 import socketserver
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,8 @@ from tests.redteam.arena import Arena
 from tests.redteam.conftest import needs_root
 from tests.redteam.hostile_notebook import HostileNotebook
 from tests.redteam.places import achieved
+from tests.support.enclave_home import wait_until
+from tests.support.notebook_cells import finish_cell
 
 _NOISES = ["print", "stderr", "write", "printf", "logging", "traceback", "warning", "faulthandler"]
 
@@ -155,6 +159,48 @@ def test_o10_an_exit_says_little(modern: Arena) -> None:
             place.package.run(f"import os; {code}")
         assert len(str(death.value)) < 300
         assert not modern.marked.found_in_bytes(str(death.value))
+
+
+def test_o10_the_parent_sees_steps_of_a_vaults_use(notebook: HostileNotebook) -> None:
+    """Twice a minute, whoever asks and however often; and of the package what its label says."""
+
+    def vault() -> dict[str, Any]:
+        found = [each for kernel in notebook.home.status()["kernels"] for each in kernel["vaults"]]
+        (mine,) = (each for each in found if each["package"] == "marked")
+        return dict(mine)
+
+    # Not before it was looked at twice: its beginning is nobody's business.
+    assert wait_until(lambda: vault()["memory_bytes"] is not None, 70)
+    spin = "import time\nt = time.time()\nwhile time.time() - t < 2: pass\nresult = 1"
+    seen = [vault()]
+    request = notebook.client.execute(f"held = m.run({spin!r})")
+    seen += [vault() for _ in range(5)]
+    finish_cell(notebook.client, request)
+    # One look may have come meanwhile, not five.
+    assert len({(each["memory_bytes"], each["cpu_percent"]) for each in seen}) <= 2
+    for each in seen:
+        assert each["memory_bytes"] in {2**power for power in range(26, 41)}
+        assert each["cpu_percent"] in {0, *(25 * 2**power for power in range(11))}
+        assert set(each) == {
+            *("package", "version", "walled", "uptime_s", "memory_bytes", "cpu_percent")
+        }
+    told = notebook.home.run("status", "--json").stdout + notebook.home.run("status").stdout
+    told += notebook.home.run("metrics").stdout
+    assert "marked" in told and not notebook.marked.found_in_bytes(told)
+    assert "marked" not in notebook.home.run("metrics").stdout
+
+
+def test_o10_the_user_sees_no_more_of_a_vault(notebook: HostileNotebook) -> None:
+    """Of what the usage panel shows, a vault's part is the same steps."""
+    ask = """
+from enclave_kernel.session_messages import VaultsUsage
+usage = get_ipython().kernel.supervisor_link.vaults_usage()
+print((type(usage) is VaultsUsage, usage.memory_bytes, usage.cpu_percent))
+"""
+    said, memory, processors = ast.literal_eval(notebook.cell(ask).text)
+    assert said
+    assert memory in {0, *(2**power for power in range(26, 41))}
+    assert processors in {0, *(25 * 2**power for power in range(11))}
 
 
 def test_everything_that_was_shown(notebook: HostileNotebook) -> None:

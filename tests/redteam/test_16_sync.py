@@ -81,6 +81,8 @@ RUNS += ["\uff0essh/config", ".SSH/config", "a/.Git/hooks/x", "deep/.ipython/x",
 RUNS += ["__pycache__/m.cpython-311.pyc", "m.pyc", "x.pth", "sitecustomize.py", "git~1/hooks/x"]
 RUNS += ["jupyter_server_config.py", "jupyter_notebook_config.json", "ipython_config.py", ".env"]
 RUNS += [".bashrc::$DATA", ".enclaveignore", "usercustomize.cpython-311-x86_64-linux-gnu.so"]
+RUNS += [".pylintrc", ".eslintrc.cjs", ".bashrc.d/x.sh", ".wgetrc", ".ghci", ".gradle/init.gradle"]
+RUNS += [".env.local", ".lldbinit-lldb", ".devcontainer.json", ".lessfilter", ".procmailrc"]
 RUNS += ["\u2024bashrc", ".profile", ".Zshrc", ".config/autostart/x.desktop"]
 
 
@@ -191,6 +193,8 @@ def test_y02_ordinary_names_come() -> None:
         "profile.txt",
         "ssh/config",
         "results (1).png",
+        "array.zarr/.zarray",
+        ".environment",
         "日本.csv",
     ):
         assert check_rel(name) == name and not is_reserved(name)

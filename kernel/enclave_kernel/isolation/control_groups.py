@@ -98,6 +98,45 @@ class ControlGroup:
         except (OSError, ValueError):
             return None
 
+    def memory_bytes(self) -> int | None:
+        """Return the memory its processes have written to, files in a tmpfs included.
+
+        Caches are left out: the system takes them back when it needs them. None: it is not told.
+        """
+        counts = self._counts("memory", "memory.stat")
+        names = ("total_rss", "total_shmem") if self._version == 1 else ("anon", "shmem")
+        if names[0] not in counts:
+            return None
+        return sum(counts.get(name, 0) for name in names)
+
+    def cpu_seconds(self) -> float | None:
+        """Return the processor time of all its processes, ended ones included.
+
+        None: it is not told (version 1 has another controller for it).
+        """
+        if self._version == 1:
+            return None
+        used = self._counts("memory", "cpu.stat").get("usage_usec")
+        return None if used is None else used / 1e6
+
+    def pids(self) -> tuple[int, ...]:
+        """Return its processes, as this process knows them; none of a group that is gone."""
+        path = self._paths.get("memory")
+        try:
+            lines = [] if path is None else (path / "cgroup.procs").read_text().split()
+        except OSError:
+            return ()
+        return tuple(int(line) for line in lines)
+
+    def _counts(self, controller: str, name: str) -> dict[str, int]:
+        """Return the numbers of a file with one name and number a line; none if it is not there."""
+        path = self._paths.get(controller)
+        try:
+            lines = [] if path is None else (path / name).read_text().splitlines()
+            return {key: int(value) for key, value in (line.split(maxsplit=1) for line in lines)}
+        except (OSError, ValueError):
+            return {}
+
     def remove(self) -> None:
         """Remove the group once its processes are gone; a busy one is left to its parent."""
         for path in set(self._paths.values()):

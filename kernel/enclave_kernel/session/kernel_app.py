@@ -15,6 +15,7 @@ from typing import Any
 import zmq
 from ipykernel.heartbeat import Heartbeat
 from ipykernel.kernelapp import IPKernelApp
+from traitlets import default
 from traitlets.config import Config
 
 from enclave_kernel import process_control, session_messages
@@ -24,6 +25,7 @@ from enclave_kernel.isolation.notebook_walls import WallsSpec, check_notebook_wa
 from enclave_kernel.session.own_init import become_walled_kernel
 from enclave_kernel.session.own_packages import make_own_packages
 from enclave_kernel.session.supervisor_link import SupervisorLink
+from enclave_kernel.session.usage_reply import EnclaveKernel
 from enclave_kernel.session.workspace_flush import flush_after_cells
 from enclave_kernel.session_messages import (
     KernelFailed,
@@ -70,6 +72,10 @@ class EnclaveKernelApp(IPKernelApp):
     name = "enclave-kernel"
     # From the class, not traitlets: set before the application is initialised.
     listeners: Mapping[str, int]
+
+    @default("kernel_class")
+    def _own_kernel_class(self) -> type[EnclaveKernel]:
+        return EnclaveKernel
 
     def _bind_socket(self, s: "zmq.Socket[bytes]", port: int) -> int:
         channel = CHANNELS[port - 1]

@@ -22,8 +22,10 @@ from enclave_kernel.session_messages import (
     PackageLoaded,
     StartKernel,
     UnloadVault,
+    UsageRequest,
     VaultDeath,
     VaultDeathRequest,
+    VaultsUsage,
     WorkspaceFlushed,
 )
 from enclave_protocol.errors import EnclaveError
@@ -36,7 +38,16 @@ _DEATH_WAIT_S = 2.0
 _ABOUT_WAIT_S = 10.0
 _FLUSH_WAIT_S = 15.0
 """Longer than the supervisor waits for the parent."""
-_Reply = PackageLoaded | LoadRefused | VaultDeath | About | NotebookAttested | WorkspaceFlushed
+_USAGE_WAIT_S = 2.0
+_Reply = (
+    PackageLoaded
+    | LoadRefused
+    | VaultDeath
+    | About
+    | NotebookAttested
+    | WorkspaceFlushed
+    | VaultsUsage
+)
 
 
 class SupervisorGoneError(EnclaveError):
@@ -214,6 +225,16 @@ class SupervisorLink:
         number = next(self._numbers)
         with contextlib.suppress(queue.Empty):
             self._ask(number, session_messages.encode(FlushWorkspace(number)), _FLUSH_WAIT_S)
+
+    def vaults_usage(self) -> VaultsUsage | None:
+        """Return what this kernel's vaults use, None when nothing is known within 2 s."""
+        number = next(self._numbers)
+        payload = session_messages.encode(UsageRequest(request_id=number))
+        try:
+            reply = self._ask(number, payload, _USAGE_WAIT_S)
+        except (SupervisorGoneError, queue.Empty):
+            return None
+        return reply if isinstance(reply, VaultsUsage) else None
 
     def _ask(self, number: int, payload: bytes, timeout_s: float | None) -> _Reply | LoadedVault:
         answers: queue.SimpleQueue[_Reply | LoadedVault | None] = queue.SimpleQueue()

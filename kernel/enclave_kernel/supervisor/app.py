@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +24,14 @@ from enclave_kernel.supervisor.admission import Admission
 from enclave_kernel.supervisor.channel_identity import new_channel_identity
 from enclave_kernel.supervisor.code_folders import code_folders, import_path
 from enclave_kernel.supervisor.control_stream import ControlStream, NoGatewayError
+from enclave_kernel.supervisor.counters import Counters
 from enclave_kernel.supervisor.egress import Egress
 from enclave_kernel.supervisor.kernel_process import KernelProcesses
 from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownKernelError
 from enclave_kernel.supervisor.package_loader import PackageLoader
 from enclave_kernel.supervisor.publisher_check import PublisherCheck
 from enclave_kernel.supervisor.stream_listener import StreamListener
+from enclave_kernel.supervisor.usage import UsageClock
 from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.supervisor.vault_pool import VaultPool
 from enclave_kernel.supervisor.workspace import Workspace
@@ -110,6 +112,7 @@ class Supervisor:
         self._module_id = self._nsm.describe().module_id
         self._keys = RsaPool()
         self._clock = TrustedClock()
+        self._counters = Counters()
         self._key_threads = ThreadPoolExecutor(_KEY_THREADS, thread_name_prefix="key-release")
         self._cgroups = _groups_for_kernels(options.kernel_memory_bytes)
         sockets = options.runtime_dir / "k"
@@ -197,6 +200,7 @@ class Supervisor:
             self._attest_for_notebook,
             PublisherCheck(self._ask_gateway),
             self._clock,
+            self._counters,
         )
 
     def _about(self, request_id: int) -> About:
@@ -246,7 +250,8 @@ class Supervisor:
                 clock=self._clock,
                 proxy_url=proxy_url,
             )
-            releasing = asyncio.get_running_loop().run_in_executor(self._key_threads, release)
+            timed = partial(_timed, release, self._counters)
+            releasing = asyncio.get_running_loop().run_in_executor(self._key_threads, timed)
             try:
                 return await asyncio.shield(releasing)
             except asyncio.CancelledError:
@@ -282,6 +287,8 @@ class Supervisor:
             loop.add_signal_handler(signum, self._stopping.set)
         accepting = asyncio.create_task(self._listener.run())
         accepting.add_done_callback(lambda _: self._stopping.set())
+        usage = UsageClock(self._kernels.meters, self._kernels.vault_meters)
+        looking = asyncio.create_task(usage.run())
         # What it says of its walls is what the enclave reports.
         self._pool.prepare_spare()
         # Whoever loads the first package shall not wait for it.
@@ -293,6 +300,7 @@ class Supervisor:
                 accepting.result()
         finally:
             accepting.cancel()
+            looking.cancel()
             await self._close()
 
     async def _close(self) -> None:
@@ -389,6 +397,8 @@ class Supervisor:
             pcrs={str(index): value for index, value in self._pcrs.items()},
             isolation=self._describe_isolation(),
             kernels=self._kernels.describe(),
+            vaults=len(self._kernels.vault_meters()),
+            counts=self._counters.snapshot(),
         )
 
 
@@ -409,6 +419,15 @@ def _groups_for_kernels(limit_bytes: int | None) -> ControlGroups | None:
     except ControlGroupError as error:
         _log.warning("kernels are limited without control groups: %s", error)
         return None
+
+
+def _timed(release: Callable[[], bytearray], counters: Counters) -> bytearray:
+    """Release a key and count how long it took. Runs in a thread."""
+    began = time.monotonic()
+    try:
+        return release()
+    finally:
+        counters.released(time.monotonic() - began)
 
 
 def _wipe(releasing: "asyncio.Future[bytearray]") -> None:

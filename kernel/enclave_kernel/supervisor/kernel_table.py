@@ -25,8 +25,10 @@ from enclave_kernel.session_messages import (
 from enclave_kernel.supervisor.egress import EgressListener
 from enclave_kernel.supervisor.kernel_process import KernelProcess, KernelProcesses
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
+from enclave_kernel.supervisor.usage import KernelMeter, VaultMeter
 from enclave_kernel.supervisor.workspace import Workspace
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
+from enclave_protocol.enclave_usage import MAX_LISTED_VAULTS, VaultInfo
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import CHANNELS, KernelEnded, KernelInfo, LaunchKernel
 from enclave_protocol.workspace.names import check_rel
@@ -54,8 +56,11 @@ class VaultOwner(Protocol):
     def handle(self, message: FromSession) -> None:
         """Take one message of the kernel process."""
 
-    def names(self) -> tuple[str, ...]:
-        """Return name and version of every package that is loaded."""
+    def describe(self) -> tuple[VaultInfo, ...]:
+        """Return what `enclave status` shows of every vault."""
+
+    def meters(self) -> tuple[VaultMeter, ...]:
+        """Return what of them is to be looked at from time to time."""
 
     def close(self) -> None:
         """End every vault of this kernel."""
@@ -72,6 +77,7 @@ class Kernel:
     channel: SessionChannel | None = None
     vaults: VaultOwner | None = None
     egress: EgressListener | None = None
+    meter: KernelMeter | None = None
     ready: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -81,6 +87,20 @@ class Kernel:
     def pid(self) -> int:
         """Its process id; 0 before there is a process."""
         return 0 if self.process is None else self.process.pid
+
+    def describe(self, vaults: tuple[VaultInfo, ...]) -> KernelInfo:
+        """Return what `enclave status` shows of it, with these of its vaults."""
+        seen = None if self.meter is None else self.meter.seen
+        return KernelInfo(
+            kernel_id=self.kernel_id,
+            pid=self.pid,
+            uptime_s=round(time.monotonic() - self.started, 1),
+            vaults=vaults,
+            memory_bytes=None if seen is None else seen.memory_bytes,
+            cpu_percent=None if seen is None else seen.cpu_percent,
+            cpu_s=None if seen is None else seen.cpu_s,
+            walled=self.walls is not None,
+        )
 
 
 class KernelTable:
@@ -130,17 +150,24 @@ class KernelTable:
             raise UnknownKernelError(f"no kernel {kernel_id} runs in this enclave") from None
 
     def describe(self) -> tuple[KernelInfo, ...]:
-        """Return what `enclave status` shows of each kernel."""
-        now = time.monotonic()
-        return tuple(
-            KernelInfo(
-                kernel_id=kernel.kernel_id,
-                pid=kernel.pid,
-                uptime_s=round(now - kernel.started, 1),
-                vaults=kernel.vaults.names() if kernel.vaults is not None else (),
-            )
-            for kernel in self._kernels.values()
-        )
+        """Return what `enclave status` shows of each kernel; not all vaults if there are many."""
+        room = MAX_LISTED_VAULTS
+        found = []
+        for kernel in self._kernels.values():
+            vaults = () if kernel.vaults is None else kernel.vaults.describe()[:room]
+            room -= len(vaults)
+            found.append(kernel.describe(vaults))
+        return tuple(found)
+
+    def meters(self) -> tuple[KernelMeter, ...]:
+        """Return what of the kernels themselves is to be looked at from time to time."""
+        meters = (kernel.meter for kernel in self._kernels.values())
+        return tuple(meter for meter in meters if meter is not None)
+
+    def vault_meters(self) -> tuple[VaultMeter, ...]:
+        """Return the same for all vaults."""
+        owners = (kernel.vaults for kernel in self._kernels.values())
+        return tuple(m for owner in owners if owner is not None for m in owner.meters())
 
     async def launch(self, request: LaunchKernel, zygote: ZygoteProcess) -> Kernel:
         """Start a kernel process and return it when its five sockets are bound.
@@ -173,6 +200,7 @@ class KernelTable:
 
     def _start(self, kernel: Kernel, process: KernelProcess, request: LaunchKernel) -> None:
         kernel.vaults = self._make_vaults(kernel)
+        kernel.meter = KernelMeter(process.pid, process.cgroup)
         kernel.channel = SessionChannel(
             process.session,
             on_message=lambda message: self._take(kernel, message),

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from enclave_kernel.session_messages import (
@@ -19,17 +20,23 @@ from enclave_kernel.session_messages import (
     NotebookAttested,
     PackageLoaded,
     UnloadVault,
+    UsageRequest,
     VaultDeathRequest,
+    VaultsUsage,
 )
 from enclave_kernel.session_messages import VaultDeath as VaultDeathMessage
+from enclave_kernel.supervisor.counters import Counters
 from enclave_kernel.supervisor.failure_log import log_failure
 from enclave_kernel.supervisor.publisher_check import PublisherCheck
-from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
+from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel, ToSession
 from enclave_kernel.supervisor.token_bucket import TokenBucket
+from enclave_kernel.supervisor.usage import VaultMeter, memory_step
 from enclave_kernel.supervisor.vault_pool import VaultPool
 from enclave_kernel.trusted_clock import TrustedClock
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
+from enclave_protocol.enclave_usage import VaultInfo
 from enclave_protocol.errors import EnclaveError
+from enclave_protocol.manifest import Package
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_header import PackageHeader, decode_header
 
@@ -63,7 +70,20 @@ class _ChannelOwner(Protocol):
 @dataclass
 class _Vault:
     process: VaultProcess
-    name: str
+    package: Package
+    meter: VaultMeter
+    loaded: float = field(default_factory=time.monotonic)
+
+    def describe(self) -> VaultInfo:
+        seen = self.meter.seen
+        return VaultInfo(
+            package=self.package.name,
+            version=self.package.version,
+            walled=self.process.walled,
+            uptime_s=int(time.monotonic() - self.loaded),
+            memory_bytes=None if seen is None else seen.memory_bytes,
+            cpu_percent=None if seen is None else seen.cpu_percent,
+        )
 
 
 class PackageLoader:
@@ -77,6 +97,7 @@ class PackageLoader:
         attest: Returns an attestation document for notebooks with this nonce.
         publishers: Says whether the user may trust who made a package.
         clock: Set by every key release.
+        counters: Told of every load.
     """
 
     def __init__(
@@ -88,6 +109,7 @@ class PackageLoader:
         attest: Callable[[bytes], Awaitable[bytes]],
         publishers: PublisherCheck,
         clock: TrustedClock,
+        counters: Counters,
     ) -> None:
         self._owner = owner
         self._pool = pool
@@ -97,6 +119,7 @@ class PackageLoader:
         self._attestations = TokenBucket(_ATTESTATIONS_AT_ONCE, _SECONDS_PER_ATTESTATION)
         self._publishers = publishers
         self._clock = clock
+        self._counters = counters
         self._vaults: dict[str, _Vault] = {}
         self._deaths: dict[str, asyncio.Future[VaultDeath]] = {}
         self._loads: dict[int, asyncio.Task[None]] = {}
@@ -108,9 +131,13 @@ class PackageLoader:
         self._asked: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def names(self) -> tuple[str, ...]:
-        """Return name and version of every loaded package."""
-        return tuple(vault.name for vault in self._vaults.values())
+    def describe(self) -> tuple[VaultInfo, ...]:
+        """Return what `enclave status` shows of each loaded package's vault."""
+        return tuple(vault.describe() for vault in self._vaults.values())
+
+    def meters(self) -> tuple[VaultMeter, ...]:
+        """Return what is to be looked at from time to time."""
+        return tuple(vault.meter for vault in self._vaults.values())
 
     def handle(self, message: FromSession) -> None:
         """Take one message of the kernel process; never waits."""
@@ -133,6 +160,8 @@ class PackageLoader:
                 self._pool.end(vault.process)
         elif isinstance(message, AboutRequest):
             self._send(self._about(message.request_id))
+        elif isinstance(message, UsageRequest):
+            self._tell_usage(message)
         elif isinstance(message, VaultDeathRequest):
             if len(self._asked) >= _MAX_VAULTS:
                 self._send(VaultDeathMessage(request_id=message.request_id, reason=None))
@@ -159,11 +188,18 @@ class PackageLoader:
         else:
             self._send(NotebookAttested(request_id=message.request_id, document=document))
 
-    def _send(
-        self,
-        message: PackageLoaded | LoadRefused | VaultDeathMessage | About | NotebookAttested,
-        descriptors: tuple[int, ...] = (),
-    ) -> None:
+    def _tell_usage(self, message: UsageRequest) -> None:
+        seen = [vault.meter.seen for vault in self._vaults.values()]
+        known = [usage for usage in seen if usage is not None]
+        self._send(
+            VaultsUsage(
+                request_id=message.request_id,
+                memory_bytes=sum(usage.memory_bytes for usage in known),
+                cpu_percent=sum(usage.cpu_percent for usage in known),
+            )
+        )
+
+    def _send(self, message: ToSession, descriptors: tuple[int, ...] = ()) -> None:
         if self._owner.channel is not None:
             self._owner.channel.send(message, descriptors)
 
@@ -174,6 +210,8 @@ class PackageLoader:
                 f"{_MAX_VAULTS} packages are loaded or loading in this notebook, the most it may "
                 "have; unload one with: %unload_encrypted NAME"
             )
+            # Without a line in the log: nothing slows a notebook down that asks for one too many.
+            self._counters.refused(error)
             self._refuse(number, error)
             return
         self._loads[number] = asyncio.create_task(self._load(message))
@@ -182,6 +220,18 @@ class PackageLoader:
     def _forget(self, number: int) -> None:
         self._loads.pop(number, None)
         self._cancelled.discard(number)
+
+    def _refuse_load(self, number: int, error: EnclaveError) -> None:
+        kind = type(error).__name__
+        self._counters.refused(error)
+        # The class alone: the text names the user's file, and quotes labels and KMS.
+        _log.info(
+            "kernel %s was refused a package: %s",
+            self._owner.kernel_id,
+            kind,
+            extra={"fields": {"event": "refused", "kernel": self._owner.kernel_id, "kind": kind}},
+        )
+        self._refuse(number, error)
 
     def _refuse(self, number: int, error: EnclaveError) -> None:
         self._send(LoadRefused(request_id=number, kind=type(error).__name__, message=str(error)))
@@ -192,13 +242,13 @@ class PackageLoader:
                 await asyncio.sleep(self._bucket.take())
                 await self._load_or_raise(message)
         except PackageError as error:
-            self._refuse(message.request_id, error.with_file(message.file_name))
+            self._refuse_load(message.request_id, error.with_file(message.file_name))
         except EnclaveError as error:
-            self._refuse(message.request_id, error)
+            self._refuse_load(message.request_id, error)
         except Exception as error:
             log_failure(_log, "loading a package failed", error)
             failure = EnclaveError("the supervisor failed to load the package; see: enclave logs")
-            self._refuse(message.request_id, failure)
+            self._refuse_load(message.request_id, failure)
 
     async def _load_or_raise(self, message: LoadPackage) -> None:
         """1. Parse. 2. Publisher. 3. A vault that passed its self-check. 4. Key. 5. Both meet."""
@@ -231,9 +281,16 @@ class PackageLoader:
             if vault is not None:
                 self._pool.end(vault)
             raise
-        package = header.label.package
-        self._vaults[vault_id] = _Vault(vault, f"{package.name} {package.version}")
-        _log.info("kernel %s loaded a package into vault %s", self._owner.kernel_id, vault_id)
+        meter = VaultMeter(vault.pid, vault.control_group)
+        self._vaults[vault_id] = _Vault(vault, header.label.package, meter)
+        self._counters.loaded()
+        kernel = self._owner.kernel_id
+        _log.info(
+            "kernel %s loaded a package into vault %s",
+            kernel,
+            vault_id,
+            extra={"fields": {"event": "loaded", "kernel": kernel, "vault": vault_id}},
+        )
         with vault.session_socket as sock:
             loaded = PackageLoaded(message.request_id, vault_id, new_publisher=is_new)
             self._send(loaded, (sock.fileno(),))
@@ -254,7 +311,10 @@ class PackageLoader:
         if future is not None:
             with contextlib.suppress(TimeoutError):
                 death = await asyncio.wait_for(asyncio.shield(future), _DEATH_WAIT_S)
-                reply = VaultDeathMessage(message.request_id, death.reason, death.peak_memory_bytes)
+                peak = death.peak_memory_bytes
+                # A step, as of everything that is told of a vault's memory.
+                told = None if peak is None else memory_step(peak)
+                reply = VaultDeathMessage(message.request_id, death.reason, told)
         self._send(reply)
 
     def close(self) -> None:

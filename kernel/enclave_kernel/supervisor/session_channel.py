@@ -23,14 +23,16 @@ from enclave_kernel.session_messages import (
     PackageLoaded,
     StartKernel,
     UnloadVault,
+    UsageRequest,
     VaultDeath,
     VaultDeathRequest,
+    VaultsUsage,
     WorkspaceFlushed,
 )
 from enclave_protocol.errors import ProtocolError
 from enclave_protocol.frame import FrameDecoder, encode_frame
 
-__all__ = ["FromSession", "SessionChannel"]
+__all__ = ["FromSession", "SessionChannel", "ToSession"]
 
 _MAX_UNSENT_BYTES = 2 * MAX_SESSION_BYTES
 
@@ -46,6 +48,7 @@ FromSession = (
     | AboutRequest
     | FlushWorkspace
     | AttestRequest
+    | UsageRequest
 )
 
 ToSession = (
@@ -56,6 +59,7 @@ ToSession = (
     | About
     | NotebookAttested
     | WorkspaceFlushed
+    | VaultsUsage
 )
 
 

@@ -12,6 +12,7 @@ import msgspec
 from enclave_parent_gateway.errors import EnclaveStartError
 from enclave_parent_gateway.process_identity import ProcessIdentity
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_protocol.log_lines import decode_log_line
 
 __all__ = ["Daemon"]
 
@@ -103,4 +104,8 @@ def _last_line(path: Path) -> str:
         lines = path.read_text(encoding="utf-8", errors="replace")[-4096:].splitlines()
     except OSError:
         lines = []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
+    logged = decode_log_line(last.encode())
+    if logged is None:
+        return last
+    return f"{logged.message} ({logged.error})" if logged.error else logged.message

@@ -11,7 +11,7 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from enclave_parent_gateway.egress.addresses import Address, AddressPolicy, Network
@@ -45,7 +45,7 @@ from enclave_parent_gateway.egress.http_head import (
 from enclave_parent_gateway.egress.resolver import Resolve
 from enclave_protocol.relay import RelayCounters, relay
 
-__all__ = ["EgressLimits", "EgressProxy"]
+__all__ = ["EgressCounts", "EgressLimits", "EgressProxy"]
 
 _log = logging.getLogger(__name__)
 _ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -75,6 +75,25 @@ class EgressLimits:
     idle_s: float = 300.0
     connections: int = 1024
     per_kernel: int = 256
+
+
+@dataclass
+class EgressCounts:
+    """What the proxy did since its start.
+
+    Attributes:
+        allowed: Connections that were made.
+        denied: Refused for where they were to go.
+        failed: Not made for another reason: a bad request, no answer, no room.
+        bytes_out: To the destinations, of connections that have ended.
+        bytes_in: From them, of the same.
+    """
+
+    allowed: int = 0
+    denied: int = 0
+    failed: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
 
 
 @dataclass(eq=False)
@@ -118,11 +137,21 @@ class EgressProxy:
         self._suggest = suggest
         self._limits = limits or EgressLimits()
         self._open: set[_Connection] = set()
+        self._counts = EgressCounts()
 
     @property
     def connections(self) -> int:
         """How many are open."""
         return len(self._open)
+
+    def counts(self) -> EgressCounts:
+        """Return what it did so far, the bytes of open connections included."""
+        live = [connection.counters for connection in self._open]
+        return replace(
+            self._counts,
+            bytes_out=self._counts.bytes_out + sum(each.a_to_b for each in live),
+            bytes_in=self._counts.bytes_in + sum(each.b_to_a for each in live),
+        )
 
     def end_what_is_not_allowed(self) -> None:
         """Cut the connections that the allowlist, as it is now, would not let start."""
@@ -157,6 +186,10 @@ class EgressProxy:
         try:
             await self._serve(sock, connection)
         except EgressError as error:
+            if isinstance(error, DestinationRefusedError | AddressRefusedError):
+                self._counts.denied += 1
+            else:
+                self._counts.failed += 1
             self._note(connection, "refused", str(error))
             await _answer(sock, error)
         except OSError as error:
@@ -167,6 +200,8 @@ class EgressProxy:
                 raise
         finally:
             self._open.discard(connection)
+            self._counts.bytes_out += connection.counters.a_to_b
+            self._counts.bytes_in += connection.counters.b_to_a
             sock.close()
 
     async def _serve(self, sock: socket.socket, connection: _Connection) -> None:
@@ -176,6 +211,7 @@ class EgressProxy:
         connection.private = await self._check_allowed(request.destination)  # 3
         addresses = await self._addresses_of(request.destination, connection.private)  # 4, 5
         upstream = await self._connect(addresses, request.destination.port, connection)  # 6
+        self._counts.allowed += 1
         self._note(connection, "opened", None)
         watch = asyncio.create_task(self._watch_idle(connection))
         try:

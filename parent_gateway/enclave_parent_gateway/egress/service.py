@@ -11,7 +11,7 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-from enclave_parent_gateway.api import ChangeEgress, EgressRules
+from enclave_parent_gateway.api import ChangeEgress, EgressRules, EgressStatus
 from enclave_parent_gateway.egress.addresses import AddressPolicy
 from enclave_parent_gateway.egress.allowlist import (
     PACKAGE_INDEX,
@@ -40,6 +40,8 @@ _MAX_STREAMS: Final = 2048
 to stop anywhere."""
 
 _MAX_DESCRIPTORS: Final = 65_536
+_SHOWN_RULES: Final = 100
+"""In a status; all of them are what `enclave proxy list` is for."""
 
 
 def make_room_for_connections() -> None:
@@ -105,6 +107,27 @@ class EgressService:
             self._proxy.end_what_is_not_allowed()
         return EgressRules(self._allowed().rules, self._proxy.connections)
 
+    def status(self) -> EgressStatus:
+        """Return what is allowed and what was done."""
+        counts = self._proxy.counts()
+        rules: tuple[Rule, ...] = ()
+        problem = None
+        try:
+            rules = self._allowed().rules
+        except AllowlistError as error:
+            problem = str(error)
+        return EgressStatus(
+            rules=tuple(_shown(rule) for rule in rules[:_SHOWN_RULES]),
+            rule_count=len(rules),
+            problem=problem,
+            connections=self._proxy.connections,
+            allowed=counts.allowed,
+            denied=counts.denied,
+            failed=counts.failed,
+            bytes_out=counts.bytes_out,
+            bytes_in=counts.bytes_in,
+        )
+
     def carry(self, wanted: EgressWanted) -> None:
         """Open a stream for a connection that waits in the enclave, and serve it."""
         if len(self._streams) >= _MAX_STREAMS:
@@ -139,3 +162,8 @@ class EgressService:
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*self._streams, return_exceptions=True)
         self._resolver.close()
+
+
+def _shown(rule: Rule) -> str:
+    """Return a rule in a few words; one that opens private networks says so."""
+    return f"{rule.text} (also in {', '.join(rule.private)})" if rule.private else rule.text

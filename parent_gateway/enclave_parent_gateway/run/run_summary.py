@@ -21,7 +21,8 @@ class RunSummary(msgspec.Struct):
         error: Class name of what failed; None if nothing did.
         seconds: From the script's start to its end; None: it did not begin.
         total_seconds: Of the whole command.
-        peak_memory_bytes: Of the script's vault, files in there included; None: not known.
+        peak_memory_bytes: Of the script's vault, files in there included, rounded up to a power of
+            two; None: not known.
         package: Name and version; None: they could not be read.
         publisher: Who signed it; None: nobody.
         new_publisher: The publisher's key was pinned with this run.

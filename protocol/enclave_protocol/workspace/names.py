@@ -57,6 +57,12 @@ _RESERVED_NAMES: Final = frozenset(
     .tool-versions .mise.toml .rtx.toml .nvmrc .ruby-version .irbrc .pryrc .gemrc
     .rprofile .renviron .rdata .octaverc .juliarc.jl .julia .sqliterc .psqlrc .my.cnf
     .enclaveignore .coveragerc .directory .autorun
+    .curlrc .wgetrc .lftp .lftprc .lessfilter .lesskey .procmailrc .muttrc .mutt .lynxrc .w3m
+    .bashrc.d .profile.d .oh-my-zsh .zsh .byobu .tigrc .xbindkeysrc .imwheelrc .pgpass
+    .ghci .erlang .iex.exs .ocamlinit .sbclrc .perldb .rdebugrc .luarc .lein .clojure .bundle
+    .pylintrc pylintrc .ansible.cfg .terraformrc .ctags .ctags.d .mavenrc .mvn .m2 .gradle .sbt
+    .sdkmanrc .bunfig.toml .devcontainer.json .nix-profile .nixpkgs .gemini .codex .continue
+    .windsurf .windsurfrules .cursorrules .aider.conf.yml
     sitecustomize usercustomize __pycache__ pyvenv.cfg pip.conf pip.ini node_modules autorun.inf
     desktop.ini
     """.split()  # noqa: SIM905 (a list of literals would be three times as long)
@@ -66,6 +72,7 @@ _RESERVED_PATTERN: Final = re.compile(
       (jupyter|jupyterhub|ipython|nbconvert|voila)(_[a-z0-9_]+)?_config(\.d|\.py|\.json)?
     | (sitecustomize|usercustomize|conftest)\..+     # also compiled, or as an extension module
     | .*\.(pth|pyc|pyo|desktop|lnk)
+    | \.(bash|zsh|psql|sqlite|gdb|lldb|env|eslint|prettier|stylelint|babel|mocha)(rc|init)?[.-].+
     | git~[0-9]+                                     # .git by its short name on some file systems
     """,
     re.VERBOSE,

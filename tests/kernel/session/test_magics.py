@@ -299,7 +299,7 @@ def test_the_publisher_is_shown(
     signed.write(Path("signed.encrypted"))
     assert run(shell, "%load_encrypted signed.encrypted").success
     shown = capsys.readouterr().out
-    assert f"Publisher ACME Analytics, key {publisher.signer.fingerprint}" in shown
+    assert f'Publisher "ACME Analytics", key {publisher.signer.fingerprint}' in shown
     assert ("NEW: this key is pinned from now on." in shown) == is_new
     run(shell, "%encrypted")
     assert "ACME Analytics" in capsys.readouterr().out
