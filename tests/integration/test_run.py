@@ -1,9 +1,9 @@
 """`enclave run` through a real local enclave: the AWS sample's command lines, and refusals."""
 
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,8 +245,10 @@ def test_summary_for_scripts(desk: Desk) -> None:
     assert summary["ended"] == "exit" and summary["package"] == "app 1.0"
     assert 0 < summary["seconds"] < summary["total_seconds"]
     assert done.stderr == "1\n"
-    if sys.platform == "linux" and Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists():
-        assert summary["peak_memory_bytes"] == 512 * 2**20
+    # Without root there are no control groups to measure it.
+    measured = os.geteuid() == 0 and Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists()
+    if os.geteuid() != 0 or measured:
+        assert summary["peak_memory_bytes"] == (512 * 2**20 if measured else None)
     failed = desk.run("-s", "exit.py", "-a", "9", "--summary", "summary.json")
     assert (failed.returncode, failed.stdout) == (9, "")
     summary = json.loads((desk.folder / "summary.json").read_text())
