@@ -14,8 +14,8 @@ from enclave_parent_gateway.api import (
     decode_request,
     encode_message,
 )
+from enclave_parent_gateway.callers import Callers, peer_uid
 from enclave_parent_gateway.errors import GatewayError
-from enclave_parent_gateway.kernel_slot import is_own_peer
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, encode_frame
 from enclave_protocol.messages import Failed
@@ -32,16 +32,23 @@ _FLUSH_TIMEOUT_S = 1.0
 
 
 class ApiServer:
-    """A Unix socket that answers requests of this user.
+    """A Unix socket that answers requests of this user, or of a group that shares the gateway.
 
     Args:
         path: The socket's.
-        handle: Answers one request; cancelled when its client hangs up.
+        handle: Answers one request of a user; cancelled when its client hangs up.
+        callers: Who may connect.
     """
 
-    def __init__(self, path: Path, handle: Callable[[Request], Awaitable[Reply]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        handle: Callable[[Request, int], Awaitable[Reply]],
+        callers: Callers,
+    ) -> None:
         self._path = path
         self._handle = handle
+        self._callers = callers
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -50,7 +57,7 @@ class ApiServer:
         self._path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(self._path))
-        self._path.chmod(0o600)
+        self._path.chmod(0o660 if self._callers.shared else 0o600)
         self._server = await asyncio.start_unix_server(
             self._connected, sock=listener, backlog=_BACKLOG
         )
@@ -71,16 +78,18 @@ class ApiServer:
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
         try:
-            sock = writer.get_extra_info("socket")
+            uid = peer_uid(writer.get_extra_info("socket"))
             # The directory is closed to others already; this holds even if it is opened by mistake.
-            if is_own_peer(sock):
-                await self._serve(reader, writer)
+            if self._callers.may_connect(uid):
+                await self._serve(reader, writer, uid)
         except (EnclaveError, OSError, TimeoutError) as error:
             log.warning("a client of the gateway failed: %s", error)
         finally:
             writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, uid: int
+    ) -> None:
         try:
             request = await self._read(reader)
         except EnclaveError as error:
@@ -88,7 +97,7 @@ class ApiServer:
             return
         if request is None:
             return
-        answer = asyncio.ensure_future(self._answer(request))
+        answer = asyncio.ensure_future(self._answer(request, uid))
         hung_up = asyncio.ensure_future(reader.read(1))
         try:
             await asyncio.wait((answer, hung_up), return_when=asyncio.FIRST_COMPLETED)
@@ -109,9 +118,9 @@ class ApiServer:
                     return decode_request(frames[0])
         return None
 
-    async def _answer(self, request: Request) -> Reply:
+    async def _answer(self, request: Request, uid: int) -> Reply:
         try:
-            return await self._handle(request)
+            return await self._handle(request, uid)
         except EnclaveError as error:
             kind = getattr(error, "kind", None) or type(error).__name__
             return Failed(kind, str(error)[:4096])

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from enclave_parent_gateway.api import ChannelAttested
-from enclave_parent_gateway.backends.base import load_backend
+from enclave_parent_gateway.backends.base import is_confidential
 from enclave_parent_gateway.enclave_check import CheckedEnclave, EnclaveCheck
 from enclave_parent_gateway.enclave_state import read_state
 from enclave_parent_gateway.errors import EnclaveNotRunningError
@@ -18,6 +18,7 @@ from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_protocol.attestation_report import document_fields, pcr_meaning, used_pcrs
 from enclave_protocol.channel_binding import CHALLENGE_BYTES, public_key_of
 from enclave_protocol.messages import Attest
+from enclave_protocol.nitro_root import AWS_NITRO_ROOT_DER
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,8 +50,8 @@ def attest(as_json: bool) -> None:
     checked = EnclaveCheck(paths, state.backend)(
         reply.document, certificate=reply.certificate, nonce=nonce
     )
-    confidential = load_backend(state.backend).confidential
-    checks = _checks(checked, reply, confidential=confidential)
+    confidential = is_confidential(state)
+    checks = _checks(checked, reply)
     if as_json:
         report = document_fields(checked.document) | {
             "backend": state.backend,
@@ -73,14 +74,11 @@ def _key_digest(reply: ChannelAttested) -> str:
     return hashlib.sha256(public_key_of(reply.certificate)).hexdigest()
 
 
-def _checks(
-    checked: CheckedEnclave, reply: ChannelAttested, *, confidential: bool
-) -> list[tuple[str, str]]:
+def _checks(checked: CheckedEnclave, reply: ChannelAttested) -> list[tuple[str, str]]:
     """Return what was verified and what was found; what fails raises before this is reached."""
     root = hashlib.sha256(checked.root).hexdigest()[:16]
-    whose = (
-        "AWS Nitro's, pinned" if confidential else "made on this machine: proves nothing to others"
-    )
+    aws = checked.root == AWS_NITRO_ROOT_DER
+    whose = "AWS Nitro's, pinned" if aws else "made on this machine: proves nothing to others"
     names = ", ".join(f"PCR{index}" for index in sorted(checked.expected))
     return [
         (
@@ -92,7 +90,12 @@ def _checks(
         ("time", f"written {checked.document.written:%Y-%m-%d %H:%M:%S} UTC, the chain valid now"),
         ("nonce", "the 32 random bytes of this request: no replay"),
         ("image", f"{names} as expected"),
-        ("debug mode", "off: nobody reads the enclave's console"),
+        (
+            "debug mode",
+            "ON: its console is read on the parent, and its image is not proven"
+            if checked.document.is_debug
+            else "off: nobody reads the enclave's console",
+        ),
         ("channel", f"the gateway's TLS connection ends in it, key {_key_digest(reply)[:16]}..."),
     ]
 

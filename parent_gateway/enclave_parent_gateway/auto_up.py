@@ -23,20 +23,34 @@ _POLL_S = 0.02
 _AUTOMATIC = "local"
 
 
-async def ensure_up(paths: EnclavePaths, *, idle_timeout_s: float) -> None:
+async def ensure_up(paths: EnclavePaths, *, idle_timeout_s: float, revive: bool = False) -> None:
     """Return when an enclave answers; bring the local one up if nothing runs.
+
+    An enclave that lives gets a gateway again, on any backend, and keeps its kernels.
 
     Args:
         paths: Of the enclave.
         idle_timeout_s: Seconds without a kernel after which a new enclave goes down; 0: never.
+        revive: Only give an enclave that lives a gateway again.
 
     Raises:
         EnclaveNotRunningError: Another backend is chosen, which no notebook starts.
         EnclaveStartError: It did not come up.
     """
+    if paths.is_shared:
+        raise EnclaveNotRunningError(
+            "no enclave is up, and no notebook starts the one that is shared here; its "
+            "administrator types: sudo systemctl start enclave"
+        )
     state = read_state(paths.state_file)
-    backend = os.environ.get("ENCLAVE_BACKEND") or (state.backend if state else _AUTOMATIC)
-    if backend != _AUTOMATIC:
+    lives = state is not None and state.enclave_lives
+    backend = (not lives and os.environ.get("ENCLAVE_BACKEND")) or (
+        state.backend if state is not None else _AUTOMATIC
+    )
+    if backend != _AUTOMATIC and lives:
+        # All that can be missing is its gateway; whoever started the enclave says when it ends.
+        idle_timeout_s = 0.0
+    elif backend != _AUTOMATIC:
         raise EnclaveNotRunningError(
             f"no enclave is up, and a notebook starts none on backend {backend!r}; "
             f"type: enclave up --backend {backend}"
@@ -46,7 +60,8 @@ async def ensure_up(paths: EnclavePaths, *, idle_timeout_s: float) -> None:
         await asyncio.sleep(_POLL_S)
     try:
         # Whoever waited for the lock finds the enclave up: `bring_up` sees to that.
-        await _run(["--idle-timeout", str(idle_timeout_s)])
+        only = ["--revive"] if revive else []
+        await _run(["--idle-timeout", str(idle_timeout_s), "--backend", backend, *only])
     finally:
         lock.release()
 
@@ -80,16 +95,19 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}")
     parser.add_argument("--idle-timeout", type=float, default=IDLE_TIMEOUT_S)
+    parser.add_argument("--backend", default=_AUTOMATIC)
+    parser.add_argument("--revive", action="store_true")
     options = parser.parse_args()
     try:
         with DeferredInterrupts() as interrupts:
             bring_up(
                 EnclavePaths.from_environment(),
-                backend=_AUTOMATIC,
+                backend=options.backend,
                 idle_timeout_s=options.idle_timeout,
                 progress=lambda _: None,
                 interrupts=interrupts,
                 wait_for_all=False,
+                revive=options.revive,
             )
     except EnclaveError as error:
         sys.stderr.write(f"{error}\n")

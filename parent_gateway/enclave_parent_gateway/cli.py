@@ -15,20 +15,23 @@ import click
 
 from enclave_parent_gateway.api import ChannelAttested, KeepRunning
 from enclave_parent_gateway.attestation_view import attest, new_nonce
-from enclave_parent_gateway.backends.base import BACKENDS, load_backend
+from enclave_parent_gateway.backends.base import BACKENDS
 from enclave_parent_gateway.cli_text import examples as _examples
+from enclave_parent_gateway.confidentiality import confidentiality_warning
 from enclave_parent_gateway.egress_cli import proxy
 from enclave_parent_gateway.enclave_state import EnclaveState
+from enclave_parent_gateway.enclave_wait import wait_for_end
 from enclave_parent_gateway.expectation_options import choose_expectations, expectation_options
 from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.lifecycle import bring_down, bring_up, running_status
 from enclave_parent_gateway.logs_command import logs
+from enclave_parent_gateway.machine_options import chosen_machine, machine_options
 from enclave_parent_gateway.metrics_command import metrics
 from enclave_parent_gateway.run_cli import run
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.service_manager import say_ready
 from enclave_parent_gateway.status_command import status
-from enclave_parent_gateway.status_view import NOT_CONFIDENTIAL
 from enclave_parent_gateway.sync_cli import sync
 from enclave_parent_gateway.trust_command import trust
 from enclave_protocol.errors import EnclaveError
@@ -82,6 +85,7 @@ def main() -> None:
         "enclave up",
         "enclave up --memory 2048 --idle-timeout 600",
         "enclave up --expect-pcr0 old.eif --expect-pcr0 new.eif",
+        "enclave up --backend nitro --image enclave.eif",
     )
 )
 @click.option(
@@ -90,15 +94,10 @@ def main() -> None:
     default=BACKENDS[0],
     envvar="ENCLAVE_BACKEND",
     show_default=True,
-    help="Where the enclave runs; local: processes of this machine.",
+    help="Where the enclave runs; local: processes of this machine; nitro: a Nitro enclave of this "
+    "instance.",
 )
-@click.option(
-    "--memory",
-    type=click.IntRange(min=64),
-    metavar="MIB",
-    help="Most memory that each kernel may use together with what it starts, in MiB. One that "
-    "needs more is ended, and no other. Packages do not count.  [default: no limit]",
-)
+@machine_options
 @click.option(
     "--idle-timeout",
     type=click.FloatRange(min=0),
@@ -106,27 +105,31 @@ def main() -> None:
     metavar="S",
     help="Go down after so many seconds without a kernel.  [default: never]",
 )
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Stay until the enclave ends (exit code 1), and end it on Ctrl-C or SIGTERM (0).",
+)
 @expectation_options
-def up(
-    backend: str, memory: int | None, idle_timeout: float, **expectations: tuple[str, ...]
-) -> None:
+def up(backend: str, idle_timeout: float, wait: bool, **options: Any) -> None:
     """Start the enclave; harmless if it is up.
 
     What answers is used only if its attestation document shows the PCRs that are expected. They
     are remembered: give --expect-... again to replace all of them, or --expect-pcr0 default to
-    forget them (the local backend then expects the code that it starts).
+    forget them (the local backend then expects the code that it starts, nitro the image).
     """
     paths = EnclavePaths.from_environment()
     console = _console()
     began = time.monotonic()
-    chosen = choose_expectations(paths, expectations)
+    machine = chosen_machine(options, of_environment=backend != "local")
+    chosen = choose_expectations(paths, options)
     # To the last line: an interrupted `up` leaves nothing, and one that leaves it says so.
     with DeferredInterrupts() as interrupts:
         with _steps(console) as progress:
             state, started = bring_up(
                 paths,
                 backend=backend,
-                memory_mib=memory,
+                machine=machine,
                 idle_timeout_s=idle_timeout,
                 progress=progress,
                 interrupts=interrupts,
@@ -152,15 +155,28 @@ def up(
         if started:
             console.print(f"The enclave is up ({time.monotonic() - began:.1f} s).")
         else:
-            later = " --memory takes effect at the next start." if memory else ""
+            later = " --memory takes effect at the next start." if machine.memory_mib else ""
             console.print(f"The enclave was up already.{later}")
         console.print(f"PCR0 {found.enclave.pcrs.get('0', 'unknown')}")
         _print_confidential(console, state)
+        if wait:
+            say_ready()
+            _wait(paths, state, interrupts)
+
+
+def _wait(paths: EnclavePaths, state: EnclaveState, interrupts: DeferredInterrupts) -> None:
+    try:
+        wait_for_end(state, interrupts)
+    except KeyboardInterrupt:
+        bring_down(paths, progress=lambda _: None)
+        return
+    raise click.ClickException("the enclave has ended; see: enclave logs")
 
 
 def _print_confidential(console: "Console", state: EnclaveState) -> None:
-    if not load_backend(state.backend).confidential:
-        console.print(NOT_CONFIDENTIAL.format(state.backend), style="bold red")
+    warning = confidentiality_warning(state)
+    if warning is not None:
+        console.print(warning, style="bold red")
 
 
 main.add_command(status)

@@ -18,6 +18,8 @@ from enclave_parent_gateway.errors import (
     RefusedError,
     TransportError,
 )
+from enclave_parent_gateway.liveness import Liveness
+from enclave_parent_gateway.process_identity import ProcessIdentity
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, encode_frame
 from enclave_protocol.messages import (
@@ -30,6 +32,7 @@ from enclave_protocol.messages import (
     Failed,
     MessageError,
     OpenControl,
+    Ping,
     decode_envelope,
     encode,
 )
@@ -58,8 +61,9 @@ class ControlStream:
         check: Verifies the peer of every new connection, before anything else is sent.
         on_connected: Awaited after every connect, while requests already work.
         on_event: Called with every event, in order.
-        on_gone: Called once per loss, when the endpoint did not answer again soon.
+        on_gone: Called once per loss, when the enclave ended or did not answer again soon.
         answer: Answers a request of the supervisor; an `EnclaveError` becomes a `Failed`.
+        process: Returns the process whose end is the enclave's, if one is known.
         key: The gateway's, as in `open_attested`.
     """
 
@@ -72,6 +76,7 @@ class ControlStream:
         on_event: Callable[[Body], None],
         on_gone: Callable[[], None],
         answer: Callable[[Body], Awaitable[Body]],
+        process: Callable[[], ProcessIdentity | None] = lambda: None,
         key: Ed25519PrivateKey | None = None,
     ) -> None:
         self._endpoint = endpoint
@@ -87,6 +92,14 @@ class ControlStream:
         self._incoming: set[asyncio.Task[None]] = set()
         self._certificate = b""
         self._refusal: EnclaveError | None = None
+        self._heard_at = 0.0
+        self._known_dead = False
+        self._liveness = Liveness(
+            endpoint,
+            process=process,
+            ping=lambda timeout_s: self.request(Ping(), timeout_s=timeout_s),
+            heard_at=lambda: self._heard_at,
+        )
 
     @property
     def connected(self) -> bool:
@@ -163,6 +176,12 @@ class ControlStream:
 
     async def run(self) -> None:
         """Keep the stream up until cancelled."""
+        try:
+            await self._run()
+        finally:
+            self._liveness.close()
+
+    async def _run(self) -> None:
         delay, silent_since, told = _FIRST_RETRY_S, asyncio.get_running_loop().time(), False
         while True:
             try:
@@ -172,13 +191,14 @@ class ControlStream:
                 if isinstance(error, TransportError):
                     # What was refused is gone.
                     self._refusal = None
-                if not told and now - silent_since > _GIVE_UP_S:
+                if not told and (now - silent_since > _GIVE_UP_S or self._liveness.process_ended()):
                     log.warning("the enclave does not answer: %s", error or type(error).__name__)
                     self._on_gone()
                     told = True
                 await asyncio.sleep(_REFUSED_RETRY_S if self._refusal else delay)
                 delay = min(delay * 1.5, _LAST_RETRY_S)
                 continue
+            self._known_dead = False
             try:
                 await self._serve(reader, writer)
             except (EnclaveError, OSError) as error:
@@ -187,6 +207,10 @@ class ControlStream:
                 self._lose()
                 writer.close()
             delay, silent_since, told = _FIRST_RETRY_S, asyncio.get_running_loop().time(), False
+            if self._known_dead or self._liveness.process_ended():
+                # Now: a connection to what is gone may take seconds to fail.
+                self._on_gone()
+                told = True
             # A supervisor that accepts and hangs up at once must not make this a busy loop.
             await asyncio.sleep(delay)
 
@@ -218,14 +242,24 @@ class ControlStream:
         """Read one connection to its end."""
         self._writer = writer
         connected = asyncio.create_task(self._greet())
+        watching = asyncio.create_task(self._watch(writer))
         decoder = FrameDecoder(MAX_CONTROL_BYTES)
         try:
             while data := await reader.read(_PORTION_BYTES):
+                self._heard_at = asyncio.get_running_loop().time()
                 for payload in decoder.feed(data):
                     self._receive(decode_envelope(payload))
             decoder.close()
         finally:
             connected.cancel()
+            watching.cancel()
+
+    async def _watch(self, writer: asyncio.StreamWriter) -> None:
+        """End the stream when the enclave has ended and the stream does not show it."""
+        await self._liveness.ended()
+        log.warning("the enclave has ended; its stream does not say so")
+        self._known_dead = True
+        writer.transport.abort()
 
     async def _greet(self) -> None:
         try:

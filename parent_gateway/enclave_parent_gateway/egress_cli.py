@@ -179,7 +179,9 @@ def _describe(rule: Rule) -> str:
 @click.option("--json", "as_json", is_flag=True, help="For scripts: one JSON object a line.")
 def log(lines: int, follow: bool, as_json: bool) -> None:
     """Show the connections of this boot: opened, closed with their bytes, refused and why."""
-    path = EnclavePaths.from_environment().egress_log
+    paths = EnclavePaths.from_environment()
+    paths.require_own("sudo -u enclave enclave proxy log")
+    path = paths.egress_log
     size = log_size(path)
     entries = list(read_log(path))
     shown = len(entries)

@@ -10,6 +10,7 @@ __all__ = [
     "GatewayError",
     "GatewayStoppingError",
     "KernelLaunchError",
+    "NotPermittedError",
     "NothingExpectedError",
     "RefusedError",
     "RuntimeDirError",
@@ -71,3 +72,7 @@ class EnclaveNotTrustedError(RefusedError):
 
 class NothingExpectedError(GatewayError):
     """No PCR0 is expected, so that any image would do."""
+
+
+class NotPermittedError(GatewayError):
+    """Somebody asked a shared gateway for what is not theirs."""

@@ -97,12 +97,18 @@ def remember_pcrs(paths: EnclavePaths, pcrs: Mapping[int, frozenset[bytes]]) -> 
     temporary = path.with_suffix(".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), paths.file_mode)
         file.write(msgspec.json.format(msgspec.json.encode(kept)))
     temporary.replace(path)
 
 
 def forget_pcrs(paths: EnclavePaths) -> None:
-    """Expect what the backend measures by itself, if it does."""
+    """Expect what the backend measures by itself, if it does.
+
+    Raises:
+        RuntimeDirError: It is another user's to say.
+    """
+    paths.require_own("sudo -u enclave enclave up --expect-pcr0 default")
     _file(paths).unlink(missing_ok=True)
 
 

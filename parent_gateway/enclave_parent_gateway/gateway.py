@@ -8,10 +8,10 @@ It outlives Jupyter, holds the control stream and the kernels' sockets, and answ
 import argparse
 import asyncio
 import logging
+import os
 import secrets
 import signal
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,22 +34,26 @@ from enclave_parent_gateway.api import (
 )
 from enclave_parent_gateway.api_server import ApiServer
 from enclave_parent_gateway.backends.base import load_backend
+from enclave_parent_gateway.callers import Callers
 from enclave_parent_gateway.control_stream import ControlStream
 from enclave_parent_gateway.egress.addresses import AddressPolicy
 from enclave_parent_gateway.egress.service import EgressService, make_room_for_connections
 from enclave_parent_gateway.enclave_check import EnclaveCheck
+from enclave_parent_gateway.enclave_state import read_enclave_process
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
     EnclaveNotTrustedError,
-    GatewayError,
     GatewayStoppingError,
     KernelLaunchError,
 )
 from enclave_parent_gateway.gateway_identity import gateway_key
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
+from enclave_parent_gateway.last_word import KernelVoice, enclave_ended_text
 from enclave_parent_gateway.metrics_server import MetricsServer
-from enclave_parent_gateway.publisher_pins import PublisherPins
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.service_manager import say_ready
+from enclave_parent_gateway.slot_hold import hold_until_hung_up
+from enclave_parent_gateway.supervisor_requests import SupervisorRequests
 from enclave_parent_gateway.sync.sync_state import folder_in_workspace
 from enclave_parent_gateway.traffic import Traffic
 from enclave_parent_gateway.workspace_relay import WorkspaceRelay
@@ -58,15 +62,12 @@ from enclave_protocol.log_lines import FORMATS, set_up_logging
 from enclave_protocol.messages import (
     Attest,
     Body,
-    CredentialsRequest,
     Done,
     EgressWanted,
     EnclaveStatus,
     KernelEnded,
     KernelLaunched,
     LaunchKernel,
-    PinnedKey,
-    PublisherKey,
     Shutdown,
     SignalKernel,
     StatusRequest,
@@ -115,9 +116,9 @@ class Gateway:
         self._done = asyncio.Event()
         self._busy_at = asyncio.get_running_loop().time()
         self._background: set[asyncio.Task[Any]] = set()
-        # One thread: a chain that waits for IMDS must not keep connects waiting.
-        self._credentials_thread = ThreadPoolExecutor(1, "credentials")
-        self._pins = PublisherPins(paths)
+        self._callers = Callers(paths)
+        self._lost_text = enclave_ended_text(backend, shared=self._callers.shared)
+        self._requests = SupervisorRequests(paths, self._backend)
         self._egress = EgressService(paths, endpoint, addresses or AddressPolicy())
         self._check = EnclaveCheck(paths, backend)
         self._key = gateway_key(paths)
@@ -126,8 +127,9 @@ class Gateway:
             check=self._check,
             on_connected=self._connected,
             on_event=self._event,
-            on_gone=self._gone,
-            answer=self._answer,
+            on_gone=self._lost,
+            answer=self._requests.answer,
+            process=lambda: read_enclave_process(paths.state_file),
             key=self._key,
         )
 
@@ -135,7 +137,7 @@ class Gateway:
         """Serve until a Shutdown request or SIGTERM. SIGTERM leaves the enclave running."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._done.set)
-        server = ApiServer(self._paths.gateway_socket, self._handle)
+        server = ApiServer(self._paths.gateway_socket, self._handle, self._callers)
         workspace = WorkspaceRelay(
             self._paths.workspace_socket,
             self._endpoint,
@@ -148,6 +150,7 @@ class Gateway:
         await self._metrics.start()
         workspace.start()
         log.info("gateway for %s listens", self._endpoint)
+        say_ready()
         try:
             await self._done.wait()
         finally:
@@ -159,7 +162,7 @@ class Gateway:
             for slot in self._slots.values():
                 slot.close()
             await self._egress.close()
-            self._credentials_thread.shutdown(wait=False, cancel_futures=True)
+            self._requests.close()
             log.info("gateway ends")
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
@@ -180,6 +183,7 @@ class Gateway:
                 kernel.end(-int(signal.SIGKILL), "it ended while the gateway was not connected")
         for kernel_id in sorted(alive - self._kernels.keys()):
             self._adopt(kernel_id)
+        self._callers.keep_only(self._slots)
 
     def _adopt(self, kernel_id: str) -> None:
         """Listen again for a kernel that an earlier gateway started."""
@@ -228,20 +232,17 @@ class Gateway:
             if kernel.state.returncode is None:
                 self._end(kernel, -int(signal.SIGKILL), "the enclave ended")
 
-    async def _answer(self, body: Body) -> Body:
-        if isinstance(body, PublisherKey):
-            return await asyncio.to_thread(self._pinned, body)
-        if not isinstance(body, CredentialsRequest):
-            raise GatewayError(f"the gateway does not answer {type(body).__name__}")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._credentials_thread, self._backend.credentials, self._paths
-        )
-
-    def _pinned(self, asked: PublisherKey) -> PinnedKey:
-        if asked.pin:
-            return PinnedKey(self._pins.pin_new(asked.publisher, asked.fingerprint))
-        return PinnedKey(self._pins.fingerprint(asked.publisher))
+    def _lost(self) -> None:
+        """The enclave ended without having been told to: tell every notebook."""
+        self._gone()
+        told = 0
+        for slot in self._slots.values():
+            try:
+                slot.say_last_word(self._lost_text)
+                told += slot.said_last_word
+            except OSError as error:
+                log.warning("the clients of slot %s are not told: %s", slot.name, error)
+        log.error("the enclave has ended; %d notebooks are told", told)
 
     async def _enclave_status(self) -> EnclaveStatus:
         reply = await self._control.request(StatusRequest(), timeout_s=_REPLY_TIMEOUT_S)
@@ -251,10 +252,12 @@ class Gateway:
 
     # The clients' side
 
-    async def _handle(self, request: Request) -> Reply:
+    async def _handle(self, request: Request, uid: int) -> Reply:
         """Answer one request of the API. Cancelled when the client hangs up."""
+        self._callers.check(request, uid, self._kernels)
         match request:
-            case Launch():
+            case Launch(slot):
+                self._callers.claim(slot, uid)
                 return await self._launch(request)
             case PollKernel(kernel_id):
                 kernel = self._kernels.get(kernel_id)
@@ -274,19 +277,18 @@ class Gateway:
                 await self._forget(slot)
                 return Done()
             case HoldSlot(slot):
-                return await self._hold(slot)
+                self._callers.claim(slot, uid)
+                return await hold_until_hung_up(self._done, lambda: self._start(self._forget(slot)))
             case KeepRunning(idle_timeout_s):
                 self._idle_timeout_s = idle_timeout_s
                 return Done()
             case ChangeEgress():
                 return await self._egress.change(request)
             case StatusRequest():
-                return await self._status()
+                return self._callers.view(await self._status(), uid)
             case Attest(nonce):
-                document, certificate = await self._control.attest(
-                    nonce, timeout_s=_REPLY_TIMEOUT_S
-                )
-                return ChannelAttested(document, certificate)
+                found = await self._control.attest(nonce, timeout_s=_REPLY_TIMEOUT_S)
+                return ChannelAttested(*found)
             case Shutdown():
                 return await self._shutdown()
 
@@ -308,7 +310,9 @@ class Gateway:
     def _slot(self, name: str) -> KernelSlot:
         if name not in self._slots:
             prefix = self._paths.channel_prefix(name)
-            self._slots[name] = KernelSlot(name, prefix, self._endpoint, self._traffic)
+            self._slots[name] = KernelSlot(
+                name, prefix, self._endpoint, self._traffic, self._callers
+            )
         return self._slots[name]
 
     async def _launch_in_slot(self, request: Launch) -> Launched:
@@ -317,6 +321,11 @@ class Gateway:
         self._busy_at = asyncio.get_running_loop().time()
         slot = self._slot(request.slot)
         async with slot.lock:
+            if slot.said_last_word and not self._control.connected:
+                # Jupyter's attempts to restart the kernel, which remove the sockets' files.
+                with suppress(OSError):
+                    slot.listen_again()
+                raise EnclaveGoneError(self._lost_text)
             await self._kill(slot)
             try:
                 slot.listen()
@@ -325,7 +334,10 @@ class Gateway:
                     f"cannot listen in {self._paths.channels}: {error.strerror}; type: "
                     "enclave down && enclave up"
                 ) from error
-            kernel = RunningKernel(f"{request.slot}-{secrets.token_hex(3)}")
+            kernel = RunningKernel(
+                f"{request.slot}-{secrets.token_hex(3)}",
+                KernelVoice(request.key, request.signature_scheme, request.curve),
+            )
             # Known before it exists: its end may be reported right behind its launch.
             self._kernels[kernel.kernel_id] = slot.kernel = kernel
             asked_at = asyncio.get_running_loop().time()
@@ -386,20 +398,11 @@ class Gateway:
     async def _forget(self, name: str) -> None:
         slot = self._slots.get(name)
         if slot is None:
-            return
+            # Held or claimed, and never launched.
+            return self._callers.release(name)
         async with slot.lock:
             await self._kill(slot)
             self._discard(slot)
-
-    async def _hold(self, name: str) -> Done:
-        """Wait until the client hangs up, and then forget what runs in the slot."""
-        try:
-            await self._done.wait()
-        finally:
-            # A gateway that ends leaves kernels running.
-            if not self._done.is_set():
-                self._start(self._forget(name))
-        return Done()
 
     def _discard(self, slot: KernelSlot) -> None:
         slot.close()
@@ -409,6 +412,7 @@ class Gateway:
             slot.kernel = None
         if self._slots.get(slot.name) is slot:
             del self._slots[slot.name]
+            self._callers.release(slot.name)
 
     async def _status(self) -> GatewayStatus:
         try:
@@ -475,13 +479,14 @@ def main() -> None:
         "--log-format", choices=FORMATS, help="of standard error; default: json, on a terminal text"
     )
     options = parser.parse_args()
+    # Whatever is made without a mode is this user's alone.
+    os.umask(0o077)
     set_up_logging(options.log_format)
-
     make_room_for_connections()
 
     async def serve() -> None:
         gateway = Gateway(
-            EnclavePaths(options.runtime_dir, options.state_dir),
+            EnclavePaths.at(options.runtime_dir, options.state_dir),
             endpoint=options.endpoint,
             backend=options.backend,
             idle_timeout_s=options.idle_timeout,

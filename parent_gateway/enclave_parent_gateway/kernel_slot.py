@@ -4,12 +4,13 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
 
 from enclave_parent_gateway.api import KernelState, SlotStatus
+from enclave_parent_gateway.callers import Callers, peer_uid
+from enclave_parent_gateway.last_word import KernelVoice, LastWord
 from enclave_parent_gateway.traffic import Traffic, traffic_of
 from enclave_parent_gateway.transport import connect
 from enclave_protocol.errors import EnclaveError
@@ -23,14 +24,11 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 128
 """Connections that wait while a kernel starts or restarts; a client has at most seven or so."""
-_UCRED = struct.Struct("iII")
 
 
 def is_own_peer(sock: socket.socket) -> bool:
-    """Return whether the peer of a Unix socket runs as this user or as root (unix(7))."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    _, uid, _ = _UCRED.unpack(credentials)
-    return uid in (0, os.geteuid())
+    """Return whether the peer of a Unix socket runs as this user or as root."""
+    return peer_uid(sock) in (0, os.geteuid())
 
 
 class RunningKernel:
@@ -38,10 +36,12 @@ class RunningKernel:
 
     Args:
         kernel_id: The supervisor's name of it.
+        voice: Its keys; None for one that an earlier gateway launched.
     """
 
-    def __init__(self, kernel_id: str) -> None:
+    def __init__(self, kernel_id: str, voice: KernelVoice | None = None) -> None:
         self.kernel_id = kernel_id
+        self.voice = voice
         self.launched = False
         self.state = KernelState(None, "running")
         self.ended = asyncio.Event()
@@ -61,19 +61,24 @@ class KernelSlot:
         prefix: Path to which `-1` to `-5` is appended, in the order of `CHANNELS`.
         endpoint: The supervisor's, as in `transport.connect`.
         traffic: Where its streams and bytes are counted.
+        callers: Whose it is.
     """
 
-    def __init__(self, name: str, prefix: Path, endpoint: str, traffic: Traffic) -> None:
+    def __init__(
+        self, name: str, prefix: Path, endpoint: str, traffic: Traffic, callers: Callers
+    ) -> None:
         self.name = name
         self.prefix = prefix
         self.lock = asyncio.Lock()
         self.kernel: RunningKernel | None = None
         self.counters = traffic.add_slot()
         self._traffic = traffic
+        self._callers = callers
         self._endpoint = endpoint
         self._listeners: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._relays: set[asyncio.Task[None]] = set()
+        self._last_word: LastWord | None = None
 
     def status(self) -> SlotStatus | None:
         """Return the slot's numbers; None before its first kernel."""
@@ -96,6 +101,20 @@ class KernelSlot:
             OSError: The runtime directory is gone or full.
         """
         self.close()
+        self._bind()
+
+    def listen_again(self) -> None:
+        """Bind the five sockets anew and accept; connections that are open stay.
+
+        Raises:
+            OSError: As `listen`.
+        """
+        self.hold()
+        self._bind()
+        self.accept()
+
+    def _bind(self) -> None:
+        self._unbind()
         try:
             for number in range(1, len(CHANNELS) + 1):
                 path = Path(f"{self.prefix}-{number}")
@@ -103,12 +122,33 @@ class KernelSlot:
                 listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 self._listeners.append(listener)
                 listener.bind(str(path))
-                path.chmod(0o600)
+                path.chmod(0o660 if self._callers.shared else 0o600)
                 listener.listen(_BACKLOG)
                 listener.setblocking(False)
         except OSError:
             self.close()
             raise
+
+    def say_last_word(self, text: str) -> None:
+        """Tell this kernel's clients, those of now and later ones, that its enclave has ended.
+
+        Nothing happens if the kernel's keys are not known.
+
+        Raises:
+            OSError: The runtime directory is gone or full.
+        """
+        if self.kernel is None or self.kernel.voice is None:
+            return
+        # Streams to what is gone may stay open and silent: clients connect again at once.
+        for task in self._relays:
+            task.cancel()
+        self._last_word = LastWord(self.prefix, self.kernel.voice, text)
+        self.listen_again()
+
+    @property
+    def said_last_word(self) -> bool:
+        """Whether its clients are being told that the enclave has ended."""
+        return self._last_word is not None
 
     def accept(self) -> None:
         """Carry the connections to the running kernel, from now until it ends."""
@@ -127,6 +167,12 @@ class KernelSlot:
         """Close listeners and connections, and remove the sockets' files."""
         for task in self._tasks | self._relays:
             task.cancel()
+        if self._last_word is not None:
+            self._last_word.close()
+            self._last_word = None
+        self._unbind()
+
+    def _unbind(self) -> None:
         for number, listener in enumerate(self._listeners, 1):
             listener.close()
             with suppress(OSError):
@@ -149,13 +195,16 @@ class KernelSlot:
                 await asyncio.sleep(0.1)
                 continue
             kernel = self.kernel
-            if kernel is None or not is_own_peer(client):
+            if kernel is None or not self._callers.owns(peer_uid(client), self.name):
                 client.close()
                 continue
             self._spawn(self._carry(client, kernel.kernel_id, channel), self._relays)
 
     async def _carry(self, client: socket.socket, kernel_id: str, channel: str) -> None:
         """Open a stream for this connection and pump until one side is done."""
+        if self._last_word is not None:
+            await self._carry_last_word(client, self._last_word, channel)
+            return
         try:
             stream = await asyncio.to_thread(connect, self._endpoint)
         except (EnclaveError, asyncio.CancelledError) as error:
@@ -174,3 +223,19 @@ class KernelSlot:
             return
         self._traffic.streams[channel] += 1
         await relay(client, stream, self.counters[channel])
+
+    async def _carry_last_word(
+        self, client: socket.socket, last_word: LastWord, channel: str
+    ) -> None:
+        try:
+            stream = last_word.connect(channel)
+        except EnclaveError:
+            stream = None
+        if stream is None:
+            # ZeroMQ would connect again and again: it waits until the slot has a kernel.
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                client.close()
+        else:
+            await relay(client, stream)

@@ -5,9 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from enclave_parent_gateway.api import GatewayStatus
-from enclave_parent_gateway.backends.base import Progress, load_backend
+from enclave_parent_gateway.backends.base import Machine, Progress, load_backend
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state
-from enclave_parent_gateway.errors import EnclaveNotTrustedError
+from enclave_parent_gateway.errors import EnclaveNotTrustedError, EnclaveStartError
 from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.process_identity import stop_process
@@ -22,6 +22,7 @@ _GATEWAY_GRACE_S = 3.0
 _REFUSAL_GRACE_S = 3.0
 """The gateway looks again every second at what it refused."""
 _POLL_S = 0.1
+_ANY_MACHINE = Machine()
 
 
 def running_status(gateway_socket: Path) -> GatewayStatus | None:
@@ -35,22 +36,24 @@ def bring_up(
     paths: EnclavePaths,
     *,
     backend: str,
-    memory_mib: int | None = None,
+    machine: Machine = _ANY_MACHINE,
     idle_timeout_s: float = 0.0,
     progress: Progress,
     interrupts: DeferredInterrupts,
     wait_for_all: bool,
+    revive: bool = False,
 ) -> tuple[EnclaveState, bool]:
     """Start the enclave unless one is up.
 
     Args:
         paths: Of this enclave.
         backend: Name of the backend for a new one.
-        memory_mib: See `Backend.up`.
+        machine: See `Backend.up`.
         idle_timeout_s: See `Backend.up`.
         progress: Told each step.
         interrupts: Entered; checked between steps.
         wait_for_all: See `Backend.up`.
+        revive: Only give an enclave that lives a gateway again; start no other.
 
     Returns:
         What runs now, and whether this call started it.
@@ -60,6 +63,7 @@ def bring_up(
         EnclaveNotTrustedError: What answers is not the enclave expected.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; nothing is left of the attempt.
     """
+    paths.require_own("sudo systemctl start enclave")
     lock = paths.lock()
     lock.acquire(interrupts.check)
     try:
@@ -69,9 +73,11 @@ def bring_up(
             raise EnclaveNotTrustedError(status.refusal.kind, status.refusal.message)
         if status is not None and status.enclave is not None and state is not None:
             return state, False
+        if revive and (state is None or not state.enclave_lives):
+            raise EnclaveStartError("the enclave has ended; type: enclave up")
         started = load_backend(backend).up(
             paths,
-            memory_mib=memory_mib,
+            machine=machine,
             idle_timeout_s=idle_timeout_s,
             progress=progress,
             interrupts=interrupts,
@@ -102,6 +108,7 @@ def bring_down(paths: EnclavePaths, *, progress: Progress) -> bool:
     Raises:
         EnclaveStartError: The state file names a backend that this version does not have.
     """
+    paths.require_own("sudo systemctl stop enclave")
     lock = paths.lock()
     lock.acquire(lambda: progress("waiting for another command"))
     try:
@@ -110,16 +117,19 @@ def bring_down(paths: EnclavePaths, *, progress: Progress) -> bool:
             return False
         backend = load_backend(state.backend)
         progress("ending kernels and enclave")
-        with suppress(EnclaveError, OSError):
-            ask_blocking(paths.gateway_socket, Shutdown(), Done, timeout_s=_SHUTDOWN_TIMEOUT_S)
-        if "gateway" in state.processes:
-            stop_process(state.processes["gateway"], grace_s=_GATEWAY_GRACE_S)
+        # One that was not started with the enclave stays; it is somebody else's to stop.
+        if state.own_gateway:
+            with suppress(EnclaveError, OSError):
+                ask_blocking(paths.gateway_socket, Shutdown(), Done, timeout_s=_SHUTDOWN_TIMEOUT_S)
+            if "gateway" in state.processes:
+                stop_process(state.processes["gateway"], grace_s=_GATEWAY_GRACE_S)
         progress("ending the other processes")
         backend.stop_processes(paths)
-        for left in (paths.gateway_socket, paths.metrics_socket):
-            left.unlink(missing_ok=True)
-        for leftover in paths.channels.iterdir():
-            leftover.unlink(missing_ok=True)
+        if state.own_gateway:
+            for left in (paths.gateway_socket, paths.metrics_socket):
+                left.unlink(missing_ok=True)
+            for leftover in paths.channels.iterdir():
+                leftover.unlink(missing_ok=True)
         return True
     finally:
         lock.release()

@@ -18,7 +18,7 @@ from enclave_protocol.plain_text import plain_text
 
 __all__ = ["logs"]
 
-_NAMES: Final = ("supervisor", "gateway")
+_NAMES: Final = ("supervisor", "gateway", "console")
 _FOLLOW_POLL_S: Final = 0.2
 _MAX_LINE_BYTES: Final = 64 * 1024
 
@@ -88,6 +88,7 @@ class _LogFile:
 def logs(follow: bool, as_json: bool) -> None:
     """Show what supervisor and gateway wrote; no secrets are in there."""
     paths = EnclavePaths.from_environment()
+    paths.require_own("sudo journalctl -u enclave-gateway -u enclave")
     files = [_LogFile(name, paths.log(name)) for name in _NAMES]
     try:
         # What is there already in the order in which it happened, then as it comes.

@@ -31,7 +31,9 @@ def metrics() -> None:
     They are the ones on the socket metrics.sock of the runtime directory. No kernel, package, host
     or file is named in them. Exit code 1: no enclave is up.
     """
-    click.echo(scrape(EnclavePaths.from_environment().metrics_socket), nl=False)
+    paths = EnclavePaths.from_environment()
+    paths.require_own("sudo -u enclave enclave metrics")
+    click.echo(scrape(paths.metrics_socket), nl=False)
 
 
 def scrape(path: Path) -> str:

@@ -5,6 +5,7 @@ loops and threads. When an enclave is up, a launch starts no process and imports
 Source: FACTS, "Jupyter".
 """
 
+import asyncio
 import hashlib
 import os
 import re
@@ -27,9 +28,11 @@ from enclave_parent_gateway.api import (
     WaitKernel,
 )
 from enclave_parent_gateway.auto_up import IDLE_TIMEOUT_S, ensure_up
+from enclave_parent_gateway.enclave_state import read_enclave_process
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
     EnclaveNotRunningError,
+    GatewayError,
     GatewayStoppingError,
     KernelLaunchError,
     RefusedError,
@@ -42,6 +45,7 @@ from enclave_protocol.messages import CHANNELS, CurveKeys, Done
 
 __all__ = ["EnclaveProvisioner"]
 
+_ADOPTION_S = 1.0
 _GONE = -int(signal.SIGKILL)
 """Return code of a kernel that died with its enclave."""
 _LAUNCH_TIMEOUT_S = 90.0
@@ -80,6 +84,7 @@ class EnclaveProvisioner(KernelProvisionerBase):
         super().__init__(**kwargs)
         self.pid: int | None = None
         self._enclave_kernel_id: str | None = None
+        self._reason_told: str | None = None
         self._paths_found: EnclavePaths | None = None
 
     @property
@@ -106,9 +111,7 @@ class EnclaveProvisioner(KernelProvisionerBase):
         if self._enclave_kernel_id is None:
             return 0
         try:
-            state = await ask(
-                self._paths.gateway_socket, PollKernel(self._enclave_kernel_id), KernelState
-            )
+            state = await self._ask_state(self._enclave_kernel_id)
         except (EnclaveNotRunningError, RuntimeDirError) as error:
             self.log.warning("kernel %s is lost: %s", self.kernel_id, error)
             return _GONE
@@ -116,7 +119,43 @@ class EnclaveProvisioner(KernelProvisionerBase):
             # A gateway that is slow is not one that is dead: do not restart anybody's kernel.
             self.log.warning("kernel %s may be alive: %s", self.kernel_id, error or "no answer")
             return None
+        if state.returncode is not None:
+            self._tell_why(state.reason)
         return state.returncode
+
+    async def _ask_state(self, kernel_id: str) -> KernelState:
+        """Ask the gateway how a kernel is; start another gateway if only that has ended.
+
+        Raises:
+            EnclaveNotRunningError: The enclave has ended as well.
+            EnclaveError, TimeoutError: It is not known.
+        """
+        socket = self._paths.gateway_socket
+        try:
+            return await ask(socket, PollKernel(kernel_id), KernelState)
+        except EnclaveNotRunningError:
+            process = read_enclave_process(self._paths.state_file)
+            if process is None or not process.is_running():
+                raise
+        if self._paths.is_shared:
+            # systemd starts it again; the kernel lives as long as the enclave does.
+            raise GatewayError("the gateway has ended, and the enclave lives")
+        await ensure_up(self._paths, idle_timeout_s=self.idle_timeout, revive=True)
+        reply = await ask(socket, PollKernel(kernel_id), KernelState)
+        if reply.returncode is not None:
+            # It finds its kernels again a moment after it answers.
+            await asyncio.sleep(_ADOPTION_S)
+            reply = await ask(socket, PollKernel(kernel_id), KernelState)
+        return reply
+
+    def _tell_why(self, reason: str) -> None:
+        """Log once why the kernel ended; jupyter_server shows `reason` to its front-ends."""
+        if self._reason_told == self._enclave_kernel_id:
+            return
+        self._reason_told = self._enclave_kernel_id
+        self.log.warning("kernel %s: %s", self.kernel_id, reason)
+        if self.parent is not None:
+            self.parent.reason = reason
 
     async def wait(self) -> int | None:
         """Return the kernel's return code when it has ended. Never raises."""

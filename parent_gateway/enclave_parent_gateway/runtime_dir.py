@@ -24,14 +24,42 @@ MAX_SOCKET_PATH_BYTES = 107
 SLOT_CHARACTERS = 17
 """Length of a slot's name. Jupyter's kernel ids, 36 characters, would leave too little room."""
 _LOCK_POLL_S = 0.02
+_SHARED_MODE = 0o750
 _MAX_LINKS = 40
 """As many as Linux follows in one path."""
 _LONGEST_NAME = f"k/{'f' * SLOT_CHARACTERS}-ffffff-5"
 """Of a socket below the runtime directory: the supervisor's, for one launch in a slot."""
 
 
-def _own_directory(path: Path, variable: str) -> Path:
-    """Create `path` for this user alone, or check that it is just that, and that it stays it."""
+SYSTEM_RUNTIME = Path("/run/enclave")
+SYSTEM_STATE = Path("/var/lib/enclave")
+"""Of the gateway that systemd runs for a group of users (infra/systemd)."""
+
+
+def _shared_owner(path: Path) -> int | None:
+    """Return whose a directory is that root made for a group of users; None if it is no such.
+
+    Every directory above it is root's, and nobody else can write there, not even where it is
+    sticky: so root, and nobody else, chose who runs the gateway in it. It is closed to all but its
+    owner and the group, and the group cannot write.
+    """
+    try:
+        for above in path.parents:
+            found = above.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
+                return None
+        found = path.lstat()
+    except OSError:
+        return None
+    mode = stat.S_IMODE(found.st_mode)
+    return found.st_uid if stat.S_ISDIR(found.st_mode) and mode == _SHARED_MODE else None
+
+
+def _own_directory(path: Path, variable: str, *, shared: bool = False) -> Path:
+    """Create `path` for this user alone, or check that it is just that, and that it stays it.
+
+    With `shared`, a group may read what root made for it.
+    """
     try:
         _check_way(path.parent, variable)
         path.mkdir(mode=0o700, exist_ok=True)
@@ -48,7 +76,7 @@ def _own_directory(path: Path, variable: str) -> Path:
             f"{path} belongs to uid {found.st_uid}, not to you (uid {os.geteuid()}); "
             f"set {variable} to a directory of your own"
         )
-    if found.st_mode & 0o077:
+    if found.st_mode & 0o077 and not (shared and stat.S_IMODE(found.st_mode) == _SHARED_MODE):
         # Not repaired silently: it may be a directory that others are meant to reach.
         raise RuntimeDirError(
             f"{path} is open to other users (mode {found.st_mode & 0o777:04o}); "
@@ -130,17 +158,23 @@ class EnclavePaths:
     Args:
         runtime: Directory of this boot's state, mode 0700, owned by this user.
         durable: Directory of what outlives a boot; made when first needed.
+        owner: Who runs the gateway there, if it is not this user: then this user is its client
+            and nothing else. None: it is this user.
+        is_shared: A group of users reaches it, mode 0750: see docs/decisions/shared_gateway.md.
     """
 
     runtime: Path
     durable: Path
+    owner: int | None = None
+    is_shared: bool = False
 
     @classmethod
     def from_environment(cls) -> "EnclavePaths":
         """Return the paths that the environment names; makes and checks the runtime directory.
 
-        `ENCLAVE_RUNTIME_DIR`, else `XDG_RUNTIME_DIR/enclave`, else `/tmp/enclave-UID`; and
-        `ENCLAVE_STATE_DIR`, else below a given `ENCLAVE_RUNTIME_DIR`, else
+        `ENCLAVE_RUNTIME_DIR`, else `/run/enclave` where root gave this user's group access to it,
+        else `XDG_RUNTIME_DIR/enclave`, else `/tmp/enclave-UID`; and `ENCLAVE_STATE_DIR`, else
+        `/var/lib/enclave` for `/run/enclave`, else below a given `ENCLAVE_RUNTIME_DIR`, else
         `XDG_STATE_HOME/enclave`, else `~/.local/state/enclave`.
 
         Raises:
@@ -152,6 +186,8 @@ class EnclavePaths:
         session = environ.get("XDG_RUNTIME_DIR")
         if given:
             runtime = Path(given).absolute()
+        elif _shared_owner(SYSTEM_RUNTIME) is not None and os.access(SYSTEM_RUNTIME, os.X_OK):
+            runtime = SYSTEM_RUNTIME
         elif session and Path(session).is_dir():
             runtime = Path(session).absolute() / "enclave"
         else:
@@ -159,22 +195,51 @@ class EnclavePaths:
         durable = environ.get("ENCLAVE_STATE_DIR")
         if durable:
             state = Path(durable).absolute()
+        elif runtime == SYSTEM_RUNTIME:
+            state = SYSTEM_STATE
         elif given:
             state = runtime / "state"
         else:
             state_home = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
             state = Path(state_home) / "enclave"
-        paths = cls(runtime, state)
+        return cls.at(runtime, state)
+
+    @classmethod
+    def at(cls, runtime: Path, durable: Path) -> "EnclavePaths":
+        """Return the paths of an enclave in these directories; makes and checks the first.
+
+        Raises:
+            RuntimeDirError: As `from_environment`.
+        """
+        owner = _shared_owner(runtime)
+        client = owner is not None and owner != os.geteuid()
+        paths = cls(runtime, durable, owner if client else None, owner is not None)
         longest = os.fsencode(paths.enclave_runtime / _LONGEST_NAME)
         if len(longest) > MAX_SOCKET_PATH_BYTES:
             raise RuntimeDirError(
                 f"the path {runtime} is {len(longest) - MAX_SOCKET_PATH_BYTES} bytes too long for "
                 "the sockets in it; set ENCLAVE_RUNTIME_DIR to a shorter one"
             )
-        _own_directory(runtime, "ENCLAVE_RUNTIME_DIR")
-        for folder in (paths.logs, paths.channels):
-            _own_directory(folder, "ENCLAVE_RUNTIME_DIR")
+        if client:
+            return paths
+        for folder in (runtime, paths.logs, paths.channels):
+            _own_directory(folder, "ENCLAVE_RUNTIME_DIR", shared=paths.is_shared)
         return paths
+
+    def require_own(self, instead: str) -> None:
+        """See that this user runs the gateway here, and may bring the enclave up and down.
+
+        Args:
+            instead: The command that does it where somebody else does.
+
+        Raises:
+            RuntimeDirError: Somebody else does.
+        """
+        if self.owner is not None:
+            raise RuntimeDirError(
+                f"the enclave in {self.runtime} is run by uid {self.owner} for all who share it; "
+                f"its administrator types: {instead}"
+            )
 
     def make_durable(self) -> Path:
         """Return the durable directory, made or checked.
@@ -182,7 +247,13 @@ class EnclavePaths:
         Raises:
             RuntimeDirError: As in `from_environment`.
         """
-        return _own_directory(self.durable, "ENCLAVE_STATE_DIR")
+        self.require_own("sudo -u enclave enclave ...")
+        return _own_directory(self.durable, "ENCLAVE_STATE_DIR", shared=self.is_shared)
+
+    @property
+    def file_mode(self) -> int:
+        """Mode of files that clients read: the state file, the expected PCRs; no secrets."""
+        return 0o640 if self.is_shared else 0o600
 
     @property
     def gateway_socket(self) -> Path:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from enclave_parent_gateway.api import EgressStatus, GatewayStatus, SlotStatus
-from enclave_parent_gateway.backends.base import load_backend
+from enclave_parent_gateway.confidentiality import confidentiality_warning
 from enclave_parent_gateway.enclave_state import EnclaveState
 from enclave_parent_gateway.errors import GatewayError
 from enclave_parent_gateway.expected_pcrs import expected_pcrs
@@ -61,6 +61,7 @@ class StatusReport(msgspec.Struct, frozen=True):
     refusal: str | UnsetType | None = UNSET
     backend: str | UnsetType = UNSET
     confidential: bool | UnsetType = UNSET
+    warning: str | UnsetType | None = UNSET
     kms_endpoint_url: str | UnsetType | None = UNSET
     pids: dict[str, int] | UnsetType = UNSET
     idle_timeout_s: float | UnsetType | None = UNSET
@@ -99,7 +100,8 @@ def make_report(
         runtime_dir=str(paths.runtime),
         refusal=refusal.message if refusal else None,
         backend=state.backend,
-        confidential=load_backend(state.backend).confidential,
+        confidential=confidentiality_warning(state) is None,
+        warning=confidentiality_warning(state),
         kms_endpoint_url=state.kms_endpoint_url,
         pids={name: each.pid for name, each in state.processes.items() if each.is_running()},
         idle_timeout_s=found.idle_timeout_s if found else None,

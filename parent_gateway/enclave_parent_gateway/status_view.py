@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
     from enclave_parent_gateway.api import EgressStatus
 
-__all__ = ["NOT_CONFIDENTIAL", "print_report", "show_bytes", "show_duration"]
+__all__ = ["print_report", "show_bytes", "show_duration"]
 
-NOT_CONFIDENTIAL = "NOT CONFIDENTIAL ({} backend)"
 _SHOWN_RULES = 6
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _NOT_SEEN = "-"
@@ -78,10 +77,8 @@ def print_report(console: "Console", report: StatusReport) -> None:
 def _print_enclave(console: "Console", report: StatusReport) -> None:
     uptime = show_duration(report.uptime_s or 0.0)
     console.print(f"The enclave is up: backend {report.backend}, {uptime}.")
-    if not report.confidential:
-        console.print(NOT_CONFIDENTIAL.format(report.backend), style="bold red")
-    if report.debug:
-        console.print("NOT CONFIDENTIAL (debug mode)", style="bold red")
+    if report.warning:
+        console.print(report.warning, style="bold red")
     rows = [
         *_pcr_rows(report),
         ("isolation", ", ".join(report.isolation or ()) or "none"),

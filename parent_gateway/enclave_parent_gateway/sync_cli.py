@@ -46,7 +46,9 @@ def sync(directory: Path, once: bool, as_json: bool) -> None:
     from enclave_parent_gateway.sync.sync_display import SyncDisplay, problem_lines
 
     display = SyncDisplay(Console(stderr=True, highlight=False))
-    command = SyncCommand(EnclavePaths.from_environment(), directory, display.show)
+    paths = EnclavePaths.from_environment()
+    paths.require_own("sudo -u enclave enclave sync -d DIR")
+    command = SyncCommand(paths, directory, display.show)
     try:
         report = command.run(once=once)
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from typing import cast
 
 from enclave_parent_gateway.errors import TransportError
 from enclave_parent_gateway.runtime_dir import MAX_SOCKET_PATH_BYTES
+from enclave_protocol.vsock_socket import capped
 
 __all__ = ["CONNECT_TIMEOUT_S", "connect", "tls_context"]
 
@@ -20,11 +21,12 @@ CONNECT_TIMEOUT_S = 5.0
 _VSOCK = re.compile(r"vsock:([0-9]{1,10}):([0-9]{1,10})")
 
 
-def connect(endpoint: str) -> socket.socket:
-    """Return a connected, blocking stream socket.
+def connect(endpoint: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
+    """Return a connected, blocking stream socket; one of AF_VSOCK never writes over 32 KiB.
 
     Args:
         endpoint: `unix:PATH` or `vsock:CID:PORT`.
+        timeout_s: Seconds to wait for a connection.
 
     Raises:
         TransportError: The endpoint is neither, or nothing listens there.
@@ -41,9 +43,9 @@ def connect(endpoint: str) -> socket.socket:
         address = (int(match[1]), int(match[2]))
     else:
         raise TransportError(f"{endpoint!r} is not an endpoint; write unix:PATH or vsock:CID:PORT")
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = capped(socket.socket(family, socket.SOCK_STREAM))
     try:
-        sock.settimeout(CONNECT_TIMEOUT_S)
+        sock.settimeout(timeout_s)
         sock.connect(address)
         sock.settimeout(None)
     except (OSError, OverflowError) as error:

@@ -27,7 +27,9 @@ def trust(publisher: str | None, fingerprint: str | None, remove: bool, as_json:
     another key is refused until you accept that here: compare the fingerprint with one that the
     publisher told you in another way than with the package.
     """
-    pins = PublisherPins(EnclavePaths.from_environment())
+    paths = EnclavePaths.from_environment()
+    paths.require_own("sudo -u enclave enclave trust ...")
+    pins = PublisherPins(paths)
     if publisher is None:
         if remove:
             raise click.UsageError("--remove needs a PUBLISHER; `enclave trust` lists them")

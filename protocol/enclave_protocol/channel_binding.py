@@ -76,6 +76,7 @@ def verify_channel(
     root: bytes,
     now: datetime,
     pcrs: Mapping[int, Set[bytes]],
+    allow_debug: bool = False,
 ) -> AttestationDocument:
     """Return the document's content if the peer of a TLS connection is the enclave expected.
 
@@ -91,6 +92,8 @@ def verify_channel(
         root: The pinned root certificate, DER.
         now: With a time zone.
         pcrs: Values by index, 48 bytes each; PCR0 must be among them.
+        allow_debug: Accept debug mode: of an enclave that its administrator started so, and of
+            which nothing is expected. Nothing about such an enclave is proven.
 
     Raises:
         AttestationError: A subclass for the step that failed.
@@ -99,7 +102,12 @@ def verify_channel(
     if not pcrs.get(0) or len(nonce) != CHALLENGE_BYTES:
         raise ValueError("a channel is verified with a value of PCR0 and a nonce of 32 bytes")
     content = verify_attestation(
-        document, root=root, now=now, nonce=nonce, max_age=MAX_DOCUMENT_AGE
+        document,
+        root=root,
+        now=now,
+        nonce=nonce,
+        max_age=MAX_DOCUMENT_AGE,
+        allow_debug=allow_debug,
     )
     check_pcrs(content, pcrs)
     wanted = channel_user_data(public_key_of(certificate))

@@ -45,6 +45,7 @@ __all__ = [
     "OpenControl",
     "OpenEgress",
     "OpenWorkspace",
+    "Ping",
     "PinnedKey",
     "PublisherKey",
     "Shutdown",
@@ -283,6 +284,10 @@ class Attested(_Message, frozen=True, tag="attested"):
     document: Annotated[bytes, msgspec.Meta(max_length=0x3000)]
 
 
+class Ping(_Message, frozen=True, tag="ping"):
+    """Gateway to supervisor: are you there? Answered with `Done`."""
+
+
 class Shutdown(_Message, frozen=True, tag="shutdown"):
     """Gateway to supervisor: end every kernel and vault, then yourself."""
 
@@ -312,6 +317,7 @@ Body = (
     | EgressWanted
     | Attest
     | Attested
+    | Ping
     | Shutdown
     | Done
     | Failed

@@ -9,11 +9,11 @@ import contextlib
 import socket
 from collections.abc import Callable
 
+from enclave_protocol.vsock_socket import MAX_VSOCK_WRITE_BYTES
+
 __all__ = ["RelayCounters", "relay", "relay_secured"]
 
 _PORTION_BYTES = 256 * 1024
-# A host-kernel fault is reported that corrupts vsock packets over about 32 KiB (FACTS, vsock).
-_VSOCK_PORTION_BYTES = 32 * 1024
 _SOCKET_BUFFER_BYTES = 1024 * 1024
 _LAST_WORDS_S = 1.0
 
@@ -120,7 +120,8 @@ def _prepare(sock: socket.socket) -> int:
     """Make the socket ready for the loop and return how many bytes to move at a time."""
     sock.setblocking(False)
     if sock.family == getattr(socket, "AF_VSOCK", None):
-        return _VSOCK_PORTION_BYTES
+        # More could not be written at once.
+        return MAX_VSOCK_WRITE_BYTES
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         # The system's limit applies; a larger buffer saves switches between the processes.
         with contextlib.suppress(OSError):

@@ -20,6 +20,7 @@ import yaml
 
 from enclave_infra.tools_bundle import write_bundle
 from tests.support.deployed_stack import moto_account
+from tests.support.project_wheel import ROOT
 from tests.support.wheelhouse import fill_wheelhouse
 
 _PYTHON = Path(os.path.realpath(sys.executable))
@@ -37,6 +38,9 @@ pytestmark = [
 # What the package aws-nitro-enclaves-cli brings: the group and the folder.
 _DNF = 'groupadd --force ne && mkdir -p /etc/nitro_enclaves && test "$2" = install'
 _AWS = 'test "$1 $2" = "s3 cp" && cp "$TOOLS" "$5"'
+# As far as the script needs it: the files they read are tried in test_systemd_units.py.
+_SYSUSERS = 'test -s "$1" && useradd --system --user-group enclave'
+_TMPFILES = 'test "$1" = --create && test -s "$2"'
 _SANDBOX = """
 set -e
 cp -a /etc/. {root}/etc
@@ -93,6 +97,8 @@ def _run(root: Path, script: str, tools: Path) -> Machine:
     _stand_in(root / "bin/dnf", _DNF)
     _stand_in(root / "bin/aws", _AWS)
     _stand_in(root / "bin/systemctl")
+    _stand_in(root / "bin/systemd-sysusers", _SYSUSERS)
+    _stand_in(root / "bin/systemd-tmpfiles", _TMPFILES)
     _stand_in(root / "opt/aws/bin/cfn-signal")
     (root / "bin/python3.12").symlink_to(_PYTHON)
     (root / "user-data").write_text(script)
@@ -130,6 +136,11 @@ def test_it_succeeds_and_says_so(machine: Machine) -> None:
         "dnf --assumeyes install aws-nitro-enclaves-cli python3.12",
         "systemctl enable --now nitro-enclaves-allocator.service",
         "aws s3 cp --only-show-errors s3://sharing/tools/parent.zip tools.zip",
+        "systemd-sysusers /etc/sysusers.d/enclave.conf",
+        "systemd-tmpfiles --create /etc/tmpfiles.d/enclave.conf",
+        "systemctl daemon-reload",
+        "systemctl enable enclave.service",
+        "systemctl enable --now enclave-gateway.service",
     ]
     assert signal.startswith("cfn-signal --exit-code 0 --stack arn:aws:cloudformation:")
     assert signal.endswith(" --resource Instance --region eu-central-1")
@@ -147,10 +158,26 @@ def test_commands_and_kernel_are_installed(machine: Machine) -> None:
     assert "No broken requirements found." in machine.output
 
 
-def test_the_notebooks_user(machine: Machine) -> None:
-    groups = (machine.root / "etc/group").read_text().splitlines()
-    assert next(line for line in groups if line.startswith("ne:")).endswith(":notebook")
+def test_the_notebooks_user_may_use_the_gateway_and_not_the_device(machine: Machine) -> None:
+    lines = (machine.root / "etc/group").read_text().splitlines()
+    members = {line.split(":")[0]: line.split(":")[3] for line in lines}
+    assert members["enclave"] == "notebook" and members["ne"] == ""
     assert (machine.root / "home/notebook").is_dir()
+
+
+def test_the_units_are_those_of_the_repository(machine: Machine) -> None:
+    installed = {
+        "enclave.service": "etc/systemd/system/enclave.service",
+        "enclave-gateway.service": "etc/systemd/system/enclave-gateway.service",
+        "enclave.sysusers": "etc/sysusers.d/enclave.conf",
+        "enclave.tmpfiles": "etc/tmpfiles.d/enclave.conf",
+    }
+    for name, place in installed.items():
+        file = machine.root / place
+        assert file.read_text() == (ROOT / "infra" / "systemd" / name).read_text()
+        assert file.stat().st_mode & 0o777 == 0o644
+    program = machine.root / "opt/enclave/bin/enclave"
+    assert program.is_file() and (machine.root / "opt/enclave/bin/python").exists()
 
 
 def test_nothing_is_left_behind(machine: Machine) -> None:

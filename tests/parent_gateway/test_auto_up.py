@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from jupyter_client.manager import KernelManager
 
-from enclave_parent_gateway.errors import EnclaveNotRunningError
+from enclave_parent_gateway.auto_up import ensure_up
+from enclave_parent_gateway.errors import EnclaveNotRunningError, EnclaveStartError
+from enclave_parent_gateway.runtime_dir import EnclavePaths
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
 from tests.support.process_ids import kernel_pid
 
@@ -92,4 +94,12 @@ def test_a_failed_start_is_one_line(own_home: EnclaveHome, monkeypatch: pytest.M
     with pytest.raises(Exception, match="/dev/null/state cannot be made") as caught:
         KernelManager(kernel_name="enclave").start_kernel()
     assert "\n" not in str(caught.value)
+    assert not own_home.processes()
+
+
+async def test_who_only_looks_starts_no_enclave(own_home: EnclaveHome) -> None:
+    """A notebook's server that polls its kernel while `enclave down` runs."""
+    paths = EnclavePaths.from_environment()
+    with pytest.raises(EnclaveStartError, match="the enclave has ended"):
+        await ensure_up(paths, idle_timeout_s=5, revive=True)
     assert not own_home.processes()

@@ -23,6 +23,7 @@ _UP = StatusReport(
     runtime_dir="/r",
     backend="local",
     confidential=False,
+    warning="NOT CONFIDENTIAL (local backend)",
     kms_endpoint_url=None,
     expected_pcrs={"0": (_PCR0,)},
     proxy=EgressStatus(("kms",), 1, None, 1, 2, 3, 4, 5000, 6),
@@ -98,7 +99,8 @@ def test_the_mirror() -> None:
 
 
 def test_debug_mode_is_not_confidential() -> None:
-    assert "NOT CONFIDENTIAL (debug mode)" in _shown(debug=True)
+    warning = "DEBUG MODE, NOT CONFIDENTIAL"
+    assert warning in _shown(warning=warning)
 
 
 def test_what_a_label_says_is_plain_text() -> None:

@@ -73,6 +73,9 @@ class EnclaveHome:
 
     def processes(self) -> dict[int, str]:
         """Return command lines by pid of all live processes that name the runtime directory."""
+        return self._naming(str(self.runtime))
+
+    def _naming(self, path: str) -> dict[int, str]:
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -80,7 +83,7 @@ class EnclaveHome:
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 except OSError:
                     continue
-                if str(self.runtime) in line:
+                if path in line:
                     found[int(entry.name)] = line
         return found
 

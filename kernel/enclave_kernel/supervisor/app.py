@@ -52,6 +52,7 @@ from enclave_protocol.messages import (
     LaunchKernel,
     MessageError,
     OpenChannel,
+    Ping,
     Shutdown,
     SignalKernel,
     StatusRequest,
@@ -378,6 +379,8 @@ class Supervisor:
             return KernelLaunched(pid=kernel.pid)
         if isinstance(body, SignalKernel):
             self._kernels.signal(body.kernel_id, body.signum)
+            return Done()
+        if isinstance(body, Ping):
             return Done()
         if isinstance(body, StatusRequest):
             return self._status()

@@ -31,6 +31,7 @@ from enclave_protocol.messages import (
     decode_open,
     encode,
 )
+from enclave_protocol.vsock_socket import capped
 
 __all__ = ["StreamListener"]
 
@@ -108,7 +109,7 @@ class StreamListener:
                     sock.close()
                     continue
                 self._unopened += 1
-                stream = asyncio.create_task(self._serve(sock))
+                stream = asyncio.create_task(self._serve(capped(sock)))
                 self._streams.add(stream)
                 stream.add_done_callback(self._streams.discard)
                 # sock_accept does not give way while somebody waits: those accepted have their

@@ -28,10 +28,17 @@ class Daemon:
         command: Program and arguments; no secrets, other users can read them.
         environ: Its whole environment.
         paths: Where its files go.
+        log_output: It says nothing when it is ready, and its standard output is its log.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], environ: Mapping[str, str], paths: EnclavePaths
+        self,
+        name: str,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        paths: EnclavePaths,
+        *,
+        log_output: bool = False,
     ) -> None:
         self.name = name
         self._log = paths.log(name)
@@ -44,7 +51,7 @@ class Daemon:
             self._process = subprocess.Popen(
                 list(command),
                 stdin=subprocess.DEVNULL,
-                stdout=ready,
+                stdout=log if log_output else ready,
                 stderr=log,
                 env=dict(environ),
                 cwd="/",

@@ -18,18 +18,16 @@ from pathlib import Path
 
 import msgspec
 
-from enclave_parent_gateway.api import GatewayStatus
-from enclave_parent_gateway.backends.base import Progress
+from enclave_parent_gateway.backends.base import Machine, Progress
 from enclave_parent_gateway.backends.daemon import Daemon
+from enclave_parent_gateway.backends.gateway_daemon import spawn_gateway, wait_answer
 from enclave_parent_gateway.credentials import CredentialsError, default_credentials
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state, write_state
-from enclave_parent_gateway.errors import EnclaveNotTrustedError, EnclaveStartError
-from enclave_parent_gateway.gateway_client import ask_blocking
+from enclave_parent_gateway.errors import EnclaveStartError
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.process_identity import ProcessIdentity, stop_process
 from enclave_parent_gateway.runtime_dir import EnclavePaths
-from enclave_protocol.errors import EnclaveError
-from enclave_protocol.messages import Credentials, StatusRequest
+from enclave_protocol.messages import Credentials
 
 __all__ = ["LocalBackend"]
 
@@ -38,7 +36,6 @@ _START_TIMEOUT_S = 60.0
 _GRACE_S = 5.0
 _CLOUD_TIMEOUT_S = 10.0
 """The local cloud starts in 1 to 2 s, in parallel with the first kernel."""
-_POLL_S = 0.005
 _PASSED_ON = ("PATH", "LANG", "TZ", "HOME")
 """All of this user's environment that enters the enclave's processes."""
 _MEASURED = ("enclave_kernel", "enclave_protocol")
@@ -61,20 +58,25 @@ class LocalBackend:
         self,
         paths: EnclavePaths,
         *,
-        memory_mib: int | None,
+        machine: Machine,
         idle_timeout_s: float,
         progress: Progress,
         interrupts: DeferredInterrupts,
         wait_for_all: bool,
     ) -> EnclaveState:
         """Start NSM, local cloud, supervisor and gateway; or the gateway alone if only it died."""
+        if machine.needs_virtual_machine:
+            raise EnclaveStartError(
+                "the local backend runs no image; --image, --cpus, --cid, --debug-mode and "
+                "--no-gateway go with --backend nitro"
+            )
         state = read_state(paths.state_file)
         if state is not None and state.processes.get("supervisor", _NOBODY).is_running():
             return self._resume(paths, state, idle_timeout_s, progress, interrupts)
         self._stop_all(paths)
         start = _Start(paths, progress, interrupts)
         try:
-            start.run(memory_mib, idle_timeout_s, wait_for_all=wait_for_all)
+            start.run(machine.memory_mib, idle_timeout_s, wait_for_all=wait_for_all)
             interrupts.check()
         except BaseException:
             # Ctrl-C included: nothing stays behind.
@@ -196,7 +198,7 @@ class _Start:
             kms_endpoint_url=f"http://127.0.0.1:{self._port}",
             directory=str(_enclave_directory(paths)),
         )
-        write_state(paths.state_file, self.state)
+        write_state(paths.state_file, self.state, paths.file_mode)
 
     def run(self, memory_mib: int | None, idle_timeout_s: float, *, wait_for_all: bool) -> None:
         """Start everything; return when kernels can be launched, or when all of it is ready."""
@@ -213,7 +215,7 @@ class _Start:
         gateway = self.spawn_gateway(idle_timeout_s)
         ready = nsm.wait_ready(self._deadline, self._interrupts.check)
         self.state = msgspec.structs.replace(self.state, measured_pcr0=ready.get("pcr0"))
-        write_state(paths.state_file, self.state)
+        write_state(paths.state_file, self.state, paths.file_mode)
         self._progress("starting supervisor and local cloud")
         memory = ("--kernel-memory-mib", str(memory_mib)) if memory_mib else ()
         supervisor = self._spawn(
@@ -236,20 +238,9 @@ class _Start:
             cloud.wait_ready(self._deadline, self._interrupts.check)
 
     def wait_answer(self, daemons: Sequence[Daemon]) -> None:
-        """Return when the supervisor answers through the gateway.
-
-        Raises:
-            EnclaveStartError: One of the daemons ended, or it takes too long.
-            EnclaveNotTrustedError: It answers, and is not the enclave expected.
-        """
+        """Return when the supervisor answers; raises as `gateway_daemon.wait_answer`."""
         self._progress("waiting for the enclave")
-        while not self._answers():
-            self._interrupts.check()
-            for daemon in daemons:
-                daemon.check()
-            if time.monotonic() > self._deadline:
-                raise EnclaveStartError("the enclave does not answer in time; see: enclave logs")
-            time.sleep(_POLL_S)
+        wait_answer(self._paths, daemons, self._interrupts, self._deadline)
 
     def _spawn(self, name: str, module: str, *arguments: str) -> Daemon:
         environ = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
@@ -258,31 +249,13 @@ class _Start:
         )
 
     def spawn_gateway(self, idle_timeout_s: float) -> Daemon:
-        """Start the gateway; it looks for the supervisor by itself."""
-        paths = self._paths
-        command = [sys.executable, "-I", "-m", "enclave_parent_gateway.gateway"]
-        command += ["--runtime-dir", str(paths.runtime), "--state-dir", str(paths.durable)]
-        command += ["--endpoint", self.state.endpoint, "--backend", "local"]
-        command += ["--idle-timeout", str(idle_timeout_s)]
-        # The whole environment: the default credential chain reads its variables.
-        return self._note(Daemon("gateway", command, os.environ, paths))
+        """Start the gateway."""
+        return self._note(spawn_gateway(self._paths, self.state, idle_timeout_s))
 
     def _note(self, daemon: Daemon) -> Daemon:
         self.state = self.state.with_process(daemon.name, daemon.identity)
-        write_state(self._paths.state_file, self.state)
+        write_state(self._paths.state_file, self.state, self._paths.file_mode)
         return daemon
-
-    def _answers(self) -> bool:
-        try:
-            # Short: Ctrl-C is looked at between two of these.
-            status = ask_blocking(
-                self._paths.gateway_socket, StatusRequest(), GatewayStatus, timeout_s=1.0
-            )
-        except (EnclaveError, OSError):
-            return False
-        if status.refusal is not None:
-            raise EnclaveNotTrustedError(status.refusal.kind, status.refusal.message)
-        return status.enclave is not None
 
 
 def _root_directory(paths: EnclavePaths) -> Path:

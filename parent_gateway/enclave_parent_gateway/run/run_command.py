@@ -145,7 +145,9 @@ class RunCommand:
             outputs = plan.inputs.outputs
             place = choose_place(workspace, request.output_dir, mirrored, outputs)
             summary.output_dir = str(place.root / place.prefix)
-            files = OutputFiles(place, outputs, lambda root: SharedTree(root, paths.sync_lock()))
+            # Somebody else's lock cannot be taken, and their mirror is not of this user's folders.
+            lock = None if paths.owner is not None else paths.sync_lock()
+            files = OutputFiles(place, outputs, lambda root: SharedTree(root, lock))
             try:
                 ended = self._exchange(paths, plan, files)
             finally:
@@ -231,6 +233,9 @@ def _written(folder: str, paths: list[str]) -> str:
 
 
 def _mirrored(paths: EnclavePaths) -> Path | None:
+    if paths.owner is not None:
+        # A shared gateway's mirror is its administrator's.
+        return None
     state = read_sync_state(paths.sync_file)
     return Path(state.directory) if state is not None and state.is_running else None
 

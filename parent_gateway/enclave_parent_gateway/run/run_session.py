@@ -57,6 +57,7 @@ _LAUNCH_TIMEOUT_S: Final = 90.0
 _READY_TIMEOUT_S: Final = 30.0
 _ASK_AGAIN_S: Final = 0.2
 _FORGET_TIMEOUT_S: Final = 10.0
+_ADOPTION_S: Final = 2.0
 _PORTION_BYTES: Final = 65536
 _SCHEME: Final = "hmac-sha256"
 
@@ -203,17 +204,18 @@ def open_session(paths: EnclavePaths) -> Iterator[RunSession]:
             finally:
                 session.close()
     finally:
-        _forget(paths, slot)
+        _forget(paths, slot, gateway_went=_is_closed(hold))
         hold.close()
 
 
-def _forget(paths: EnclavePaths, slot: str) -> None:
+def _forget(paths: EnclavePaths, slot: str, *, gateway_went: bool) -> None:
     """Return when the session has ended.
 
-    A gateway that went away may be back soon, and has then found the session again. Without an
-    answer the session ends by itself when the script has ended.
+    A gateway that went away may be back soon, and finds the session again a moment after it
+    answers. Without an answer the session ends by itself when the script has ended.
     """
     deadline = time.monotonic() + _FORGET_TIMEOUT_S
+    answered_at: float | None = None
     while time.monotonic() < deadline:
         try:
             left_s = max(_ASK_AGAIN_S, deadline - time.monotonic())
@@ -221,11 +223,24 @@ def _forget(paths: EnclavePaths, slot: str) -> None:
         except EnclaveNotRunningError:
             if read_state(paths.state_file) is None:
                 return
-            time.sleep(_ASK_AGAIN_S)
         except (EnclaveError, TimeoutError):
             return
         else:
-            return
+            answered_at = answered_at or time.monotonic()
+            if not gateway_went or time.monotonic() - answered_at > _ADOPTION_S:
+                return
+        time.sleep(_ASK_AGAIN_S)
+
+
+def _is_closed(sock: socket.socket) -> bool:
+    """Return whether the other end of a connection is gone, or has answered."""
+    try:
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _launch(paths: EnclavePaths, launch: Launch) -> tuple[Launched, socket.socket]:

@@ -21,13 +21,14 @@ class SharedTree(Tree):
 
     Args:
         root: The folder.
-        sync_lock: Held by `enclave sync`, which relies on the folder that this one is made in.
+        sync_lock: Held by `enclave sync`, which relies on the folder that this one is made in;
+            None: no mirror can be in this root.
 
     Raises:
         TreeError: It cannot be opened or written to.
     """
 
-    def __init__(self, root: Path, sync_lock: FileLock) -> None:
+    def __init__(self, root: Path, sync_lock: FileLock | None) -> None:
         self._own = f"run-{secrets.token_hex(8)}"
         self._sync_lock = sync_lock
         super().__init__(root)
@@ -60,9 +61,10 @@ class SharedTree(Tree):
         with suppress(OSError):
             os.rmdir(f"{TEMPORARY_FOLDER}/{self._own}", dir_fd=self.root)
             # While this is held no mirror begins, which would be left with a removed folder.
-            if self._sync_lock.try_acquire():
+            if self._sync_lock is None or self._sync_lock.try_acquire():
                 try:
                     os.rmdir(TEMPORARY_FOLDER, dir_fd=self.root)
                 finally:
-                    self._sync_lock.release()
+                    if self._sync_lock is not None:
+                        self._sync_lock.release()
         os.close(self.root)
