@@ -1,6 +1,6 @@
 # Every target works alone on a fresh Debian 12 machine: it prepares what it needs.
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test lint bench fuzz setup clean
+.PHONY: help demo lab test test-vm lint bench fuzz setup clean
 
 PYTHON := .venv/bin/python
 SOURCES := protocol kernel parent_gateway encryption infra
@@ -16,6 +16,10 @@ lab: .venv/.ready ## The same, with the notebook open in JupyterLab; Ctrl-C ends
 
 test: .venv/.ready ## Run the test suite; PYTEST="-k name -x" passes options on
 	@$(PYTHON) -m pytest $(PYTEST)
+
+test-vm: .venv/.ready ## Run the tests in a virtual machine: a real image, real vsock (QEMU, no KVM)
+	@.ci/image-tools && .ci/vm-tools
+	@$(PYTHON) -m pytest -m vm --timeout 900 tests/vm $(PYTEST)
 
 lint: .venv/.ready ## Check style, types and the import rules
 	.venv/bin/ruff check .

@@ -52,7 +52,7 @@ from enclave_parent_gateway.last_word import KernelVoice, enclave_ended_text
 from enclave_parent_gateway.metrics_server import MetricsServer
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_parent_gateway.service_manager import say_ready
-from enclave_parent_gateway.slot_hold import hold_until_hung_up
+from enclave_parent_gateway.slot_hold import hold_slot
 from enclave_parent_gateway.supervisor_requests import SupervisorRequests
 from enclave_parent_gateway.sync.sync_state import folder_in_workspace
 from enclave_parent_gateway.traffic import Traffic
@@ -119,7 +119,9 @@ class Gateway:
         self._callers = Callers(paths)
         self._lost_text = enclave_ended_text(backend, shared=self._callers.shared)
         self._requests = SupervisorRequests(paths, self._backend)
-        self._egress = EgressService(paths, endpoint, addresses or AddressPolicy())
+        self._egress = EgressService(
+            paths, endpoint, addresses or AddressPolicy(), self._backend.own_destination(paths)
+        )
         self._check = EnclaveCheck(paths, backend)
         self._key = gateway_key(paths)
         self._control = ControlStream(
@@ -278,7 +280,7 @@ class Gateway:
                 return Done()
             case HoldSlot(slot):
                 self._callers.claim(slot, uid)
-                return await hold_until_hung_up(self._done, lambda: self._start(self._forget(slot)))
+                return await hold_slot(self._done, lambda: self._start(self._forget(slot)))
             case KeepRunning(idle_timeout_s):
                 self._idle_timeout_s = idle_timeout_s
                 return Done()
@@ -472,7 +474,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m enclave_parent_gateway.gateway")
     parser.add_argument("--runtime-dir", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
-    parser.add_argument("--endpoint", required=True, help="unix:PATH or vsock:CID:PORT")
+    parser.add_argument("--endpoint", required=True, help="as transport.connect takes it")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--idle-timeout", type=float, default=0.0, help="seconds, 0: never")
     parser.add_argument(

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from enclave_protocol.messages import Done
 
-__all__ = ["hold_until_hung_up"]
+__all__ = ["hold_slot"]
 
 
-async def hold_until_hung_up(gateway_ends: asyncio.Event, forget: Callable[[], object]) -> Done:
+async def hold_slot(gateway_ends: asyncio.Event, forget: Callable[[], object]) -> Done:
     """Wait; when this is cancelled, for the client hung up, have the slot forgotten.
 
     Args:

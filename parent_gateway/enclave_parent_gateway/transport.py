@@ -7,9 +7,9 @@ import os
 import re
 import socket
 import ssl
-from typing import cast
 
 from enclave_parent_gateway.errors import TransportError
+from enclave_parent_gateway.hybrid_vsock import connect_hybrid
 from enclave_parent_gateway.runtime_dir import MAX_SOCKET_PATH_BYTES
 from enclave_protocol.vsock_socket import capped
 
@@ -19,40 +19,54 @@ CONNECT_TIMEOUT_S = 5.0
 """Connecting never leaves the machine: longer means that nobody accepts."""
 
 _VSOCK = re.compile(r"vsock:([0-9]{1,10}):([0-9]{1,10})")
+_HYBRID = re.compile(r"hybrid:([0-9]{1,10}):(/.+)", re.DOTALL)
 
 
 def connect(endpoint: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
     """Return a connected, blocking stream socket; one of AF_VSOCK never writes over 32 KiB.
 
     Args:
-        endpoint: `unix:PATH` or `vsock:CID:PORT`.
+        endpoint: `unix:PATH`, `vsock:CID:PORT`, or `hybrid:PORT:PATH` for a port of the virtual
+            machine whose vsock device has that Unix socket.
         timeout_s: Seconds to wait for a connection.
 
     Raises:
-        TransportError: The endpoint is neither, or nothing listens there.
+        TransportError: The endpoint is none of them, or nothing listens there.
     """
-    if endpoint.startswith("unix:"):
-        address: str | tuple[int, int] = endpoint.removeprefix("unix:")
-        if len(os.fsencode(cast(str, address))) > MAX_SOCKET_PATH_BYTES:
-            raise TransportError(
-                f"a Unix socket's path has at most {MAX_SOCKET_PATH_BYTES} bytes: {address}"
-            )
-        family = socket.AF_UNIX
-    elif match := _VSOCK.fullmatch(endpoint):
-        family = socket.AF_VSOCK
-        address = (int(match[1]), int(match[2]))
-    else:
-        raise TransportError(f"{endpoint!r} is not an endpoint; write unix:PATH or vsock:CID:PORT")
+    try:
+        if endpoint.startswith("unix:"):
+            path = _checked_path(endpoint.removeprefix("unix:"))
+            return _connected(socket.AF_UNIX, path, timeout_s)
+        if match := _VSOCK.fullmatch(endpoint):
+            return _connected(socket.AF_VSOCK, (int(match[1]), int(match[2])), timeout_s)
+        if match := _HYBRID.fullmatch(endpoint):
+            return connect_hybrid(_checked_path(match[2]), int(match[1]), timeout_s=timeout_s)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TransportError(f"nothing answers at {endpoint}: {reason}") from error
+    raise TransportError(
+        f"{endpoint!r} is not an endpoint; write unix:PATH, vsock:CID:PORT or hybrid:PORT:PATH"
+    )
+
+
+def _connected(family: int, address: str | tuple[int, int], timeout_s: float) -> socket.socket:
     sock = capped(socket.socket(family, socket.SOCK_STREAM))
     try:
         sock.settimeout(timeout_s)
         sock.connect(address)
         sock.settimeout(None)
-    except (OSError, OverflowError) as error:
+    except BaseException:
         sock.close()
-        reason = getattr(error, "strerror", None) or str(error)
-        raise TransportError(f"nothing answers at {endpoint}: {reason}") from error
+        raise
     return sock
+
+
+def _checked_path(path: str) -> str:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        raise TransportError(
+            f"a Unix socket's path has at most {MAX_SOCKET_PATH_BYTES} bytes: {path}"
+        )
+    return path
 
 
 def tls_context() -> ssl.SSLContext:

@@ -1,6 +1,5 @@
 """docs/runbook.md: its commands are ones that the templates and our commands understand."""
 
-import configparser
 import re
 import shlex
 import subprocess
@@ -80,20 +79,25 @@ def test_parameters_and_outputs_named_in_the_text_exist() -> None:
 
 
 def test_options_of_our_commands_exist() -> None:
-    uses = re.findall(r"\.venv/bin/(enclave-owner) ([a-z-]+)([^\n`|]*)", _TEXT)
-    assert {command for _, command, _ in uses} == {"encrypt", "key-policy", "try"}
+    uses = re.findall(r"\.venv/bin/(enclave-(?:owner|image)) ([a-z-]+)([^\n`|]*)", _TEXT)
+    assert {(program, command) for program, command, _ in uses} == {
+        *(("enclave-owner", command) for command in ("encrypt", "key-policy", "try")),
+        *(("enclave-image", command) for command in ("build", "describe", "compare")),
+    }
+    modules = {"enclave-owner": "enclave_encryption", "enclave-image": "enclave_infra.image"}
     help_texts = {
-        command: subprocess.run(
-            [sys.executable, "-m", "enclave_encryption", command, "--help"],
+        (program, command): subprocess.run(
+            [sys.executable, "-m", modules[program], command, "--help"],
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        for _, command, _ in uses
+        for program, command, _ in uses
     }
-    for _, command, rest in uses:
+    for program, command, rest in uses:
         for option in re.findall(r"(?<!\S)--?[a-z][a-z0-9-]*", rest):
-            assert re.search(rf"(?<!\S){re.escape(option)}\b", help_texts[command]), option
+            shown = help_texts[program, command]
+            assert re.search(rf"(?<!\S){re.escape(option)}\b", shown), option
 
 
 @pytest.mark.parametrize("page", ["runbook.md", "aws.md"])
@@ -103,14 +107,16 @@ def test_links(page: str) -> None:
         assert (ROOT / "docs" / target).exists(), target
 
 
+def test_the_virtual_machine_is_shown() -> None:
+    assert "enclave up --backend qemu --image" in _TEXT
+    tools = [word for line in _COMMANDS for word in line.split() if word.startswith(".ci/")]
+    assert tools and all((ROOT / tool).is_file() for tool in tools)
+
+
 def test_what_does_not_exist_is_marked() -> None:
     """As soon as one of these exists, this test asks for the page to be brought up to date."""
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    commands = config["options.entry_points"]["console_scripts"]
-    assert "enclave-image" not in commands
-    assert not list((ROOT / "parent_gateway").rglob("backends/qemu.py"))
-    assert _TEXT.count("**Not built yet") == 2
+    assert not list((ROOT / "infra" / "cloudformation").glob("*image*"))
+    assert _TEXT.count("**Not built yet") == 1
 
 
 def test_the_services_are_those_of_the_repository() -> None:

@@ -112,6 +112,7 @@ async def proxy_server(
     limits: EgressLimits | None = None,
     kernel: str | None = "ab-cd",
     allow_everything: bool = False,
+    own: Destination | None = None,
 ) -> AsyncIterator[ProxyServer]:
     """Run a proxy with these rules; `ProxyServer.rules` can be changed."""
     current = list(rules)
@@ -131,6 +132,7 @@ async def proxy_server(
         resolve=resolve or system,
         log=ConnectionLog(log_path),
         suggest=suggest,
+        own=own,
         limits=limits,
     )
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)

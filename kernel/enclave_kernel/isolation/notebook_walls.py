@@ -23,6 +23,7 @@ from enclave_kernel.isolation.notebook_root import (
     enter_notebook_root,
 )
 from enclave_kernel.isolation.privileges import (
+    be_killable,
     become_user,
     bound_capabilities,
     forbid_new_privileges,
@@ -103,6 +104,7 @@ def put_up_notebook_walls(spec: WallsSpec) -> NotebookWalls:
     left = unshare(_HOSTNAME, own_pids=True)
     raise_loopback()
     # 2. Keys and capabilities, while there is one that may say so.
+    be_killable()
     leave_session_keyring()
     bound_capabilities()
     # 3. What it sees.

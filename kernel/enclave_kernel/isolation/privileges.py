@@ -9,12 +9,14 @@ import ctypes
 import errno
 import os
 import resource
+from pathlib import Path
 from typing import Final
 
 from enclave_kernel.isolation.kernel_calls import LIBC, LockdownError, prctl, system_call
 from enclave_kernel.isolation.seccomp import ARCHITECTURES
 
 __all__ = [
+    "be_killable",
     "become_user",
     "become_user_with",
     "bound_capabilities",
@@ -93,6 +95,22 @@ def leave_session_keyring() -> None:
         # A kernel without keys has none to share.
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.ENOSYS:
             raise
+
+
+def be_killable(path: Path = Path("/proc/self/oom_score_adj")) -> None:
+    """Take back what an image's supervisor has: that the kernel never kills it for memory.
+
+    While the capability is there: so the lowest value that the process, and whatever it forks, may
+    ever set again is ours. Before another /proc is mounted, in which it may not be.
+
+    Raises:
+        LockdownError: The kernel refuses.
+    """
+    try:
+        if int(path.read_text()) < 0:
+            path.write_text("0")
+    except OSError as error:
+        raise LockdownError(f"the process cannot be made killable for memory: {error}") from error
 
 
 def _drop_bounding_set() -> None:

@@ -95,6 +95,11 @@ class SupervisorOptions:
     hidden: tuple[Path, ...] = ()
     development: bool = False
 
+    @property
+    def own_machine(self) -> bool:
+        """Whether the enclave is a machine of its own, and not processes of the parent's."""
+        return self.listen.startswith("vsock:")
+
 
 class Supervisor:
     """The enclave's root process.
@@ -175,7 +180,7 @@ class Supervisor:
             uid=number,
             gid=number,
             # In an enclave the parent must not choose what of it a notebook may write to.
-            use_folder=self._options.development,
+            use_folder=self._options.development and not self._options.own_machine,
             hidden=(str(self._options.runtime_dir), *map(str, self._options.hidden)),
             code=code_folders(),
             memory_limit=self._options.kernel_memory_bytes,
@@ -229,7 +234,7 @@ class Supervisor:
     @contextlib.asynccontextmanager
     async def _way_to_kms(self) -> AsyncIterator[str | None]:
         """Yield the proxy to use; None: KMS is a process of this machine (development)."""
-        if self._options.kms_endpoint_url is not None:
+        if self._options.kms_endpoint_url is not None and not self._options.own_machine:
             yield None
             return
         async with self._egress.own_proxy() as url:

@@ -15,6 +15,7 @@ from typing import Final
 from enclave_kernel.isolation.kernel_calls import LockdownError, prctl
 from enclave_kernel.isolation.namespaces import unshare
 from enclave_kernel.isolation.privileges import (
+    be_killable,
     become_user,
     bound_capabilities,
     forbid_new_privileges,
@@ -152,6 +153,7 @@ def _lock_down_as_root(spec: LockdownSpec, uid: int, expected: Expected) -> Wall
 
     # 4. Namespaces, and keys: those of a session survive fork and change of user.
     expected = expected.with_namespaces(unshare(_HOSTNAME))
+    be_killable()
     leave_session_keyring()
     # 5. What bounds all capabilities, while there is one that may say so.
     bound_capabilities()

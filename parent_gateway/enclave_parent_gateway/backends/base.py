@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from enclave_parent_gateway.egress.destination import Destination
 from enclave_parent_gateway.enclave_state import EnclaveState
 from enclave_parent_gateway.errors import EnclaveStartError
 from enclave_parent_gateway.interrupts import DeferredInterrupts
@@ -16,7 +17,7 @@ __all__ = ["BACKENDS", "Backend", "Machine", "Progress", "is_confidential", "loa
 Progress = Callable[[str], None]
 """Told what is being done now, a few words."""
 
-BACKENDS = ("local", "nitro")
+BACKENDS = ("local", "qemu", "nitro")
 """The backends there are, the default one first."""
 
 
@@ -95,6 +96,9 @@ class Backend(Protocol):
             CredentialsError: There are none.
         """
 
+    def own_destination(self, paths: EnclavePaths) -> Destination | None:
+        """Return where the enclave itself may connect besides what is allowed; None: nowhere."""
+
 
 def load_backend(name: str) -> Backend:
     """Return the backend called `name`.
@@ -106,6 +110,10 @@ def load_backend(name: str) -> Backend:
         from enclave_parent_gateway.backends.local import LocalBackend
 
         return LocalBackend()
+    if name == "qemu":
+        from enclave_parent_gateway.backends.qemu import QemuBackend
+
+        return QemuBackend()
     if name == "nitro":
         from enclave_parent_gateway.backends.nitro import NitroBackend
 

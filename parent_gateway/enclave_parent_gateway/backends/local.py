@@ -7,8 +7,6 @@ import importlib.util
 import os
 import re
 import shutil
-import socket
-import ssl
 import stat
 import sys
 import tempfile
@@ -21,7 +19,14 @@ import msgspec
 from enclave_parent_gateway.backends.base import Machine, Progress
 from enclave_parent_gateway.backends.daemon import Daemon
 from enclave_parent_gateway.backends.gateway_daemon import spawn_gateway, wait_answer
-from enclave_parent_gateway.credentials import CredentialsError, default_credentials
+from enclave_parent_gateway.backends.stand_ins import (
+    cloud_arguments,
+    cloud_credentials,
+    free_port,
+    local_root,
+    root_directory,
+)
+from enclave_parent_gateway.egress.destination import Destination
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state, write_state
 from enclave_parent_gateway.errors import EnclaveStartError
 from enclave_parent_gateway.interrupts import DeferredInterrupts
@@ -34,15 +39,10 @@ __all__ = ["LocalBackend"]
 _START_TIMEOUT_S = 60.0
 """A start takes 1 to 2 s on an idle machine."""
 _GRACE_S = 5.0
-_CLOUD_TIMEOUT_S = 10.0
-"""The local cloud starts in 1 to 2 s, in parallel with the first kernel."""
 _PASSED_ON = ("PATH", "LANG", "TZ", "HOME")
 """All of this user's environment that enters the enclave's processes."""
 _MEASURED = ("enclave_kernel", "enclave_protocol")
 _NOBODY = ProcessIdentity(0, -1)
-_ROOT_CERTIFICATE = "root.pem"
-"""Written by the software NSM beside its root key."""
-_MAX_PEM_BYTES = 64 * 1024
 _PARTS = ("supervisor", "nsm", "cloud")
 _PASSABLE = 0o711
 _MADE_FOR_ROOT = re.compile(r"(/[^/]+)*/enclave-[a-z0-9_]{8}")
@@ -129,51 +129,19 @@ class LocalBackend:
         Raises:
             EnclaveStartError: It was not made yet, or cannot be read.
         """
-        path = _root_directory(paths) / _ROOT_CERTIFICATE
-        try:
-            with path.open("rb") as file:
-                return ssl.PEM_cert_to_DER_cert(file.read(_MAX_PEM_BYTES).decode("ascii"))
-        except (OSError, ValueError) as error:
-            raise EnclaveStartError(
-                f"the local root's certificate {path} cannot be read ({error}); type: "
-                "enclave down && enclave up"
-            ) from error
+        return local_root(paths)
 
     def credentials(self, paths: EnclavePaths) -> Credentials:
         """Return the local cloud's identity for the parent; the default chain's without an enclave.
 
-        In this order, unlike on AWS: the local cloud takes no identities but its own two, and a
-        developer's real ones have no business there.
-
         Raises:
             CredentialsError: The local cloud has ended or does not come up, or there are none.
         """
-        state = read_state(paths.state_file)
-        cloud = state.processes.get("cloud") if state is not None else None
-        if cloud is None:
-            return default_credentials()
-        deadline = time.monotonic() + _CLOUD_TIMEOUT_S
-        while cloud.is_running() and time.monotonic() < deadline:
-            line, newline, _ = (paths.runtime / "cloud.ready").read_bytes().partition(b"\n")
-            if newline:
-                identity = msgspec.json.decode(line, type=_CloudReady)
-                return Credentials(identity.host.access_key_id, identity.host.secret_access_key)
-            time.sleep(0.05)
-        raise CredentialsError(
-            "the local cloud, which stands in for KMS, does not run; type: enclave down && "
-            "enclave up"
-        )
+        return cloud_credentials(paths)
 
-
-class _Identity(msgspec.Struct, frozen=True):
-    access_key_id: str
-    secret_access_key: str
-
-
-class _CloudReady(msgspec.Struct, frozen=True):
-    """What of the local cloud's ready line is needed here: its identity for the parent."""
-
-    host: _Identity
+    def own_destination(self, paths: EnclavePaths) -> Destination | None:  # noqa: ARG002
+        """Return None: what stands in for KMS is a process of the same machine."""
+        return None
 
 
 class _Start:
@@ -190,7 +158,7 @@ class _Start:
         self._progress = progress
         self._interrupts = interrupts
         self._deadline = time.monotonic() + _START_TIMEOUT_S
-        self._port = _free_port()
+        self._port = free_port()
         self.state = state or EnclaveState(
             "local",
             time.time(),
@@ -204,7 +172,7 @@ class _Start:
         """Start everything; return when kernels can be launched, or when all of it is ready."""
         paths = self._paths
         paths.make_durable()
-        root_dir = _root_directory(paths)
+        root_dir = root_directory(paths)
         self._progress("starting the software NSM")
         nsm = self._spawn(
             "nsm",
@@ -229,8 +197,7 @@ class _Start:
         cloud = self._spawn(
             "cloud",
             "enclave_infra.local_cloud",
-            *("--root-cert", ready.get("root_certificate", "")),
-            *("--state-dir", str(_own(paths.durable / "cloud")), "--port", str(self._port)),
+            *cloud_arguments(paths, self._port),
         )
         self.wait_answer([nsm, supervisor, gateway])
         if wait_for_all:
@@ -258,10 +225,6 @@ class _Start:
         return daemon
 
 
-def _root_directory(paths: EnclavePaths) -> Path:
-    return paths.durable / "root"
-
-
 def _folder(package: str) -> Path:
     """Return the directory of a package without importing it."""
     spec = importlib.util.find_spec(package)
@@ -271,14 +234,6 @@ def _folder(package: str) -> Path:
             f"the package {package} is not installed; type: pip install 'enclave-kernel[enclave]'"
         )
     return Path(next(iter(locations)))
-
-
-def _free_port() -> int:
-    """Return a TCP port that is free now, so that the supervisor need not wait for its user."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _enclave_directory(paths: EnclavePaths) -> Path:

@@ -28,6 +28,7 @@ from enclave_parent_gateway.backends.nitro_cli import (
     terminate_enclave,
 )
 from enclave_parent_gateway.credentials import default_credentials
+from enclave_parent_gateway.egress.destination import Destination
 from enclave_parent_gateway.enclave_state import (
     EnclaveState,
     MachineState,
@@ -165,6 +166,10 @@ class NitroBackend:
             CredentialsError: There are none.
         """
         return default_credentials()
+
+    def own_destination(self, paths: EnclavePaths) -> Destination | None:  # noqa: ARG002
+        """Return None: KMS is allowed by name."""
+        return None
 
 
 class _Start:

@@ -117,6 +117,8 @@ class EgressProxy:
         resolve: Names to addresses.
         log: Told of every connection.
         suggest: Returns what to allow so that a destination is, for a message.
+        own: Where the enclave itself, and no notebook, may connect besides, whatever its address:
+            what stands in for KMS on this machine, in development. Only a backend names it.
         limits: Of time and number.
     """
 
@@ -128,6 +130,7 @@ class EgressProxy:
         resolve: Resolve,
         log: ConnectionLog,
         suggest: Callable[[Destination], Awaitable[str]],
+        own: Destination | None = None,
         limits: EgressLimits | None = None,
     ) -> None:
         self._allowlist = allowlist
@@ -135,6 +138,7 @@ class EgressProxy:
         self._resolve = resolve
         self._log = log
         self._suggest = suggest
+        self._own = own
         self._limits = limits or EgressLimits()
         self._open: set[_Connection] = set()
         self._counts = EgressCounts()
@@ -161,11 +165,15 @@ class EgressProxy:
             allowed = Allowlist(())
         for connection in self._open:
             destination = connection.destination
-            if destination is None:
+            if destination is None or self._is_own(connection):
                 continue
             private = allowed.private_networks(destination)
             if not allowed.allows(destination) or not set(connection.private) <= set(private):
                 self._cut(connection, "it is not allowed any more")
+
+    def _is_own(self, connection: _Connection) -> bool:
+        """Return whether the enclave itself goes where only it may."""
+        return connection.kernel is None and connection.destination == self._own is not None
 
     def _cut(self, connection: _Connection, reason: str) -> None:
         if connection.cut is None and connection.task is not None:
@@ -208,8 +216,12 @@ class EgressProxy:
         self._check_room(connection)  # 1
         request, early = await self._read_request(sock)  # 2
         connection.destination = request.destination
-        connection.private = await self._check_allowed(request.destination)  # 3
-        addresses = await self._addresses_of(request.destination, connection.private)  # 4, 5
+        literal = request.destination.address
+        if self._is_own(connection) and literal is not None:
+            addresses: tuple[Address, ...] = (literal,)
+        else:
+            connection.private = await self._check_allowed(request.destination)  # 3
+            addresses = await self._addresses_of(request.destination, connection.private)  # 4, 5
         upstream = await self._connect(addresses, request.destination.port, connection)  # 6
         self._counts.allowed += 1
         self._note(connection, "opened", None)

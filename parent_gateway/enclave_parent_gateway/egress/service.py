@@ -58,9 +58,16 @@ class EgressService:
         paths: Of the enclave.
         endpoint: The supervisor's, as in `transport.connect`.
         addresses: What the proxy may connect to.
+        own: As in `EgressProxy`.
     """
 
-    def __init__(self, paths: EnclavePaths, endpoint: str, addresses: AddressPolicy) -> None:
+    def __init__(
+        self,
+        paths: EnclavePaths,
+        endpoint: str,
+        addresses: AddressPolicy,
+        own: Destination | None = None,
+    ) -> None:
         self._paths = paths
         self._endpoint = endpoint
         self._file = AllowlistFile(paths.durable)
@@ -72,6 +79,7 @@ class EgressService:
             resolve=self._resolver,
             log=ConnectionLog(paths.egress_log),
             suggest=self._suggest,
+            own=own,
         )
         self._package_index: asyncio.Future[Rule] | None = None
         self._streams: set[asyncio.Task[None]] = set()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from enclave_parent_gateway.egress.destination import Destination
 from enclave_parent_gateway.egress.proxy import EgressLimits
 from tests.support.certificates import self_signed
 from tests.support.egress import (
@@ -342,3 +343,28 @@ async def test_names_are_resolved_off_the_loop(
         writer.close()
         answer = await waiting
         assert answer.startswith(b"HTTP/1.1 502 ") and b"is not known" in answer
+
+
+async def test_what_the_enclave_alone_may_reach(tmp_path: Path) -> None:
+    """A stand-in for KMS on this machine: neither a notebook gets there, nor anybody further."""
+    async with server(echo) as port, server(echo) as other:
+        own = Destination("127.0.0.1", port)
+        async with proxy_server(tmp_path, "kms", kernel=None, own=own) as proxy:
+            status, reader, writer = await proxy.connect(f"127.0.0.1:{port}")
+            assert status == b"HTTP/1.1 200 Connection established"
+            # A change of the rules does not concern it.
+            proxy.proxy.end_what_is_not_allowed()
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            writer.close()
+            status, _, writer = await proxy.connect(f"127.0.0.1:{other}")
+            assert status.startswith(b"HTTP/1.1 403 ")
+            writer.close()
+        async with proxy_server(tmp_path, "kms", kernel="ab-cd", own=own) as proxy:
+            status, _, writer = await proxy.connect(f"127.0.0.1:{port}")
+            assert status.startswith(b"HTTP/1.1 403 ")
+            writer.close()
+        async with proxy_server(tmp_path, "kms", kernel=None) as proxy:
+            status, _, writer = await proxy.connect(f"127.0.0.1:{port}")
+            assert status.startswith(b"HTTP/1.1 403 ")
+            writer.close()

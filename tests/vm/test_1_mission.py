@@ -1,0 +1,121 @@
+"""The mission in a virtual machine: the real image, booted, over real vsock."""
+
+import base64
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from enclave_protocol.eif import measure_eif
+from tests.support.enclave_home import kernel, run_code
+from tests.support.grader_package import publish_grader
+from tests.support.notebook_cells import run_cell
+from tests.support.package_owner import PackageOwner
+from tests.support.vm_home import VmHome
+
+pytestmark = pytest.mark.vm
+
+
+def test_the_image_that_was_given_is_up(vm: VmHome) -> None:
+    status = vm.status()
+    with vm.image.open("rb") as file:
+        pcr0 = measure_eif(file)[0].hex()
+    assert (status["state"], status["backend"], status["confidential"]) == ("up", "qemu", False)
+    assert status["pcrs"]["0"] == pcr0
+    attested = vm.run("attest", "--json")
+    assert attested.returncode == 0, attested.stderr
+    assert msgspec.json.decode(attested.stdout)["expected_pcrs"] == {"0": [pcr0]}
+    assert "NOT CONFIDENTIAL (qemu backend)" in vm.run("status").stdout
+
+
+def test_the_walls_of_vaults_and_notebooks_stand(vm: VmHome) -> None:
+    with kernel() as (_, client):
+        assert run_code(client, "import os; print(os.uname().release != '')").strip() == "True"
+    isolation = vm.status()["isolation"]
+    assert "vault: system call allow-list" in isolation
+    assert "notebook: system call deny-list" in isolation
+    assert "vault: cpu, memory, pids control group" in isolation
+    assert not [line for line in isolation if "no boundary" in line]
+
+
+def test_up_again_is_harmless(vm: VmHome) -> None:
+    before = vm.status()["pids"]
+    again = vm.up()
+    assert again.returncode == 0, again.stderr
+    assert "was up already" in again.stdout
+    assert vm.status()["pids"] == before
+
+
+def test_a_notebook_uses_an_encrypted_package(
+    project: Path, owner: PackageOwner, key_arn: str
+) -> None:
+    """nbconvert in a mirrored folder; the key comes through attestation, the proxy and KMS."""
+    publish_grader(owner, key_arn, project / "grader.encrypted")
+    cells = [
+        "import numpy as np\n%load_encrypted grader.encrypted",
+        "print(grader.Grader(0.5).grade(np.array([[1.0, 0, 0], [0, 1, 1]])))",
+        "open('result.txt', 'w').write(str(grader.mean([1, 2, 3])))",
+    ]
+    (project / "use.ipynb").write_text(_notebook(*cells))
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace"]
+    done = subprocess.run(
+        [*command, str(project / "use.ipynb")], capture_output=True, text=True, timeout=170
+    )
+    assert done.returncode == 0, done.stderr
+    executed = json.loads((project / "use.ipynb").read_text())
+    outputs = [output for cell in executed["cells"] for output in cell["outputs"]]
+    printed = "".join("".join(output.get("text", "")) for output in outputs)
+    assert "Loaded grader 1.4" in printed
+    assert "[1.5 5.5]" in printed
+    assert (project / "result.txt").read_text() == "2.0"
+
+
+def _notebook(*sources: str) -> str:
+    cells: list[dict[str, object]] = [
+        {
+            "cell_type": "code",
+            "id": f"cell-{number}",
+            "metadata": {},
+            "source": source,
+            "outputs": [],
+            "execution_count": None,
+        }
+        for number, source in enumerate(sources)
+    ]
+    kernelspec = {"name": "enclave", "display_name": "enclave", "language": "python"}
+    metadata = {"kernelspec": kernelspec}
+    return json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
+
+
+def test_another_image_gets_no_key(project: Path, owner: PackageOwner) -> None:
+    other = owner.new_key("0b" * 48)
+    publish_grader(owner, other, project / "other.encrypted")
+    with kernel(cwd=str(project)) as (_, client):
+        error = run_cell(client, "%load_encrypted other.encrypted", 60).error
+    assert error is not None and "PCR0" in error.value, error
+
+
+def test_bytes_survive_the_way(vm: VmHome) -> None:
+    """Large messages in both directions over vsock, which is said to corrupt large packets."""
+    with kernel() as (_, client):
+        code = "import hashlib, os, base64\ndata = os.urandom(6_000_000)\n"
+        code += "print(base64.b64encode(data).decode())\nprint(hashlib.sha256(data).hexdigest())"
+        text, digest = run_code(client, code, 120).split()
+        raw = base64.b64decode(text)
+        assert hashlib.sha256(raw).hexdigest() == digest
+        there = f"text = {text[:4_000_000]!r}\nprint(hashlib.sha256(text.encode()).hexdigest())"
+        expected = hashlib.sha256(text[:4_000_000].encode()).hexdigest()
+        assert run_code(client, there, 120).strip() == expected
+
+
+def test_a_kernel_restarts(vm: VmHome) -> None:
+    with kernel() as (manager, client):
+        assert run_code(client, "x = 1; print(x)").strip() == "1"
+        for _ in range(2):
+            manager.restart_kernel(now=True)
+            client.wait_for_ready(timeout=60)
+            assert run_code(client, "print('x' in globals())").strip() == "False"
