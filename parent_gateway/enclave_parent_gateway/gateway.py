@@ -119,9 +119,8 @@ class Gateway:
         self._callers = Callers(paths)
         self._lost_text = enclave_ended_text(backend, shared=self._callers.shared)
         self._requests = SupervisorRequests(paths, self._backend)
-        self._egress = EgressService(
-            paths, endpoint, addresses or AddressPolicy(), self._backend.own_destination(paths)
-        )
+        own = self._backend.own_destination(paths)
+        self._egress = EgressService(paths, endpoint, addresses or AddressPolicy(), own)
         self._check = EnclaveCheck(paths, backend)
         self._key = gateway_key(paths)
         self._control = ControlStream(
@@ -400,8 +399,7 @@ class Gateway:
     async def _forget(self, name: str) -> None:
         slot = self._slots.get(name)
         if slot is None:
-            # Held or claimed, and never launched.
-            return self._callers.release(name)
+            return self._callers.release(name)  # held, and never launched
         async with slot.lock:
             await self._kill(slot)
             self._discard(slot)
