@@ -104,8 +104,8 @@ def _down(home: VmHome) -> None:
     assert home.processes() == {}
     left = {str(path.relative_to(home.runtime)) for path in home.runtime.rglob("*")}
     kept = {path for path in left if path.split("/")[0] in ("state", "log")}
-    # The gateway's key is this boot's, not this enclave's.
-    assert left - kept <= {"k", "lock", "starter.lock", "gateway.key"}
+    # Locks, and a gateway key of this boot, not of this enclave.
+    assert left - kept <= {"k", "lock", "starter.lock", "sync.lock", "gateway.key"}
     assert not [path for path in left if ".sock" in path or "eif" in path]
 
 
