@@ -18,6 +18,13 @@ from tests.support.package_owner import PackageOwner, write_package
 from tests.support.vm_home import VmHome
 
 pytestmark = pytest.mark.vm
+_MANIFEST = """
+[package]
+name = "application"
+version = "1.0"
+[scripts]
+classify = { file = "ml_algorithm.py", output = "text" }
+"""
 _SCRIPT = """
 import argparse, os, sys
 parser = argparse.ArgumentParser()
@@ -25,6 +32,7 @@ for option in ("-m", "-d", "-o"):
     parser.add_argument(option)
 options = parser.parse_args()
 factor = int(open(options.m).read())
+os.makedirs(options.o, exist_ok=True)
 for name in os.listdir(options.d):
     with open(os.path.join(options.o, name + ".out"), "w") as out:
         out.write(str(int(open(os.path.join(options.d, name)).read()) * factor))
@@ -107,7 +115,8 @@ def test_a_script_runs_from_the_command_line(
     vm: VmHome, project: Path, owner: PackageOwner, key_arn: str, tmp_path: Path
 ) -> None:
     """The AWS sample's command line, in the mirrored folder."""
-    source = write_package(tmp_path / "application", {"ml_algorithm.py": _SCRIPT, "model.txt": "3"})
+    files = {"enclave.toml": _MANIFEST, "ml_algorithm.py": _SCRIPT, "model.txt": "3"}
+    source = write_package(tmp_path / "application", files)
     owner.encrypt(source, key_arn, project / "application.encrypted")
     (project / "dataset").mkdir()
     (project / "dataset" / "a").write_text("14")
