@@ -14,10 +14,30 @@ from enclave_protocol.eif import measure_eif
 from tests.support.enclave_home import kernel, run_code
 from tests.support.grader_package import publish_grader
 from tests.support.notebook_cells import run_cell
-from tests.support.package_owner import PackageOwner
+from tests.support.package_owner import PackageOwner, write_package
 from tests.support.vm_home import VmHome
 
 pytestmark = pytest.mark.vm
+_MANIFEST = """
+[package]
+name = "application"
+version = "1.0"
+[scripts]
+classify = { file = "ml_algorithm.py", output = "text" }
+"""
+_SCRIPT = """
+import argparse, os, sys
+parser = argparse.ArgumentParser()
+for option in ("-m", "-d", "-o"):
+    parser.add_argument(option)
+options = parser.parse_args()
+factor = int(open(options.m).read())
+os.makedirs(options.o, exist_ok=True)
+for name in os.listdir(options.d):
+    with open(os.path.join(options.o, name + ".out"), "w") as out:
+        out.write(str(int(open(os.path.join(options.d, name)).read()) * factor))
+sys.exit(7)
+"""
 
 
 def test_the_image_that_was_given_is_up(vm: VmHome) -> None:
@@ -89,6 +109,29 @@ def _notebook(*sources: str) -> str:
     kernelspec = {"name": "enclave", "display_name": "enclave", "language": "python"}
     metadata = {"kernelspec": kernelspec}
     return json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
+
+
+def test_a_script_runs_from_the_command_line(
+    vm: VmHome, project: Path, owner: PackageOwner, key_arn: str, tmp_path: Path
+) -> None:
+    """The AWS sample's command line, in the mirrored folder."""
+    files = {"enclave.toml": _MANIFEST, "ml_algorithm.py": _SCRIPT, "model.txt": "3"}
+    source = write_package(tmp_path / "application", files)
+    owner.encrypt(source, key_arn, project / "application.encrypted")
+    (project / "dataset").mkdir()
+    (project / "dataset" / "a").write_text("14")
+    command = ["run", "-f", "application.encrypted", "-s", "ml_algorithm.py"]
+    command += ["-a", "-m model.txt -d /dataset/ -o /output/"]
+    done = subprocess.run(
+        vm.command(*command),
+        cwd=project,
+        env=vm.environ,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 7, done.stderr
+    assert (project / "output" / "a.out").read_text() == "42"
 
 
 def test_another_image_gets_no_key(project: Path, owner: PackageOwner) -> None:
