@@ -26,8 +26,8 @@ def _cfn_lint(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_there_are_templates() -> None:
     assert [
-        *("encryptor-pipeline.yaml", "owner-key.yaml", "parent-instance.yaml"),
-        "sharing-bucket.yaml",
+        *("encryptor-pipeline.yaml", "image-pipeline.yaml", "owner-key.yaml"),
+        *("parent-instance.yaml", "sharing-bucket.yaml"),
     ] == _NAMES
 
 

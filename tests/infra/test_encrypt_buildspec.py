@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,23 +21,21 @@ from botocore.config import Config
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from enclave_infra.local_cloud.identities import REGION
-from enclave_infra.tools_bundle import write_bundle
 from enclave_protocol.kms_cms import decrypt_cms
 from enclave_protocol.messages import Credentials
 from enclave_protocol.package_reader import read_header
 from tests.support.attestation_documents import PCR0, DocumentMaker, make_documents
 from tests.support.buildspec_run import BuildspecRun, run_phase
+from tests.support.codebuild_container import codebuild_environment, unpacked_tools
 from tests.support.deployed_stack import moto_account
 from tests.support.kms_keys import error_code, root_file, spki
 from tests.support.local_services import (
     HOST_CREDENTIALS,
     HOST_ROLE_ARN,
-    OWNER_CREDENTIALS,
     OWNER_ROLE_ARN,
     LocalCloudProcess,
     local_cloud,
 )
-from tests.support.wheelhouse import fill_wheelhouse
 
 _OWNER, _HOST = (arn.split(":")[4] for arn in (OWNER_ROLE_ARN, HOST_ROLE_ARN))
 _BUCKET = "sharing"
@@ -82,15 +79,8 @@ def cloud(
 
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """The bundle as CodeBuild unpacks a secondary source, and its SHA-256."""
     directory = tmp_path_factory.mktemp("tools")
-    fill_wheelhouse(directory / "wheels", "owner")
-    digest = write_bundle(directory / "wheels", directory / "tools.zip")
-    shutil.rmtree(directory / "wheels")
-    with zipfile.ZipFile(directory / "tools.zip") as bundle:
-        bundle.extractall(directory / "unpacked")
-    (directory / "tools.zip").unlink()
-    yield directory / "unpacked", digest
+    yield unpacked_tools(directory)
     shutil.rmtree(directory)  # too large to be kept as pytest keeps the rest
 
 
@@ -144,20 +134,7 @@ def pipeline(
     project = _project(key["Arn"], digest)
     _s3(cloud, HOST_CREDENTIALS).create_bucket(Bucket=_BUCKET)
     home = tmp_path_factory.mktemp("home")
-    variables = project["Environment"]["EnvironmentVariables"]
-    environment = {
-        **{found["Name"]: found["Value"] for found in variables},
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        "CODEBUILD_SRC_DIR": str(source),
-        "CODEBUILD_SRC_DIR_tools": str(directory),
-        # CodeBuild has its role's credentials in the container; the local cloud stands for AWS.
-        "AWS_ACCESS_KEY_ID": OWNER_CREDENTIALS.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": OWNER_CREDENTIALS.secret_access_key,
-        "AWS_REGION": REGION,
-        "AWS_DEFAULT_REGION": REGION,
-        "AWS_ENDPOINT_URL": cloud.endpoint_url,
-    }
+    environment = codebuild_environment(project, home, source, directory, cloud)
     yield Pipeline(project["Source"]["BuildSpec"], environment, source, cloud)
     shutil.rmtree(home)
 

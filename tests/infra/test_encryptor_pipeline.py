@@ -2,11 +2,17 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.support.deployed_stack import DeployedStack, MotoAccount, load_template, moto_account
+from tests.support.deployed_stack import (
+    DeployedStack,
+    MotoAccount,
+    api_names,
+    by_resource,
+    load_template,
+    moto_account,
+)
 
 _OWNER, _HOST = "111111111111", "222222222222"
 _KEY = f"arn:aws:kms:eu-central-1:{_OWNER}:key/k"
@@ -54,17 +60,6 @@ def stacks(owner: MotoAccount) -> dict[str, DeployedStack]:
     }
 
 
-def _by_resource(statements: list[dict[str, Any]]) -> dict[str, set[str]]:
-    granted: dict[str, set[str]] = {}
-    for statement in statements:
-        assert statement["Effect"] == "Allow"
-        actions = statement["Action"]
-        granted.setdefault(statement["Resource"], set()).update(
-            [actions] if isinstance(actions, str) else actions
-        )
-    return granted
-
-
 @pytest.mark.parametrize(
     ("source", "resource", "actions"),
     [
@@ -93,7 +88,7 @@ def test_the_role_may_do_this_and_nothing_else(
     actions: set[str],
 ) -> None:
     group = f"arn:aws:logs:eu-central-1:{_OWNER}:log-group:/aws/codebuild/encryptor-"
-    granted = _by_resource(owner.granted(stacks[source].outputs["PipelineRoleArn"]))
+    granted = by_resource(owner.granted(stacks[source].outputs["PipelineRoleArn"]))
     (log,) = [found for found in granted if found.startswith(group)]
     assert granted.pop(log) == {"logs:CreateLogStream", "logs:PutLogEvents"}
     assert granted == {
@@ -148,14 +143,6 @@ def test_project(stacks: dict[str, DeployedStack]) -> None:
 
 def test_codebuild_takes_the_project(owner: MotoAccount, stacks: dict[str, DeployedStack]) -> None:
     """The same values through CodeBuild's API, whose shape boto3 checks, to moto's CodeBuild."""
-
-    def api_names(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                (key if key == "S3" else key[0].lower() + key[1:]): api_names(item)
-                for key, item in value.items()
-            }
-        return [api_names(item) for item in value] if isinstance(value, list) else value
 
     codebuild = owner.client("codebuild")
     for stack in stacks.values():

@@ -15,6 +15,7 @@ from tests.support.policy_decisions import Outcome, decide
 _OWNER = "111111111111"
 _ADMIN = f"arn:aws:iam::{_OWNER}:role/key-admin"
 _PIPELINE = f"arn:aws:iam::{_OWNER}:role/enclave-encryptor"
+_BUILDER = f"arn:aws:iam::{_OWNER}:role/enclave-image-builder"
 _SOMEBODY = f"arn:aws:iam::{_OWNER}:role/somebody"
 _PARENT = "arn:aws:iam::222222222222:role/parent"
 _EVERYBODY = (_ADMIN, _PIPELINE, _SOMEBODY, _PARENT, _PARENT.replace("parent", "other"))
@@ -123,6 +124,28 @@ def test_what_each_role_may(policy: dict[str, Any]) -> None:
     }
     for role in (_PARENT, _SOMEBODY, _PIPELINE.replace(_OWNER, "222222222222")):
         assert may(role) == set()
+
+
+def test_a_pipeline_that_approves_images_does_nothing_else(owner: MotoAccount) -> None:
+    stack = owner.deploy(
+        "owner-key",
+        stack_name="with-builder",
+        AdminRoleArn=_ADMIN,
+        ImageBuilderRoleName=_BUILDER.rpartition("/")[2],
+    )
+    found = stack.resources["Key"]["KeyPolicy"]
+    actions = [
+        *("DescribeKey", "Encrypt", "GenerateDataKey", "ReEncryptTo", "DisableKey", "EnableKey"),
+        *("GetKeyPolicy", "PutKeyPolicy", "ScheduleKeyDeletion", "ReplicateKey", "CreateAlias"),
+    ]
+    assert [a for a in actions if decide(found, _BUILDER, f"kms:{a}", _ARN) is Outcome.ALLOW] == [
+        *("GetKeyPolicy", "PutKeyPolicy"),
+    ]
+    assert _decrypt(found, _BUILDER, _OLD) is Outcome.EXPLICIT_DENY
+    for role in (_PIPELINE, _SOMEBODY, _PARENT, _BUILDER.replace(_OWNER, "222222222222")):
+        assert decide(found, role, "kms:PutKeyPolicy", _ARN) is Outcome.IMPLICIT_DENY
+    result = _tool(found)
+    assert (result.returncode, json.loads(result.stdout)["findings"]) == (0, [])
 
 
 def _tool(policy: dict[str, Any], *options: str) -> "subprocess.CompletedProcess[str]":

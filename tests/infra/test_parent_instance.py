@@ -56,7 +56,10 @@ def test_the_role_may_do_this_and_nothing_else(host: MotoAccount, stack: Deploye
     assert {statement.pop("Effect") for statement in statements.values()} == {"Allow"}
     assert statements == {
         "AskForDataKeys": {"Action": "kms:Decrypt", "Resource": _KEYS},
-        "ReadPackages": {"Action": "s3:GetObject", "Resource": "arn:aws:s3:::sharing/packages/*"},
+        "ReadPackagesAndImages": {
+            "Action": "s3:GetObject",
+            "Resource": ["arn:aws:s3:::sharing/images/*", "arn:aws:s3:::sharing/packages/*"],
+        },
         "ReadTools": {
             "Action": "s3:GetObject",
             "Resource": "arn:aws:s3:::sharing/tools/parent.zip",

@@ -11,6 +11,7 @@ from tests.support.policy_decisions import Outcome, decide
 
 _HOST = "222222222222"
 _PUBLISHER = "arn:aws:iam::111111111111:role/enclave-encryptor"
+_BUILDER = "arn:aws:iam::111111111111:role/enclave-image-builder"
 _SECURE = {"aws:SecureTransport": "true"}
 
 
@@ -103,3 +104,42 @@ def test_without_tls_everybody_is_refused(
         for action in ("s3:PutObject", "s3:GetObject", "s3:ListBucket"):
             decision = decide(policy, role, action, arn, {"aws:SecureTransport": "false"})
             assert decision is Outcome.EXPLICIT_DENY
+
+
+@pytest.fixture(scope="module")
+def with_images(host: MotoAccount) -> DeployedStack:
+    return host.deploy(
+        "sharing-bucket",
+        stack_name="with-images",
+        PublisherRoleArn=_PUBLISHER,
+        ImagePublisherRoleArn=_BUILDER,
+    )
+
+
+@pytest.mark.parametrize(
+    ("role", "action", "path", "decision"),
+    [
+        (_BUILDER, "s3:PutObject", "images/0a/enclave.eif", Outcome.ALLOW),
+        (_BUILDER, "s3:PutObject", "packages/x", Outcome.IMPLICIT_DENY),
+        (_BUILDER, "s3:PutObject", "tools/x", Outcome.IMPLICIT_DENY),
+        (_BUILDER, "s3:GetObject", "images/x", Outcome.IMPLICIT_DENY),
+        (_BUILDER, "s3:DeleteObject", "images/x", Outcome.IMPLICIT_DENY),
+        (_PUBLISHER, "s3:PutObject", "images/x", Outcome.IMPLICIT_DENY),
+        (_PUBLISHER, "s3:PutObject", "packages/x", Outcome.ALLOW),
+        (_BUILDER.replace("1111", "3333"), "s3:PutObject", "images/x", Outcome.IMPLICIT_DENY),
+    ],
+)
+def test_the_image_builder_puts_images_and_nothing_else(
+    with_images: DeployedStack, role: str, action: str, path: str, decision: Outcome
+) -> None:
+    policy = with_images.resources["BucketPolicy"]["PolicyDocument"]
+    arn = f"arn:aws:s3:::{with_images.outputs['BucketName']}/{path}"
+    assert decide(policy, role, action, arn, _SECURE) is decision
+
+
+def test_without_an_image_builder_nobody_puts_images(
+    policy: dict[str, Any], stack: DeployedStack
+) -> None:
+    arn = f"arn:aws:s3:::{stack.outputs['BucketName']}/images/x"
+    for role in (_BUILDER, _PUBLISHER):
+        assert decide(policy, role, "s3:PutObject", arn, _SECURE) is Outcome.IMPLICIT_DENY

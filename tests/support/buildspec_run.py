@@ -15,7 +15,7 @@ import yaml
 __all__ = ["BuildspecRun", "Step", "run_phase"]
 
 _MARK = re.compile(r"^@@step (\d+) (\d+)$", re.MULTILINE)
-_TIMEOUT_S = 150
+_TIMEOUT_S = 150.0
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,20 @@ class BuildspecRun:
 
 
 def run_phase(
-    buildspec: str, phase: str, environment: Mapping[str, str], directory: Path
+    buildspec: str,
+    phase: str,
+    environment: Mapping[str, str],
+    directory: Path,
+    timeout_s: float = _TIMEOUT_S,
 ) -> BuildspecRun:
     """Run the commands of one phase, from `directory`, until one fails.
 
     Args:
         buildspec: YAML, version 0.2: all commands share a shell.
         phase: Such as "install".
-        environment: All of it but PATH; what an earlier phase left.
+        environment: All of it, PATH only if it is another one; what an earlier phase left.
         directory: Where CodeBuild would begin: the source.
+        timeout_s: For the whole phase.
     """
     document = yaml.safe_load(buildspec)
     assert document["version"] == 0.2
@@ -69,7 +74,7 @@ def run_phase(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=_TIMEOUT_S,
+        timeout=timeout_s,
     )
     parts = _MARK.split(done.stdout)
     steps = tuple(

@@ -20,7 +20,15 @@ from moto.cloudformation.models import cloudformation_backends
 from moto.cloudformation.parsing import ResourceMap, clean_json
 from moto.cloudformation.utils import yaml_tag_constructor
 
-__all__ = ["TEMPLATES", "DeployedStack", "MotoAccount", "load_template", "moto_account"]
+__all__ = [
+    "TEMPLATES",
+    "DeployedStack",
+    "MotoAccount",
+    "api_names",
+    "by_resource",
+    "load_template",
+    "moto_account",
+]
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "infra" / "cloudformation"
 
@@ -98,6 +106,28 @@ class MotoAccount:
                 document = ast.literal_eval(document)
             statements += document["Statement"]
         return statements
+
+
+def by_resource(statements: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """Return the actions that a role's statements allow, by resource; nothing else is in them."""
+    granted: dict[str, set[str]] = {}
+    for statement in statements:
+        assert statement["Effect"] == "Allow"
+        actions = statement["Action"]
+        granted.setdefault(statement["Resource"], set()).update(
+            [actions] if isinstance(actions, str) else actions
+        )
+    return granted
+
+
+def api_names(value: Any) -> Any:
+    """Return a CodeBuild project's properties under the names of CodeBuild's API."""
+    if isinstance(value, dict):
+        return {
+            (key if key == "S3" else key[0].lower() + key[1:]): api_names(item)
+            for key, item in value.items()
+        }
+    return [api_names(item) for item in value] if isinstance(value, list) else value
 
 
 @contextmanager
