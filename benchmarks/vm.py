@@ -137,6 +137,7 @@ def _print(found: dict[str, Any]) -> None:
     rows = [
         ("image", f"{found['image_mib']:.1f} MiB", goal),
         ("machine's start to the image's sign of life", f"{found['init_s']:.1f} s", ""),
+        ("from there to its answer, attested", f"{found['up_s'] - found['init_s']:.1f} s", ""),
         ("enclave up, whole", f"{found['up_s']:.1f} s", ""),
         ("the same to the first kernel_info_reply", f"{found['boot_to_kernel_info_s']:.1f} s", ""),
         ("a kernel's launch to kernel_info_reply", f"{found['launch_s'] * 1e3:.0f} ms", ""),

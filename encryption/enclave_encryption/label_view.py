@@ -66,6 +66,7 @@ def print_label(
         ("module", package.module),
         ("requirements", ", ".join(package.requirements)),
         ("scripts", ", ".join(f"{n} ({s.file})" for n, s in label.scripts.items())),
+        ("variables", _variables(label)),
         ("contents", f"{label.file_count} files, {shown_size(label.archive_bytes)}"),
         ("file", f"{path} ({shown_size(file_bytes)})"),
         ("KMS key", header.kms_key_arn),
@@ -104,6 +105,12 @@ def _publisher(label: Label) -> str:
     if label.signer is None:
         return f"{name} (anyone can write this: not signed)" if name else ""
     return name
+
+
+def _variables(label: Label) -> str:
+    """Return which environment variables users may set for which script."""
+    taken = {name: script.variables for name, script in label.scripts.items() if script.variables}
+    return ", ".join(f"{name}: {' '.join(variables)}" for name, variables in taken.items())
 
 
 def _signature(label: Label) -> str:

@@ -27,6 +27,7 @@ from enclave_encryption.trial_view import (
     steps_object,
 )
 from enclave_protocol.incident import INCIDENT_KEY_NAME, is_incident
+from enclave_protocol.manifest import PROGRAM_SUFFIX
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 
 if TYPE_CHECKING:
@@ -245,6 +246,10 @@ def _script_file(plan: PackagePlan, script: str) -> str:
         raise OwnerError(
             f"{script} is a notebook, and try has no Jupyter for your side of it: look at it in "
             "yours, and at the user's with %run_encrypted"
+        )
+    if script in files and script.endswith(PROGRAM_SUFFIX):
+        raise OwnerError(
+            f"{script} is a compiled program, which try does not run: run it on your own machine"
         )
     if script not in files:
         raise OwnerError(

@@ -32,5 +32,6 @@ def unsigned() -> UnsignedPackageError:
     """Return the error that says how to load it anyway."""
     return UnsignedPackageError(
         "is not signed: anybody can have made it, whatever its label says. If you know where it "
-        "is from, use: %load_encrypted FILE --unsigned, or %run_encrypted --unsigned FILE ..."
+        "is from, use: %load_encrypted FILE --unsigned, %run_encrypted --unsigned FILE ..., or on "
+        "the parent instance: enclave run --unsigned ..."
     )

@@ -284,10 +284,15 @@ class LoadRefused(_Message, frozen=True, tag="refused"):
 
 
 class VaultDeath(_Message, frozen=True, tag="death"):
-    """Reply to `VaultDeathRequest`; None: it lives, or was unloaded long ago."""
+    """Reply to `VaultDeathRequest`; None: it lives, or was unloaded long ago.
+
+    `peak_memory_bytes`: the most that it had at a time, rounded up to a power of two, where that
+    is known (docs/decisions/usage_of_vaults.md).
+    """
 
     request_id: RequestId
     reason: str | None
+    peak_memory_bytes: int | None = None
 
 
 _FromSession = (

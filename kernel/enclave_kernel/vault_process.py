@@ -79,10 +79,12 @@ class VaultDeath:
     Attributes:
         reason: One line for the notebook's user; holds nothing of the package.
         returncode: As in `subprocess`; negative for a signal.
+        peak_memory_bytes: Most memory it had at a time; None without a control group that knows.
     """
 
     reason: str
     returncode: int
+    peak_memory_bytes: int | None = None
 
 
 class VaultProcess:
@@ -275,7 +277,8 @@ class VaultProcess:
         self._control.close()
         # As another user the files were on the vault's own tmpfs, and only the folder is left.
         shutil.rmtree(self._private_dir, ignore_errors=True)
-        return VaultDeath(self._reason(returncode, killed=killed), returncode)
+        peak = None if self._control_group is None else self._control_group.peak_bytes()
+        return VaultDeath(self._reason(returncode, killed=killed), returncode, peak)
 
     def _reason(self, returncode: int, *, killed: bool) -> str:
         group = self._control_group

@@ -32,6 +32,7 @@ __all__ = [
     "EgressStatus",
     "ForgetKernel",
     "GatewayStatus",
+    "HoldSlot",
     "KeepRunning",
     "KernelState",
     "Launch",
@@ -114,6 +115,16 @@ class SignalSlot(_Message, frozen=True, tag="signal"):
 
 class ForgetKernel(_Message, frozen=True, tag="forget"):
     """Kill the kernel in the slot if there is one, and close the slot's sockets."""
+
+    slot: Slot
+
+
+class HoldSlot(_Message, frozen=True, tag="hold"):
+    """When the client hangs up, however it ends, the slot is as after `ForgetKernel`.
+
+    Sent before `Launch` by whoever must not leave a kernel behind; not answered until the gateway
+    ends.
+    """
 
     slot: Slot
 
@@ -211,6 +222,7 @@ Request = (
     | WaitKernel
     | SignalSlot
     | ForgetKernel
+    | HoldSlot
     | KeepRunning
     | ChangeEgress
     | StatusRequest

@@ -18,6 +18,7 @@ from enclave_parent_gateway.api import (
     ChangeEgress,
     ForgetKernel,
     GatewayStatus,
+    HoldSlot,
     KeepRunning,
     Launch,
     PollKernel,
@@ -86,7 +87,7 @@ class Callers:
         if self._rules(uid):
             return
         match request:
-            case Launch(slot) | ForgetKernel(slot):
+            case Launch(slot) | ForgetKernel(slot) | HoldSlot(slot):
                 allowed = slot not in self._owners or self._owners[slot] == uid
             case PollKernel(kernel_id) | WaitKernel(kernel_id) | SignalSlot(kernel_id):
                 slot = kernel_id.rpartition("-")[0]

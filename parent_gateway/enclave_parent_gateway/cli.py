@@ -1,6 +1,7 @@
 """The command `enclave`: what an enclave administrator and a data scientist type.
 
-Exit codes: 0 done, 1 failed with one line on standard error, 2 misused, 3 no enclave (`status`).
+Exit codes: 0 done, 1 failed with one line on standard error, 2 misused, 3 no enclave (`status`);
+`run` has those of its script, and its own from 124.
 """
 
 import sys
@@ -27,6 +28,7 @@ from enclave_parent_gateway.lifecycle import bring_down, bring_up, running_statu
 from enclave_parent_gateway.logs_command import logs
 from enclave_parent_gateway.machine_options import chosen_machine, machine_options
 from enclave_parent_gateway.metrics_command import metrics
+from enclave_parent_gateway.run_cli import run
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_parent_gateway.service_manager import say_ready
 from enclave_parent_gateway.status_command import status
@@ -180,6 +182,7 @@ def _print_confidential(console: "Console", state: EnclaveState) -> None:
 main.add_command(status)
 main.add_command(attest)
 main.add_command(sync)
+main.add_command(run)
 
 
 @main.command(epilog=_examples("enclave down"))

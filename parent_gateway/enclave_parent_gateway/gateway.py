@@ -21,6 +21,7 @@ from enclave_parent_gateway.api import (
     ChannelAttested,
     ForgetKernel,
     GatewayStatus,
+    HoldSlot,
     KeepRunning,
     KernelState,
     Launch,
@@ -51,6 +52,7 @@ from enclave_parent_gateway.last_word import KernelVoice, enclave_ended_text
 from enclave_parent_gateway.metrics_server import MetricsServer
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_parent_gateway.service_manager import say_ready
+from enclave_parent_gateway.slot_hold import hold_slot
 from enclave_parent_gateway.supervisor_requests import SupervisorRequests
 from enclave_parent_gateway.sync.sync_state import folder_in_workspace
 from enclave_parent_gateway.traffic import Traffic
@@ -117,9 +119,8 @@ class Gateway:
         self._callers = Callers(paths)
         self._lost_text = enclave_ended_text(backend, shared=self._callers.shared)
         self._requests = SupervisorRequests(paths, self._backend)
-        self._egress = EgressService(
-            paths, endpoint, addresses or AddressPolicy(), self._backend.own_destination(paths)
-        )
+        own = self._backend.own_destination(paths)
+        self._egress = EgressService(paths, endpoint, addresses or AddressPolicy(), own)
         self._check = EnclaveCheck(paths, backend)
         self._key = gateway_key(paths)
         self._control = ControlStream(
@@ -276,6 +277,9 @@ class Gateway:
             case ForgetKernel(slot):
                 await self._forget(slot)
                 return Done()
+            case HoldSlot(slot):
+                self._callers.claim(slot, uid)
+                return await hold_slot(self._done, lambda: self._start(self._forget(slot)))
             case KeepRunning(idle_timeout_s):
                 self._idle_timeout_s = idle_timeout_s
                 return Done()
@@ -284,10 +288,8 @@ class Gateway:
             case StatusRequest():
                 return self._callers.view(await self._status(), uid)
             case Attest(nonce):
-                document, certificate = await self._control.attest(
-                    nonce, timeout_s=_REPLY_TIMEOUT_S
-                )
-                return ChannelAttested(document, certificate)
+                found = await self._control.attest(nonce, timeout_s=_REPLY_TIMEOUT_S)
+                return ChannelAttested(*found)
             case Shutdown():
                 return await self._shutdown()
 
@@ -397,7 +399,7 @@ class Gateway:
     async def _forget(self, name: str) -> None:
         slot = self._slots.get(name)
         if slot is None:
-            return
+            return self._callers.release(name)  # held, and never launched
         async with slot.lock:
             await self._kill(slot)
             self._discard(slot)
@@ -480,7 +482,6 @@ def main() -> None:
     # Whatever is made without a mode is this user's alone.
     os.umask(0o077)
     set_up_logging(options.log_format)
-
     make_room_for_connections()
 
     async def serve() -> None:

@@ -153,7 +153,7 @@ class EnclaveProvisioner(KernelProvisionerBase):
         if self._reason_told == self._enclave_kernel_id:
             return
         self._reason_told = self._enclave_kernel_id
-        self.log.warning("kernel %s: %s", self.kernel_id, reason)
+        self.log.info("kernel %s: %s", self.kernel_id, reason)
         if self.parent is not None:
             self.parent.reason = reason
 

@@ -20,6 +20,7 @@ import msgspec
 from enclave_protocol.callback_schema import CallbackSchemaError, parse_callback
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_errors import PackageError
+from enclave_protocol.script_environment import refused_variable
 from enclave_protocol.signature import SignatureTextError, is_async, parse_signature
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "NAME_PATTERN",
+    "PROGRAM_SUFFIX",
     "VERSION_PATTERN",
     "ExportedClass",
     "Exports",
@@ -41,6 +43,8 @@ __all__ = [
 ]
 
 MANIFEST_NAME: Final = "enclave.toml"
+PROGRAM_SUFFIX: Final = ".so"
+"""A compiled program is a shared library with a `main` (docs/spec/scripts.md, "Programs")."""
 MAX_MANIFEST_BYTES: Final = 256 * 1024
 """As much as a label may hold: a longer manifest could never be published."""
 
@@ -117,10 +121,23 @@ class Exports(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A runnable file of the package and what of its output the user sees."""
+    """A runnable file of the package and what of its output the user sees.
+
+    Attributes:
+        file: Its path in the package: Python, a notebook, or a compiled program (`PROGRAM_SUFFIX`).
+        output: `text` is what it prints; `all` also what it writes to stderr.
+        env: Names of environment variables that its user may set; left out for none.
+    """
 
     file: str
-    output: Literal["none", "progress", "text"] = "text"
+    output: Literal["none", "progress", "text", "all"] = "text"
+    # Not in a label without it, so that labels of before this key are what they were.
+    env: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names in `env`."""
+        return () if isinstance(self.env, msgspec.UnsetType) else self.env
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -209,7 +226,7 @@ def check_manifest(manifest: Manifest) -> None:
     _check_exports(manifest.exports)
     _check_docs(manifest)
     for name, script in manifest.scripts.items():
-        _check_script(name, script)
+        _check_script(name, script, manifest.policy)
     _check_policy(manifest.policy)
     _check_callbacks(manifest)
 
@@ -365,16 +382,26 @@ def _check_docs(manifest: Manifest) -> None:
             raise ManifestError(f"[docs]: {name!r} is not exported{did_you_mean(name, known)}")
 
 
-def _check_script(name: str, script: Script) -> None:
+def _check_script(name: str, script: Script, policy: Policy) -> None:
     if not NAME_PATTERN.fullmatch(name):
         raise ManifestError(f"[scripts]: {name!r} is not a script name")
     parts = script.file.split("/")
-    known = script.file.endswith((".py", NOTEBOOK_SUFFIX))
+    known = script.file.endswith((".py", NOTEBOOK_SUFFIX, PROGRAM_SUFFIX))
     if any(part in ("", ".", "..") for part in parts) or not known:
         raise ManifestError(
             f"[scripts] {name}.file is {script.file!r}, expected the path of a .py or .ipynb file "
-            "inside the package"
+            "inside the package, or of a program built as a shared library (.so)"
         )
+    if script.file.endswith(PROGRAM_SUFFIX) and not policy.native:
+        raise ManifestError(
+            f"[scripts] {name}.file is compiled code: set native = true in [policy]"
+        )
+    if script.env == ():
+        raise ManifestError(f"[scripts] {name}.env names no variable; leave it out")
+    for variable in script.variables:
+        reason = refused_variable(variable)
+        if reason is not None:
+            raise ManifestError(f"[scripts] {name}.env: {variable!r} {reason}")
 
 
 def _check_policy(policy: Policy) -> None:

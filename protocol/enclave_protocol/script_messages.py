@@ -14,6 +14,7 @@ import msgspec
 from enclave_protocol.output_text import CALL_TEXT_CHARS
 from enclave_protocol.package_archive import check_path
 from enclave_protocol.package_errors import PackageFormatError
+from enclave_protocol.script_environment import MAX_VALUE_CHARS, MAX_VARIABLES
 from enclave_protocol.vault_messages import (
     BodyChunk,
     BodyEnd,
@@ -25,8 +26,11 @@ from enclave_protocol.vault_messages import (
 
 __all__ = [
     "IMAGE_CHANNELS",
+    "MAX_ARGUMENTS",
+    "MAX_ARGUMENT_CHARS",
     "MAX_CELLS",
     "MAX_CELL_OUTPUTS",
+    "MAX_FOLDERS",
     "MAX_IMAGE_BYTES",
     "MAX_IMAGE_SIDE",
     "MAX_NOTEBOOK_CHARS",
@@ -64,18 +68,19 @@ MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
 """Pixels of one image: 4096 by 4096 with transparency."""
 MAX_NOTEBOOK_IMAGE_BYTES: Final = 512 * 1024 * 1024
 """Pixels of all images of a notebook."""
-_MAX_ARGUMENTS: Final = 1024
-_MAX_ARGUMENT_CHARS: Final = 8192
-_MAX_FOLDERS: Final = 1024
+MAX_ARGUMENTS: Final = 1024
+MAX_ARGUMENT_CHARS: Final = 8192
+MAX_FOLDERS: Final = 1024
 _OUTPUT_OPTIONS: Final = frozenset({"-o", "--out", "--output", "--output-dir", "--output_dir"})
 _DEFAULT_OUTPUT: Final = "output"
 
 _RequestId = Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 _Path = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-_Argument = Annotated[str, msgspec.Meta(max_length=_MAX_ARGUMENT_CHARS)]
+_Argument = Annotated[str, msgspec.Meta(max_length=MAX_ARGUMENT_CHARS)]
+_Value = Annotated[str, msgspec.Meta(max_length=MAX_VALUE_CHARS)]
 _Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_IMAGE_SIDE)]
-_Folders = Annotated[tuple[_Path, ...], msgspec.Meta(max_length=_MAX_FOLDERS)]
+_Folders = Annotated[tuple[_Path, ...], msgspec.Meta(max_length=MAX_FOLDERS)]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -95,13 +100,17 @@ class RunScript(_Message, frozen=True, tag=16):
         arguments: `sys.argv` behind the script's name; absolute paths are of the workspace.
         folders: Folders of the workspace that exist, however empty.
         outputs: Those among them whose files come back.
+        environ: Variables for the script, as `script_environment.check_environ` allows them.
+        patient: Nothing of its text is left out: the script waits where it is not taken.
     """
 
     request_id: _RequestId
     script: _Name
-    arguments: Annotated[tuple[_Argument, ...], msgspec.Meta(max_length=_MAX_ARGUMENTS)]
+    arguments: Annotated[tuple[_Argument, ...], msgspec.Meta(max_length=MAX_ARGUMENTS)]
     folders: _Folders
     outputs: _Folders
+    environ: Annotated[dict[_Name, _Value], msgspec.Meta(max_length=MAX_VARIABLES)] = {}
+    patient: bool = False
 
 
 class OutputChunk(_Message, frozen=True, tag=35):

@@ -254,10 +254,14 @@ class Progress(_Message, frozen=True, tag=26):
 
 
 class Text(_Message, frozen=True, tag=27):
-    """What a call printed, without escapes and control characters; line feeds and tabs stay."""
+    """What a call printed, without escapes and control characters; line feeds and tabs stay.
+
+    `stderr` is that of scripts whose owner shows it.
+    """
 
     request_id: _RequestId
     text: Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)]
+    stream: Literal["stdout", "stderr"] = "stdout"
 
 
 class IteratorOpened(_Message, frozen=True, tag=28):

@@ -85,6 +85,7 @@ from enclave_protocol.vault_messages import (
     encode_call_head,
 )
 from tests.fuzz.mutations import mutate_bytes, mutate_header
+from tests.fuzz.run_target import run_messages, run_seeds
 from tests.fuzz.workspace_target import workspace, workspace_seeds
 from tests.support.egress import client_hello
 from tests.support.eif_files import CMDLINE, KERNEL, METADATA, RAMDISK, eif, sealed
@@ -440,4 +441,5 @@ TARGETS: Final = {
     "certificate": Target(_certificate, _certificate_seeds),
     "eif": Target(_eif, _eif_seeds),
     "workspace": Target(workspace, workspace_seeds),
+    "run": Target(run_messages, run_seeds),
 }

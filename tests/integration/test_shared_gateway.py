@@ -25,6 +25,7 @@ from enclave_parent_gateway.runtime_dir import EnclavePaths
 from tests.support.enclave_home import wait_until
 from tests.support.nitro_home import NitroHome
 from tests.support.project_wheel import ROOT
+from tests.support.sealed_package import seal_package
 from tests.support.under_unit import SYSTEMD_ANALYZE, under_unit
 
 _GATEWAY, _GROUP, _ANNA, _BERT, _STRANGER = 64101, 64102, 64103, 64104, 64105
@@ -223,7 +224,7 @@ except ConnectionResetError:
 slot = {anna.info["id"].rpartition("-")[0]!r}
 launch = Launch(slot, b"k" * 32, "hmac-sha256", "/", {{}})
 for request in (SignalSlot({anna.info["id"]!r}, 9), ForgetKernel(slot), launch, Shutdown(),
-                PollKernel({anna.info["id"]!r}), KeepRunning(1.0)):
+                PollKernel({anna.info["id"]!r}), KeepRunning(1.0), HoldSlot(slot)):
     try:
         ask_blocking(Path({str(shared.runtime / "gateway.sock")!r}), request, Done)
         print("DONE", type(request).__name__)
@@ -234,7 +235,7 @@ for request in (SignalSlot({anna.info["id"]!r}, 9), ForgetKernel(slot), launch, 
     out, err = tried.communicate(timeout=60)
     lines = out.splitlines()
     assert lines[0] == "channel b''", out + err
-    assert len(lines) == 7 and all(line.endswith(" NotPermittedError") for line in lines[1:]), out
+    assert len(lines) == 8 and all(line.endswith(" NotPermittedError") for line in lines[1:]), out
     assert anna.run("print(x)") == "1\n"
 
     # A user's commands say who may.
@@ -252,6 +253,20 @@ for request in (SignalSlot({anna.info["id"]!r}, 9), ForgetKernel(slot), launch, 
     assert shared.as_user(_ANNA, "attest").returncode == 0
     for notebook in (anna, bert):
         notebook.close()
+    assert not list((shared.runtime / "k").iterdir())
+
+
+def test_a_script_of_a_user(shared: Shared) -> None:
+    """Up to the release of the key: there is no KMS here."""
+    manifest = '[package]\nname = "app"\nversion = "1"\n[scripts]\nrun = { file = "run.py" }\n'
+    package = seal_package({"run.py": "print(1)"}, manifest).write(shared.root / "app.encrypted")
+    package.chmod(0o644)
+    done = shared.as_user(_ANNA, "run", "-f", str(package), "-s", "run", "--unsigned", "--json")
+    summary = json.loads(done.stdout)
+    assert (done.returncode, summary["ended"]) == (125, "failed"), done.stderr
+    assert summary["error"] not in ("NotPermittedError", "KernelLaunchError", "SessionLostError")
+    assert "app.encrypted: " in summary["reason"]
+    assert _kernels_seen_by(shared, _GATEWAY) == set()
     assert not list((shared.runtime / "k").iterdir())
 
 

@@ -10,6 +10,7 @@ from enclave_parent_gateway.api import (
     ChangeEgress,
     ForgetKernel,
     GatewayStatus,
+    HoldSlot,
     KeepRunning,
     Launch,
     PollKernel,
@@ -59,6 +60,7 @@ def callers(paths: EnclavePaths) -> Callers:
     [
         _launch(),
         ForgetKernel(_SLOT),
+        HoldSlot(_SLOT),
         PollKernel(_KERNEL),
         WaitKernel(_KERNEL),
         SignalSlot(_KERNEL, 9),

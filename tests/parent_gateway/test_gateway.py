@@ -10,6 +10,7 @@ from enclave_parent_gateway.api import (
     ChannelAttested,
     ForgetKernel,
     GatewayStatus,
+    HoldSlot,
     KernelState,
     Launch,
     Launched,
@@ -174,3 +175,15 @@ def test_only_this_user_may_connect(tmp_path: Path, uid: int, accepted: bool) ->
         finally:
             path.unlink()
     assert answers == [accepted]
+
+
+def test_a_held_slot_ends_with_whoever_holds_it(gateway: Path) -> None:
+    slot = "feedbeef-00112233"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as holder:
+        holder.connect(str(gateway))
+        holder.sendall(encode_frame(encode_message(HoldSlot(slot))))
+        launch = Launch(slot, b"k" * 32, "hmac-sha256", "/", {})
+        launched = ask_blocking(gateway, launch, Launched)
+        assert slot in _slots(gateway)
+    assert wait_until(lambda: slot not in _slots(gateway))
+    assert not Path(f"/proc/{launched.pid}").exists()

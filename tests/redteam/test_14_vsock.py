@@ -156,5 +156,5 @@ def test_v10_no_command_for_files() -> None:
     assert kinds <= {
         *("StatusRequest", "EnclaveStatus", "LaunchKernel", "KernelLaunched", "SignalKernel"),
         *("KernelEnded", "CredentialsRequest", "Credentials", "Attest", "Attested", "Shutdown"),
-        *("Done", "Failed", "EgressWanted", "PublisherKey", "PinnedKey"),
+        *("Done", "Failed", "EgressWanted", "PublisherKey", "PinnedKey", "Ping"),
     }

@@ -14,10 +14,30 @@ from enclave_protocol.eif import measure_eif
 from tests.support.enclave_home import kernel, run_code
 from tests.support.grader_package import publish_grader
 from tests.support.notebook_cells import run_cell
-from tests.support.package_owner import PackageOwner
+from tests.support.package_owner import PackageOwner, write_package
 from tests.support.vm_home import VmHome
 
 pytestmark = pytest.mark.vm
+_MANIFEST = """
+[package]
+name = "application"
+version = "1.0"
+[scripts]
+classify = { file = "ml_algorithm.py", output = "text" }
+"""
+_SCRIPT = """
+import argparse, os, sys
+parser = argparse.ArgumentParser()
+for option in ("-m", "-d", "-o"):
+    parser.add_argument(option)
+options = parser.parse_args()
+factor = int(open(options.m).read())
+os.makedirs(options.o, exist_ok=True)
+for name in os.listdir(options.d):
+    with open(os.path.join(options.o, name + ".out"), "w") as out:
+        out.write(str(int(open(os.path.join(options.d, name)).read()) * factor))
+sys.exit(7)
+"""
 
 
 def test_the_image_that_was_given_is_up(vm: VmHome) -> None:
@@ -91,6 +111,29 @@ def _notebook(*sources: str) -> str:
     return json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
 
 
+def test_a_script_runs_from_the_command_line(
+    vm: VmHome, project: Path, owner: PackageOwner, key_arn: str, tmp_path: Path
+) -> None:
+    """The AWS sample's command line, in the mirrored folder."""
+    files = {"enclave.toml": _MANIFEST, "ml_algorithm.py": _SCRIPT, "model.txt": "3"}
+    source = write_package(tmp_path / "application", files)
+    owner.encrypt(source, key_arn, project / "application.encrypted")
+    (project / "dataset").mkdir()
+    (project / "dataset" / "a").write_text("14")
+    command = ["run", "-f", "application.encrypted", "-s", "ml_algorithm.py"]
+    command += ["-a", "-m model.txt -d /dataset/ -o /output/"]
+    done = subprocess.run(
+        vm.command(*command),
+        cwd=project,
+        env=vm.environ,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 7, done.stderr
+    assert (project / "output" / "a.out").read_text() == "42"
+
+
 def test_another_image_gets_no_key(project: Path, owner: PackageOwner) -> None:
     other = owner.new_key("0b" * 48)
     publish_grader(owner, other, project / "other.encrypted")
@@ -119,3 +162,12 @@ def test_a_kernel_restarts(vm: VmHome) -> None:
             manager.restart_kernel(now=True)
             client.wait_for_ready(timeout=60)
             assert run_code(client, "print('x' in globals())").strip() == "False"
+
+
+def test_a_notebook_is_not_spared_when_memory_runs_out(vm: VmHome) -> None:
+    """The image's supervisor is (-1000); nothing that it starts for others stays so."""
+    with kernel() as (_, client):
+        code = "from pathlib import Path\npath = Path('/proc/self/oom_score_adj')\n"
+        code += "print(path.read_text())\ntry:\n    path.write_text('-1')\n    print('spared')\n"
+        code += "except PermissionError:\n    print('refused')"
+        assert run_code(client, code).split() == ["0", "refused"]

@@ -84,6 +84,20 @@ class ControlGroup:
             return int((path / "memory.failcnt").read_text()) > 0
         return int(counts.get("oom_kill", "0")) > 0
 
+    def peak_bytes(self) -> int | None:
+        """Return the most memory its processes had at a time; None where that is not kept.
+
+        Version 2 keeps it since Linux 5.19.
+        """
+        path = self._paths.get("memory")
+        if path is None:
+            return None
+        name = "memory.max_usage_in_bytes" if self._version == 1 else "memory.peak"
+        try:
+            return int((path / name).read_text())
+        except (OSError, ValueError):
+            return None
+
     def memory_bytes(self) -> int | None:
         """Return the memory its processes have written to, files in a tmpfs included.
 

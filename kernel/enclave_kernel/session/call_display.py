@@ -48,7 +48,7 @@ class CallDisplay:
         # The frame is read, the call goes on: what is wrong with a display must not end it.
         with contextlib.suppress(Exception):
             if isinstance(message, Text):
-                self._print(message.text)
+                self._print(message)
             else:
                 self._keep(message)
                 self._draw()
@@ -59,10 +59,10 @@ class CallDisplay:
             with contextlib.suppress(Exception):
                 self._draw(now=True)
 
-    def _print(self, text: str) -> None:
-        text = output_text(text[: self._room])
+    def _print(self, message: Text) -> None:
+        text = output_text(message.text[: self._room])
         self._room -= len(text)
-        sys.stdout.write(text)
+        (sys.stderr if message.stream == "stderr" else sys.stdout).write(text)
 
     def _keep(self, message: Progress) -> None:
         bar = self._bars.get(message.bar)

@@ -11,16 +11,17 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
 
 from enclave_kernel.session.attest_magic import AttestMagic
+from enclave_kernel.session.batch_comm import accept_runs
 from enclave_kernel.session.egress_hint import show_refusals
 from enclave_kernel.session.enclave_magic import EnclaveMagic
 from enclave_kernel.session.load_progress import LoadProgress
 from enclave_kernel.session.not_in_enclave import NotInEnclaveError, supervisor_link
 from enclave_kernel.session.one_line import in_one_line
 from enclave_kernel.session.pip_magic import PipMagic
-from enclave_kernel.session.publisher_line import publisher, publisher_line
 from enclave_kernel.session.run_magic import RunMagic
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.plain_text import plain_text
+from enclave_protocol.publisher_line import publisher, publisher_line
 
 if TYPE_CHECKING:
     from enclave_kernel.session.package_loading import LoadedPackage
@@ -230,3 +231,4 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics with an IPython shell."""
     shell.register_magics(EncryptedMagics, EnclaveMagic, AttestMagic, PipMagic, RunMagic)
     show_refusals(shell)
+    accept_runs(shell)

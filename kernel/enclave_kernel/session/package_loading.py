@@ -37,6 +37,7 @@ __all__ = [
     "PackageLoadError",
     "load_package",
     "open_encrypted",
+    "request_vault",
     "send_body",
     "vault_failure",
 ]
@@ -154,7 +155,7 @@ class OpenedFile:
             LoadRefusedError: The supervisor refused for another reason.
         """
         progress("asking for its key", 0.0)
-        vault = _load(self.name, self.header, link, unsigned=self.unsigned)
+        vault = request_vault(self.name, self.header, link, unsigned=self.unsigned)
         self.new_publisher = vault.new_publisher
         try:
             return make(vault, shown_name(self.header.label), link)
@@ -194,9 +195,21 @@ def vault_failure(failure: LoadFailed, file_name: str) -> PackageError:
     return kind(plain_text(failure.message), file=file_name)
 
 
-def _load(
+def request_vault(
     file_name: str, header: PackageHeader, link: VaultLink, *, unsigned: bool
 ) -> LoadedVaultLike:
+    """Return a vault that has the package's key and waits for its body.
+
+    Args:
+        file_name: As the user typed it.
+        header: Well-formed.
+        link: The way to the supervisor.
+        unsigned: Whether a package without a publisher's signature will do.
+
+    Raises:
+        PackageError: KMS does not release the key, or its publisher is not trusted.
+        LoadRefusedError: The supervisor refused for another reason.
+    """
     try:
         return link.load(file_name, header.raw, unsigned=unsigned)
     except LoadRefusedError as refusal:

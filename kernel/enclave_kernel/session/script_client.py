@@ -3,7 +3,7 @@
 import contextlib
 import select
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
 from enclave_kernel.call_channel import CallChannel, ChannelClosedError
 from enclave_kernel.session.call_display import CallDisplay
@@ -34,9 +34,30 @@ from enclave_protocol.vault_messages import (
     VaultMessageError,
 )
 
-__all__ = ["ScriptClient"]
+__all__ = ["ScriptClient", "ScriptDisplay", "ScriptFiles"]
 
 _REQUEST_ID: Final = 1
+
+
+class ScriptDisplay(Protocol):
+    """Shows what a script says while it runs."""
+
+    def show(self, message: Progress | Text) -> None:
+        """Show a message; never raises."""
+        ...
+
+
+class ScriptFiles(Protocol):
+    """Takes what a script wrote."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Folders whose files are taken."""
+        ...
+
+    def feed(self, data: memoryview) -> None:
+        """Take the next bytes of the archive."""
+        ...
 
 
 class ScriptClient:
@@ -46,15 +67,17 @@ class ScriptClient:
         vault: The vault; it and its socket are this object's from now on.
         package: How the package is shown, `<encrypted NAME VERSION>`.
         link: The way to the supervisor.
+
+    Attributes:
+        vault_id: What the supervisor calls the vault.
     """
 
     def __init__(self, vault: LoadedVaultLike, package: str, link: VaultLink) -> None:
-        self._vault_id = vault.vault_id
+        self.vault_id = vault.vault_id
         self._package = package
         self._link = link
         # Images of a notebook are the longest of what comes.
         self._channel = CallChannel(vault.socket, max_bulk_bytes=MAX_IMAGE_BYTES)
-        self._killed = False
 
     def send_body(self, descriptor: int, size: int) -> bool:
         """Send the next part of the encrypted body; as `VaultClient.send_body`."""
@@ -62,6 +85,20 @@ class ScriptClient:
             return False
         try:
             self._channel.send_file(BodyChunk(), descriptor, size)
+        except ChannelClosedError:
+            raise self._died() from None
+        return True
+
+    def send_piece(self, message: BodyChunk | InputChunk, data: memoryview) -> bool:
+        """Send bytes of the body or the inputs; False: the vault has refused them.
+
+        Raises:
+            VaultDiedError: The vault is gone.
+        """
+        if select.select([self._channel], [], [], 0)[0]:
+            return False
+        try:
+            self._channel.send(message, (data,))
         except ChannelClosedError:
             raise self._died() from None
         return True
@@ -76,11 +113,12 @@ class ScriptClient:
         for piece in pieces:
             buffer += piece
             while len(buffer) >= BODY_CHUNK_BYTES:
-                if not self._send(InputChunk(), memoryview(bytes(buffer[:BODY_CHUNK_BYTES]))):
+                whole = memoryview(bytes(buffer[:BODY_CHUNK_BYTES]))
+                if not self.send_piece(InputChunk(), whole):
                     return
                 del buffer[:BODY_CHUNK_BYTES]
         if buffer:
-            self._send(InputChunk(), memoryview(bytes(buffer)))
+            self.send_piece(InputChunk(), memoryview(bytes(buffer)))
 
     def run(
         self,
@@ -109,30 +147,61 @@ class ScriptClient:
             OSError: The same.
         """
         display = CallDisplay()
-        watch = CallInterrupt(self._interrupt, self._kill)
+        watch = self.new_watch()
         request = RunScript(_REQUEST_ID, script, arguments, folders, files.outputs)
+        try:
+            ended = self.follow(request, watch, display, files, notebook)
+            display.finish()
+        except VaultDiedError:
+            if watch.happened:
+                raise KeyboardInterrupt from None
+            raise
+        if watch.happened:
+            raise KeyboardInterrupt
+        return ended
+
+    def new_watch(self) -> CallInterrupt:
+        """Return what interrupts the script, and kills it when it does not end by that."""
+        return CallInterrupt(self._interrupt, self.kill)
+
+    def follow(
+        self,
+        request: RunScript,
+        watch: CallInterrupt,
+        display: ScriptDisplay,
+        files: ScriptFiles,
+        notebook: ExecutedNotebook | None = None,
+    ) -> ScriptEnded | LoadFailed:
+        """Start the script and return how it ended, interrupted or not, or why it did not begin.
+
+        Args:
+            request: The script; its outputs are those of `files`.
+            watch: From `new_watch`; it interrupts until this returns.
+            display: Takes text and progress.
+            files: Takes its outputs.
+            notebook: As in `run`.
+
+        Raises:
+            VaultDiedError: The vault is gone, or sent what no vault sends.
+            EnclaveError: Its outputs cannot be taken.
+            OSError: The same.
+        """
         try:
             with watch:
                 # A vault that refused the package has closed nothing yet: its answer is read.
                 with contextlib.suppress(ChannelClosedError):
                     self._channel.send(request)
-                ended = self._follow(display, files, notebook)
-                display.finish()
+                return self._follow(display, files, notebook)
         except ProtocolError:
-            if watch.happened:
-                raise KeyboardInterrupt from None
             raise self._died() from None
-        if watch.happened:
-            raise KeyboardInterrupt
-        return ended
 
     def close(self) -> None:
         """End the vault."""
-        self._link.unload(self._vault_id)
+        self._link.unload(self.vault_id)
         self._channel.close()
 
     def _follow(
-        self, display: CallDisplay, files: OutputFiles, notebook: ExecutedNotebook | None
+        self, display: ScriptDisplay, files: ScriptFiles, notebook: ExecutedNotebook | None
     ) -> ScriptEnded | LoadFailed:
         while True:
             payload, contents = self._channel.receive()
@@ -150,23 +219,14 @@ class ScriptClient:
             else:
                 raise VaultMessageError("the vault sent a notebook's outputs, and runs none")
 
-    def _send(self, message: InputChunk, data: memoryview) -> bool:
-        if select.select([self._channel], [], [], 0)[0]:
-            return False
-        try:
-            self._channel.send(message, (data,))
-        except ChannelClosedError:
-            raise self._died() from None
-        return True
-
     def _interrupt(self) -> None:
         with contextlib.suppress(EnclaveError):
-            self._link.interrupt(self._vault_id)
+            self._link.interrupt(self.vault_id)
 
-    def _kill(self) -> None:
-        self._killed = True
-        self._link.unload(self._vault_id)
+    def kill(self) -> None:
+        """End the vault at once; whoever follows the script hears of it."""
+        self._link.unload(self.vault_id)
 
     def _died(self) -> VaultDiedError:
-        reason = self._link.death_reason(self._vault_id) or "the enclave did not say why"
+        reason = self._link.death_reason(self.vault_id) or "the enclave did not say why"
         return VaultDiedError(f"the script of {self._package} has ended ({reason})")

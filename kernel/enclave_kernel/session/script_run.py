@@ -1,5 +1,6 @@
 """Runs a script of an encrypted package in a fresh vault: `%run_encrypted`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,28 +10,24 @@ from enclave_kernel.session.executed_notebook import ExecutedNotebook
 from enclave_kernel.session.package_failures import rebuild_raised
 from enclave_kernel.session.package_loading import open_encrypted, send_body, vault_failure
 from enclave_kernel.session.proxy_parts import shown_name
-from enclave_kernel.session.publisher_line import publisher_line
 from enclave_kernel.session.script_client import ScriptClient
-from enclave_kernel.session.script_inputs import plan_inputs, read_inputs, workspace_folder
 from enclave_kernel.session.script_outputs import OutputFiles
 from enclave_kernel.session.vault_link import VaultLink
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX, parse_notebook_arguments
-from enclave_protocol.package_label import Label
 from enclave_protocol.plain_text import plain_text
+from enclave_protocol.publisher_line import publisher_line
+from enclave_protocol.script_choice import script_name
 from enclave_protocol.script_messages import ScriptEnded
 from enclave_protocol.vault_messages import LoadFailed, Raised
+from enclave_protocol.workspace.script_inputs import plan_inputs, read_inputs
 
-__all__ = ["NoScriptError", "ScriptFailedError", "ScriptResult", "run_script"]
+__all__ = ["ScriptFailedError", "ScriptResult", "run_script", "script_failure"]
 
 Progress = Callable[[str, float], None]
 
 _NOTEBOOK_OUTPUT: Final = "/output"
 """Where an executed notebook goes, if the arguments name no other folder."""
-
-
-class NoScriptError(EnclaveError):
-    """The package has no script by this name."""
 
 
 class ScriptFailedError(EnclaveError):
@@ -86,8 +83,9 @@ def run_script(
         KeyboardInterrupt: Ctrl-C ended it.
     """
     with open_encrypted(file_name, unsigned=unsigned) as opened:
-        name = _script_name(opened.header.label, script)
-        workspace = workspace_folder()
+        name = script_name(opened.header.label, script)
+        # Where this kernel started, or the enclave's workspace.
+        workspace = Path(os.environ.get("ENCLAVE_WORKSPACE") or Path.cwd())
         inputs = plan_inputs(workspace, arguments, outputs)
         notebook, file = None, opened.header.label.scripts[name].file
         if file.endswith(NOTEBOOK_SUFFIX):
@@ -113,7 +111,7 @@ def run_script(
             ended = client.run(name, arguments, inputs.folders, files, notebook)
             if isinstance(ended, LoadFailed):
                 raise vault_failure(ended, file_name)
-            failure = _failure(ended, shown_name(opened.header.label))
+            failure = script_failure(ended, shown_name(opened.header.label))
             if notebook is not None:
                 files.place(notebook.path, notebook.encode(failure))
             written = files.publish()
@@ -130,17 +128,8 @@ def run_script(
     return ScriptResult(written, workspace)
 
 
-def _script_name(label: Label, script: str) -> str:
-    if script in label.scripts:
-        return script
-    for name, declared in label.scripts.items():
-        if declared.file == script:
-            return name
-    known = ", ".join(sorted(declared.file for declared in label.scripts.values()))
-    raise NoScriptError(f"the package has no script {script!r}; it has: {known or 'none'}")
-
-
-def _failure(ended: ScriptEnded, package: str) -> BaseException | None:
+def script_failure(ended: ScriptEnded, package: str) -> BaseException | None:
+    """Return the exception that ended a script, as its user may see it; None: there was none."""
     if ended.type_name is None or ended.incident is None:
         return None
     return rebuild_raised(Raised(1, ended.type_name, ended.message, ended.incident), package)

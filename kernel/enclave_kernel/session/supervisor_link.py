@@ -164,13 +164,18 @@ class SupervisorLink:
 
     def death_reason(self, vault_id: str) -> str | None:
         """Return why a vault died, or None when nothing is known within 2 s."""
+        death = self.death(vault_id)
+        return None if death is None else death.reason
+
+    def death(self, vault_id: str) -> VaultDeath | None:
+        """Return what is known of a vault that died or was unloaded; None as `death_reason`."""
         number = next(self._numbers)
         message = VaultDeathRequest(request_id=number, vault_id=vault_id)
         try:
             reply = self._ask(number, session_messages.encode(message), _DEATH_WAIT_S)
         except (SupervisorGoneError, queue.Empty):
             return None
-        return reply.reason if isinstance(reply, VaultDeath) else None
+        return reply if isinstance(reply, VaultDeath) else None
 
     def about(self) -> About:
         """Return what the supervisor says of the enclave.

@@ -1,6 +1,7 @@
 """Loads packages for one kernel: header in, data key from KMS, vault out."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -29,7 +30,7 @@ from enclave_kernel.supervisor.failure_log import log_failure
 from enclave_kernel.supervisor.publisher_check import PublisherCheck
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel, ToSession
 from enclave_kernel.supervisor.token_bucket import TokenBucket
-from enclave_kernel.supervisor.usage import VaultMeter
+from enclave_kernel.supervisor.usage import VaultMeter, memory_step
 from enclave_kernel.supervisor.vault_pool import VaultPool
 from enclave_kernel.trusted_clock import TrustedClock
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
@@ -120,7 +121,7 @@ class PackageLoader:
         self._clock = clock
         self._counters = counters
         self._vaults: dict[str, _Vault] = {}
-        self._deaths: dict[str, asyncio.Future[str]] = {}
+        self._deaths: dict[str, asyncio.Future[VaultDeath]] = {}
         self._loads: dict[int, asyncio.Task[None]] = {}
         self._cancelled: set[int] = set()
         # One load at a time for each notebook: what it asks for in a burst waits here, and not in
@@ -300,19 +301,21 @@ class PackageLoader:
             self._pool.end(vault.process)
         reason = self._deaths.get(vault_id)
         if reason is not None and not reason.done():
-            reason.set_result(death.reason)
+            reason.set_result(death)
         while len(self._deaths) > _MAX_DEATHS_KEPT:
             self._deaths.pop(next(iter(self._deaths)))
 
     async def _tell_death(self, message: VaultDeathRequest) -> None:
-        reason: str | None = None
+        reply = VaultDeathMessage(request_id=message.request_id, reason=None)
         future = self._deaths.get(message.vault_id)
         if future is not None:
-            try:
-                reason = await asyncio.wait_for(asyncio.shield(future), _DEATH_WAIT_S)
-            except TimeoutError:
-                reason = None
-        self._send(VaultDeathMessage(request_id=message.request_id, reason=reason))
+            with contextlib.suppress(TimeoutError):
+                death = await asyncio.wait_for(asyncio.shield(future), _DEATH_WAIT_S)
+                peak = death.peak_memory_bytes
+                # A step, as of everything that is told of a vault's memory.
+                told = None if peak is None else memory_step(peak)
+                reply = VaultDeathMessage(message.request_id, death.reason, told)
+        self._send(reply)
 
     def close(self) -> None:
         """End every vault and every load of this kernel."""

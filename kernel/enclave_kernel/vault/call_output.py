@@ -8,6 +8,7 @@ Source: docs/spec/vault_calls.md, "Output"; THREATS, O-01 to O-04.
 
 import _thread
 import contextlib
+import itertools
 import math
 import queue
 import signal
@@ -16,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Final, Literal
 
 from enclave_kernel.call_channel import ChannelClosedError
@@ -32,7 +34,9 @@ from enclave_protocol.vault_messages import FRACTION_BAR, Progress, Text
 
 __all__ = ["CallOutput"]
 
+_Stream = Literal["stdout", "stderr"]
 _INTERVAL_S: Final = 0.1
+_ROOM_POLL_S: Final = 0.005
 _MAX_WAITING_BARS: Final = 16
 _MAX_WAITING_PIECES: Final = 256 * 1024
 """One for each `write`: bounds the memory of those that are short."""
@@ -50,6 +54,7 @@ class CallOutput:
     Args:
         send: Sends one message to the notebook.
         allowed: The policy's `output`.
+        patient: Text is not limited: who prints too much waits until it is taken.
 
     Attributes:
         sending: Held by whoever sends while a call runs.
@@ -58,20 +63,25 @@ class CallOutput:
     def __init__(
         self,
         send: Callable[[Progress | Text], None],
-        allowed: Literal["none", "progress", "text"],
+        allowed: Literal["none", "progress", "text", "all"],
+        *,
+        patient: bool = False,
     ) -> None:
+        self._patient = patient
+        self._sender: int | None = None
         self.sending = threading.Lock()
         self._send = send
         self._allowed = allowed
         self._request_id: int | None = None
         self._bars: dict[int, _State] = {}
         self._last_bar = FRACTION_BAR
-        self._pieces: deque[str] = deque()
+        self._pieces: deque[tuple[_Stream, str]] = deque()
         self._waiting_chars = 0
         self._budget = _TextBudget()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._woken = False
         self._started = False
+        self._has_thread = False
 
     def install(self) -> None:
         """Take over tqdm, `vault.progress` and `sys.stdout`, as far as the policy allows."""
@@ -79,8 +89,10 @@ class CallOutput:
             return
         owner_calls.connect(self.fraction)
         progress_bars.watch_tqdm(self.new_bar, self.bar)
-        if self._allowed == "text":
+        if self._allowed in ("text", "all"):
             sys.stdout = StandardOutput(self.text)
+        if self._allowed == "all":
+            sys.stderr = StandardOutput(lambda text: self.text(text, "stderr"))
 
     def begin(self, request_id: int) -> None:
         """From now on output belongs to this request."""
@@ -97,6 +109,7 @@ class CallOutput:
             ChannelClosedError: The notebook is gone.
         """
         with self.sending:
+            self._sender = threading.get_ident()
             self.send_waiting(last=True)
             self._request_id = None
 
@@ -130,19 +143,32 @@ class CallOutput:
         self._bars[number] = done, _finite(total), _finite(rate), state
         self._kick()
 
-    def text(self, text: str) -> None:
+    def text(self, text: str, stream: "_Stream" = "stdout") -> None:
         """Print; what is too much is dropped, and counted."""
-        if self._request_id is None or self._allowed != "text" or not text:
+        if self._request_id is None or self._allowed not in ("text", "all") or not text:
             return
+        if self._patient:
+            self._wait_for_room()
         room = TEXT_BURST_CHARS - self._waiting_chars
         if len(self._pieces) >= _MAX_WAITING_PIECES:
             room = 0
-        if len(text) > room:
+        if len(text) > room and not self._patient:
             self._budget.left_out += len(text) - max(0, room)
             text = text[: max(0, room)]
         self._waiting_chars += len(text)
-        self._pieces.append(text)
+        self._pieces.append((stream, text))
         self._kick()
+
+    def _is_full(self) -> bool:
+        return self._waiting_chars >= TEXT_BURST_CHARS or len(self._pieces) >= _MAX_WAITING_PIECES
+
+    def _wait_for_room(self) -> None:
+        """Wait as long as too much waits to be sent; whoever sends never waits for itself."""
+        while self._is_full() and self._request_id is not None and self._has_thread:
+            if self._sender == threading.get_ident():
+                # A finalizer of the package's, in the midst of sending.
+                return
+            time.sleep(_ROOM_POLL_S)
 
     def send_waiting(self, *, last: bool = False) -> None:
         """Send what waits; `sending` is held.
@@ -153,21 +179,29 @@ class CallOutput:
         request_id = self._request_id
         if request_id is None:
             return
-        text = self._budget.allow(self._taken_text(), last=last)
-        for start in range(0, len(text), MAX_TEXT_CHARS):
-            self._send(Text(request_id, text[start : start + MAX_TEXT_CHARS]))
+        parts = self._taken_text() or [("stdout", "")]
+        for number, (stream, printed) in enumerate(parts, 1):
+            text = printed
+            if not self._patient:
+                text = self._budget.allow(printed, last=last and number == len(parts))
+            for start in range(0, len(text), MAX_TEXT_CHARS):
+                self._send(Text(request_id, text[start : start + MAX_TEXT_CHARS], stream))
         # Another dictionary rather than a loop over this one: the package adds to it meanwhile.
         bars, self._bars = self._bars, {}
         for number, state in bars.items():
             self._send(Progress(request_id, number, *state))
 
-    def _taken_text(self) -> str:
+    def _taken_text(self) -> list[tuple["_Stream", str]]:
+        """Return what waits, clean, in the order it was written; a stream's pieces are joined."""
         pieces = []
         with contextlib.suppress(IndexError):
             while True:
                 pieces.append(self._pieces.popleft())
         self._waiting_chars = 0
-        return output_text("".join(pieces))
+        return [
+            (stream, output_text("".join(text for _, text in run)))
+            for stream, run in itertools.groupby(pieces, key=itemgetter(0))
+        ]
 
     def _kick(self) -> None:
         if not self._started:
@@ -175,6 +209,7 @@ class CallOutput:
             # Without a thread, which the limits may refuse, output comes when the call ends.
             with contextlib.suppress(RuntimeError):
                 _thread.start_new_thread(self._run, ())
+                self._has_thread = True
         if not self._woken:
             self._woken = True
             self._wake.put(None)
@@ -188,10 +223,13 @@ class CallOutput:
             self._woken = False
             try:
                 with self.sending:
+                    self._sender = threading.get_ident()
                     self.send_waiting()
             except ChannelClosedError:
+                self._request_id = None
                 return
-            time.sleep(_INTERVAL_S)
+            if not self._is_full():
+                time.sleep(_INTERVAL_S)
 
 
 class _TextBudget:

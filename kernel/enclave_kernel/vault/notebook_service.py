@@ -62,7 +62,7 @@ class NotebookRun:
         """
         from enclave_kernel.vault.notebook_shell import start_shell
 
-        shown = run.script.output == "text"
+        shown = run.script.output in ("text", "all")
         outputs = NotebookOutputs(shown=shown, hidden=str(run.inputs.root))
         shell = start_shell(outputs, run.importer.file_name, run.runner.complete)
         run.incidents.watch_notebook(shell.user_ns, run.script.file)

@@ -5,6 +5,7 @@ Source: docs/spec/scripts.md; THREATS, O-01, E-01, F-01.
 
 import os
 import sys
+import time
 import types
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -17,12 +18,15 @@ from enclave_kernel.vault.failures import raised
 from enclave_kernel.vault.importer import PackageImporter
 from enclave_kernel.vault.incidents import Incidents
 from enclave_kernel.vault.package_runner import PackageRunner
+from enclave_kernel.vault.program_run import run_program
 from enclave_kernel.vault.script_files import InputFiles, collect_outputs
 from enclave_kernel.vault.script_run import ScriptRun, add_site_names, collect_main, leave_main
 from enclave_kernel.vault.standard_output import StandardOutput
+from enclave_protocol.manifest import PROGRAM_SUFFIX
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_label import Label
+from enclave_protocol.script_environment import check_environ
 from enclave_protocol.script_messages import OutputChunk, RunScript, ScriptEnded
 from enclave_protocol.vault_messages import BODY_CHUNK_BYTES
 
@@ -68,6 +72,7 @@ def run_script(
         known = ", ".join(sorted(label.scripts)) or "it has none"
         raise NoSuchScriptError(f"it has no script {request.script!r}; scripts: {known}")
     CallBudget(label.policy, clock).take()
+    check_environ(request.environ, script.variables)
     inputs.finish(request.folders)
     # Before anything runs: the package's own files are beside the workspace.
     inputs.check_outputs(request.outputs, request.folders)
@@ -78,12 +83,18 @@ def run_script(
 
         notebook = NotebookRun(bytes(notebooks.get(script.file, b"")), request.arguments)
         arguments = notebook.arguments
+    # Nothing of the package ran, and no program will: it changes what the script reads of it.
+    os.environ.update(request.environ)
+    time.tzset()
     importer.install()
-    output = CallOutput(channel.send, script.output)
+    output = CallOutput(channel.send, script.output, patient=request.patient)
     output.install()
-    if script.output == "text":
-        # What the vault calls the workspace's folder is of no use to anybody.
-        sys.stdout = StandardOutput(lambda text: output.text(text.replace(str(inputs.root), "")))
+    # What the vault calls the workspace's folder is of no use to anybody.
+    folder = str(inputs.root)
+    if script.output in ("text", "all"):
+        sys.stdout = StandardOutput(lambda text: output.text(text.replace(folder, "")))
+    if script.output == "all":
+        sys.stderr = StandardOutput(lambda text: output.text(text.replace(folder, ""), "stderr"))
     runner = PackageRunner()
     run = ScriptRun(label, script, importer, incidents, inputs, output, runner, channel)
     sys.argv[:] = [script.file, *map(run.place, arguments)]
@@ -103,9 +114,14 @@ def run_script(
 
 
 def _run_file(run: ScriptRun) -> BaseException | None:
-    """Run a file as `python FILE` would; return what it let out."""
+    """Run a file as `python FILE` would, or a program; return what it let out."""
+    file = run.script.file
     try:
-        run.runner.run(lambda: _execute(run.importer, run.script.file))
+        if file.endswith(PROGRAM_SUFFIX):
+            path = f"{run.importer.root}/{file}"
+            run.runner.run(lambda: run_program(path, sys.argv, output=run.script.output))
+        else:
+            run.runner.run(lambda: _execute(run.importer, file))
     except BaseException as error:  # whatever a script lets out
         return error
     return None

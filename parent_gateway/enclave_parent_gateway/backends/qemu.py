@@ -37,7 +37,7 @@ from enclave_parent_gateway.enclave_state import (
     read_state,
     write_state,
 )
-from enclave_parent_gateway.errors import EnclaveStartError
+from enclave_parent_gateway.errors import EnclaveNotTrustedError, EnclaveStartError
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.process_identity import ProcessIdentity, stop_process
 from enclave_parent_gateway.runtime_dir import EnclavePaths
@@ -64,9 +64,12 @@ _ENCLAVE: Final = "enclave"
 """Name of the process whose end is the enclave's end."""
 _PARTS: Final = (_ENCLAVE, "cloud")
 _DEFAULT_CPUS: Final = 2
+_ROOT_FACTOR: Final = 2
+"""An unpacked root takes half of the memory at most, and about three times the image's size."""
 _PASSED_ON: Final = ("PATH", "LANG", "TZ", "HOME")
 _MAX_CONSOLE_BYTES: Final = 64 * 1024
 _OWN_LINES: Final = ("enclave: ", "Kernel panic")
+_NO_ROOM: Final = "Initramfs unpacking failed: write error"
 
 
 class QemuBackend:
@@ -94,10 +97,17 @@ class QemuBackend:
         try:
             start.run(idle_timeout_s, wait_for_all=wait_for_all)
             interrupts.check()
-        except EnclaveStartError as error:
-            said = _last_words(paths)
+        except (EnclaveStartError, EnclaveNotTrustedError) as error:
+            console = _console(paths)
             self._stop_all(paths)
-            raise EnclaveStartError(f"{error}{said}") from error
+            if _NO_ROOM in console:
+                raise EnclaveStartError(
+                    "the machine has too little memory for the image: unpacked, it takes half of "
+                    "it at most; type: enclave up --backend qemu --memory MIB, with more"
+                ) from error
+            if isinstance(error, EnclaveNotTrustedError):
+                raise
+            raise EnclaveStartError(f"{error}{_last_words(console)}") from error
         except BaseException:
             # Ctrl-C included: nothing stays behind.
             self._stop_all(paths)
@@ -214,7 +224,7 @@ class _Start:
         self._progress("measuring the image")
         eif, size = measure_image(asked.image)
         needed = needed_memory_mib(size)
-        memory = asked.memory_mib or max(needed, eif.memory_bytes >> 20)
+        memory = asked.memory_mib or max(_ROOT_FACTOR * needed, eif.memory_bytes >> 20)
         if memory < needed:
             raise EnclaveStartError(
                 f"the image has {size >> 20} MiB, so its enclave needs {needed} MiB (four times as "
@@ -274,10 +284,14 @@ class _Start:
         self._progress(
             f"booting {boot.name} ({machine.memory_mib} MiB, {machine.cpus} CPUs, {_accelerator()})"
         )
+        console = self._paths.log("console")
+        if console.exists():
+            # The last run's tells why that machine died; it is not about this one.
+            console.replace(console.with_suffix(".log.1"))
         daemon = self._spawn(
             _ENCLAVE,
             "enclave_parent_gateway.backends.qemu_machine",
-            *("--folder", str(self._folder), "--console", str(self._paths.log("console"))),
+            *("--folder", str(self._folder), "--console", str(console)),
             *("--memory-mib", str(machine.memory_mib), "--cpus", str(machine.cpus)),
             *("--cmdline", boot.cmdline, "--accelerator", _accelerator()),
         )
@@ -325,13 +339,18 @@ def _environ() -> dict[str, str]:
     return {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
 
 
-def _last_words(paths: EnclavePaths) -> str:
-    """Return what the image said last about why it ended, for a message; empty if nothing."""
+def _console(paths: EnclavePaths) -> str:
+    """Return the end of what the machine wrote to its console."""
     try:
-        text = paths.log("console").read_bytes()[-_MAX_CONSOLE_BYTES:].decode(errors="replace")
+        text = paths.log("console").read_bytes()[-_MAX_CONSOLE_BYTES:]
     except OSError:
         return ""
-    for line in reversed(text.splitlines()):
+    return text.decode(errors="replace")
+
+
+def _last_words(console: str) -> str:
+    """Return what the image said last about why it ended, for a message; empty if nothing."""
+    for line in reversed(console.splitlines()):
         for mark in _OWN_LINES:
             _, found, said = line.partition(mark)
             if found:

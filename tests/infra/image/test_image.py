@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from enclave_infra.image.cpio_reader import ArchiveEntry
+from enclave_infra.image.debian_lock import KERNEL, check_packages, read_lock
+from enclave_infra.image.debian_mirror import configured_mirror
+from enclave_infra.image.debian_packages import describe_package, fetch_kernel
 from enclave_infra.image.image_view import ImageView, view_image
+from enclave_infra.image.kernel_files import debian_kernel
 from enclave_protocol.eif import EifError, read_eif
 from tests.support.built_image import LOCKS, build, built_image, debian_lock
 
@@ -203,20 +207,54 @@ def test_described_by_the_command(image: Path, view: ImageView) -> None:
     ]
 
 
-def test_graviton() -> None:
-    """Built with foreign packages, checked in structure: nothing here runs it."""
-    graviton = view_image(built_image("--arch=aarch64", name="aarch64"))
+def test_graviton_with_the_kernel_of_nitro_cli(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Built with foreign packages, checked in structure: nothing here runs it.
+
+    The kernel's files are named and laid out as nitro-cli's, which could not be had here.
+    """
+    blobs = tmp_path_factory.getbasetemp() / "blobs"
+    blobs.mkdir()
+    contents = {"Image": b"kernel", "cmdline": b"reboot=k root=/dev/ram0\n", "nsm.ko": b"driver"}
+    for name, content in contents.items():
+        (blobs / name).write_bytes(content)
+    path = blobs / "graviton.eif"
+    lock = f"--debian-lock={debian_lock()}"
+    result = build(path, lock, "--arch=aarch64", f"--kernel-dir={blobs}")
+    assert result.returncode == 0, result.stderr
+    graviton = view_image(path)
     assert graviton.eif.arm64
+    assert graviton.cmdline == "reboot=k rdinit=/init"
     loader = "usr/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1"
     programs = (loader, "usr/bin/python3.11")
-    files = graviton.read_files(lambda name: name in programs or name.endswith(".so"))
+    files = graviton.read_files(
+        lambda name: name in programs or name.endswith(".so") or name.startswith("modules/")
+    )
+    assert [files[f"modules/{name}"] for name in ("order", "nsm.ko", "parent-cid")] == [
+        *(b"nsm.ko\n", b"driver", b"3\n"),
+    ]
     for name in programs:
         header = files[name][:20]
         assert (header[:4], header[18:20]) == (b"\x7fELF", b"\xb7\x00")  # EM_AARCH64
-    compiled = [name for name in files if name.endswith(".so") and name.startswith(_SITE)]
-    assert compiled
-    assert not [name for name in compiled if "x86_64" in name]
-    with graviton.path.open("rb") as file:
-        _, offset, _ = next(graviton.sections())
-        file.seek(offset + 56)
-        assert file.read(4) == b"ARM\x64"  # Linux, Documentation/arch/arm64/booting.rst
+    compiled = [
+        name
+        for name in files
+        if name.endswith(".so")
+        and name.startswith(_SITE)
+        # The debugger's wheel is for every machine and brings its parts for each of them.
+        and "pydevd_attach_to_process" not in name
+    ]
+    assert len(compiled) > 20
+    assert {files[name][18:20] for name in compiled} == {b"\xb7\x00"}
+
+
+def test_debians_kernel_for_graviton(tmp_path: Path) -> None:
+    locked = [
+        p for p in read_lock(debian_lock()) if (p.architecture, p.purpose) == ("arm64", KERNEL)
+    ]
+    package = fetch_kernel("arm64", configured_mirror(), locked[0], tmp_path / "apt")
+    check_packages([describe_package(package, "arm64", KERNEL)], locked)
+    kernel = debian_kernel(package, "arm64", tmp_path / "kernel")
+    assert "console=ttyAMA0" in kernel.cmdline
+    assert list(kernel.modules)[-1] == "vmw_vsock_virtio_transport.ko"
+    # Linux, Documentation/arch/arm64/booting.rst: the header's magic number.
+    assert kernel.kernel.read_bytes()[56:60] == b"ARM\x64"

@@ -1,14 +1,17 @@
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from enclave_infra.image.debian_lock import check_packages, read_lock, write_lock
 from enclave_infra.image.debian_packages import LEFT_OUT, ROOT_PACKAGES
 from enclave_infra.image.errors import LockError, ToolError
-from enclave_infra.image.lock import FLAVOURS, without
-from enclave_infra.image.python_packages import install_packages
+from enclave_infra.image.lock import FLAVOURS, requirements_of, without
+from enclave_infra.image.python_packages import SITE, install_packages
 from tests.support.built_image import LOCKS
 
 _DEBIAN = read_lock(LOCKS / "debian.lock")
@@ -74,3 +77,32 @@ def test_a_package_without_hash_is_refused(tmp_path: Path) -> None:
     lock.write_text("six==1.17.0\n")
     with pytest.raises(ToolError, match="hash"):
         install_packages([lock], "x86_64", tmp_path / "root")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_lock_is_of_what_setup_cfg_asks_for(flavour: str) -> None:
+    text = (LOCKS / f"requirements-{flavour}.lock").read_text()
+    pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.M))
+    for line in requirements_of(flavour):
+        wanted = Requirement(line)
+        assert wanted.specifier.contains(pins[wanted.name.lower()]), line
+
+
+def test_packages_of_ones_own(tmp_path: Path) -> None:
+    """From a list of names to the image's folder; two versions of one are refused."""
+    (tmp_path / "ours.in").write_text("tqdm  # of ours\nnumpy\n")
+    command = [sys.executable, "-m", "enclave_infra.image", "lock-requirements"]
+    command += [str(tmp_path / "ours.in"), "-o", str(tmp_path / "ours.lock")]
+    subprocess.run(command, check=True, capture_output=True)
+    text = (tmp_path / "ours.lock").read_text()
+    assert re.findall(r"^([a-z0-9-]+)==", text, re.M) == ["tqdm"]
+    install_packages([tmp_path / "ours.lock"], "aarch64", tmp_path / "root")
+    site = tmp_path / "root" / SITE
+    assert (site / "tqdm" / "__init__.py").is_file()
+    assert not (site / "bin").exists()
+    (record,) = site.glob("tqdm-*.dist-info/RECORD")
+    assert "bin/tqdm" not in record.read_text()
+    (tmp_path / "again.lock").write_text(f"tqdm==4.60.0 --hash=sha256:{'0' * 64}\n")
+    files = [tmp_path / "ours.lock", tmp_path / "again.lock"]
+    with pytest.raises(ToolError, match="Cannot install tqdm"):
+        install_packages(files, "x86_64", tmp_path / "other")

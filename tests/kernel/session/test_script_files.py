@@ -5,15 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from enclave_kernel.session.script_inputs import (
-    WorkspaceFileError,
-    plan_inputs,
-    read_inputs,
-)
 from enclave_kernel.session.script_outputs import OutputFiles, OutputNameError
 from enclave_kernel.vault.script_files import InputFiles, OutputRefusedError, collect_outputs
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.package_archive import Entry, encode_archive
+from enclave_protocol.workspace.script_inputs import WorkspaceFileError, plan_inputs, read_inputs
 
 
 def _archive(files: dict[str, bytes]) -> memoryview:

@@ -1,4 +1,8 @@
-"""The files of the workspace that a script's arguments name, as the archive a vault takes."""
+"""The files of the workspace that a script's arguments name, as the archive a vault takes.
+
+In a notebook the workspace is a folder in the enclave, for `enclave run` one on the parent: both
+read it with the rights of the user whose files they are.
+"""
 
 import os
 import stat
@@ -13,7 +17,7 @@ from enclave_protocol.package_errors import PackageFormatError
 from enclave_protocol.plain_text import plain_text
 from enclave_protocol.script_messages import names_output, workspace_path
 
-__all__ = ["ScriptInputs", "WorkspaceFileError", "plan_inputs", "read_inputs", "workspace_folder"]
+__all__ = ["ScriptInputs", "WorkspaceFileError", "plan_inputs", "read_inputs"]
 
 _PIECE_BYTES: Final = 1024 * 1024
 
@@ -40,11 +44,6 @@ class ScriptInputs:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(entry.size for entry in self.entries)
-
-
-def workspace_folder() -> Path:
-    """Return what `/` means in a script's arguments: where this kernel started."""
-    return Path(os.environ.get("ENCLAVE_WORKSPACE") or Path.cwd())
 
 
 def plan_inputs(

@@ -1,4 +1,4 @@
-"""What a notebook shows about who made a package."""
+"""What users are shown about who made a package."""
 
 from typing import TYPE_CHECKING
 

@@ -5,8 +5,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from enclave_encryption.publisher_keys import FileKey
-from enclave_kernel.session.publisher_line import publisher_line
 from enclave_protocol.package_header import decode_header
+from enclave_protocol.publisher_line import publisher_line
 from tests.support.sealed_package import seal_package
 
 MANIFEST = """
