@@ -221,7 +221,7 @@ def test_z08_native_code_in_files(arena: Arena) -> None:
 def test_z09_nothing_is_installed(notebook: HostileNotebook) -> None:
     code = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'pip', 'list'])"
     assert notebook.cell(f"m.run({code!r})").error == "EncryptedPackageError"
-    code = "import socket; socket.create_connection(('pypi.org', 443), timeout=5)"
+    code = "import socket; socket.create_connection(('example.org', 443), timeout=5)"
     assert notebook.cell(f"m.run({code!r})").error == "EncryptedPackageError"
 
 

@@ -30,6 +30,11 @@ _OLDER_TAGS: Final = (
 _NOT_PACKAGES: Final = ("bin", "share", "etc", "man", "include")
 """What --target makes beside the packages: programs with this machine's interpreter in them, and
 files for a desktop. An image starts its programs with -m."""
+_HASH: Final = r" +--hash=sha256:[0-9a-f]{64}"
+_PIN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!]+"
+_LOCK_LINE: Final = re.compile(rf" *(?:#[ -~]*)?|(?:{_PIN}|{_HASH})(?:{_HASH})*(?: \\)?")
+"""Of what pip understands, versions and hashes only: by other lines it would ask another index, or
+take packages that run code when they are installed."""
 PIP_ENVIRON: Final = {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_NO_INPUT": "1"}
 
 
@@ -48,12 +53,12 @@ def install_packages(requirements: Sequence[Path], machine: str, root: Path) -> 
         root: Of the image.
 
     Raises:
-        ImageError: A package is listed twice, has no hash, or has another one.
+        ImageError: A package is listed twice, has no hash, or has another one; or a file says more
+            than versions and hashes.
         ToolError: pip failed.
     """
     for path in requirements:
-        if not path.is_file():
-            raise ImageError(f"there is no requirements file {path}")
+        _check_lock(path)
     site = root / SITE
     site.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
@@ -66,6 +71,17 @@ def install_packages(requirements: Sequence[Path], machine: str, root: Path) -> 
         if (site / name).is_dir():
             shutil.rmtree(site / name)
     _forget_origins(site)
+
+
+def _check_lock(path: Path) -> None:
+    if not path.is_file():
+        raise ImageError(f"there is no requirements file {path}")
+    for number, line in enumerate(path.read_bytes().decode("ascii", "replace").split("\n"), 1):
+        if not _LOCK_LINE.fullmatch(line):
+            raise ImageError(
+                f"{path}, line {number}: not an exact version with SHA-256 hashes; write the file "
+                "with enclave-image lock-requirements"
+            )
 
 
 def _forget_origins(site: Path) -> None:

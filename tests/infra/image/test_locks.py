@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 from enclave_infra.image.debian_lock import check_packages, read_lock, write_lock
 from enclave_infra.image.debian_packages import LEFT_OUT, ROOT_PACKAGES
-from enclave_infra.image.errors import LockError, ToolError
+from enclave_infra.image.errors import ImageError, LockError, ToolError
 from enclave_infra.image.lock import FLAVOURS, requirements_of, without
 from enclave_infra.image.python_packages import SITE, install_packages
 from tests.support.built_image import LOCKS
@@ -77,6 +77,23 @@ def test_a_package_without_hash_is_refused(tmp_path: Path) -> None:
     lock.write_text("six==1.17.0\n")
     with pytest.raises(ToolError, match="hash"):
         install_packages([lock], "x86_64", tmp_path / "root")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("--no-binary six", "--index-url https://a.example/simple", "-r other.txt", "-e ."),
+        *("six @ https://a.example/six.whl", "https://a.example/six.whl", "./six.whl", "six>=1"),
+        *("six==1.17.0 ; python_version > '3'", "six==1.17.0 --global-option=x", "\u0435==1"),
+    ],
+)
+def test_a_lock_file_says_nothing_else(tmp_path: Path, line: str) -> None:
+    """Else pip would run code of a package's, here and now."""
+    lock = tmp_path / "hostile.lock"
+    lock.write_text(f"six==1.17.0 \\\n    --hash=sha256:{'0' * 64}\n{line}\n")
+    with pytest.raises(ImageError, match="line 3: not an exact version"):
+        install_packages([lock], "x86_64", tmp_path / "root")
+    assert not (tmp_path / "root").exists()
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
