@@ -1,4 +1,4 @@
-"""Starts background processes: own session, clean descriptors, output in a log file."""
+"""Starts and ends background processes: own session, clean descriptors, output in a log file."""
 
 import os
 import subprocess
@@ -9,14 +9,17 @@ from typing import BinaryIO
 
 import msgspec
 
+from enclave_parent_gateway.enclave_state import EnclaveState
 from enclave_parent_gateway.errors import EnclaveStartError
-from enclave_parent_gateway.process_identity import ProcessIdentity
+from enclave_parent_gateway.process_identity import ProcessIdentity, stop_process
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_protocol.log_lines import decode_log_line
 
-__all__ = ["Daemon"]
+__all__ = ["Daemon", "small_environ", "stop_daemons"]
 
 _POLL_S = 0.005
+_PASSED_ON = ("PATH", "LANG", "TZ", "HOME")
+"""All of this user's environment that enters the enclave's processes."""
 _MAX_READY_BYTES = 64 * 1024
 
 
@@ -97,6 +100,29 @@ class Daemon:
             if time.monotonic() > deadline:
                 raise EnclaveStartError(f"the {self.name} is not ready in time; see: enclave logs")
             time.sleep(_POLL_S)
+
+
+def small_environ() -> dict[str, str]:
+    """Return the environment for processes that are, or stand in for, the enclave's."""
+    return {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+
+
+def stop_daemons(
+    paths: EnclavePaths, state: EnclaveState | None, names: Sequence[str], *, grace_s: float
+) -> None:
+    """End these, one after another, and remove what they and the gateway said of being ready.
+
+    Args:
+        paths: Of the enclave.
+        state: Tells their processes; None: there are none.
+        names: Those to end; what does not run is fine.
+        grace_s: Seconds each gets to end by itself.
+    """
+    for name in names:
+        if state is not None and name in state.processes:
+            stop_process(state.processes[name], grace_s=grace_s)
+    for name in (*names, "gateway"):
+        (paths.runtime / f"{name}.ready").unlink(missing_ok=True)
 
 
 def _create(path: Path) -> BinaryIO:

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 from enclave_parent_gateway.api import GatewayStatus
 from enclave_parent_gateway.backends.daemon import Daemon
-from enclave_parent_gateway.enclave_state import EnclaveState
+from enclave_parent_gateway.enclave_state import EnclaveState, read_state
 from enclave_parent_gateway.errors import EnclaveNotTrustedError, EnclaveStartError
 from enclave_parent_gateway.gateway_client import ask_blocking
 from enclave_parent_gateway.interrupts import DeferredInterrupts
+from enclave_parent_gateway.process_identity import stop_process
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.messages import StatusRequest
 
-__all__ = ["spawn_gateway", "wait_answer"]
+__all__ = ["refuse_silent_gateway", "spawn_gateway", "stop_gateway", "wait_answer"]
 
 _POLL_S = 0.005
 
@@ -28,6 +29,28 @@ def spawn_gateway(paths: EnclavePaths, state: EnclaveState, idle_timeout_s: floa
     command += ["--idle-timeout", str(idle_timeout_s)]
     # The whole environment: the default credential chain reads its variables.
     return Daemon("gateway", command, os.environ, paths)
+
+
+def stop_gateway(paths: EnclavePaths, *, grace_s: float) -> None:
+    """End the gateway that the state file tells of, if there is one."""
+    state = read_state(paths.state_file)
+    if state is not None and "gateway" in state.processes:
+        stop_process(state.processes["gateway"], grace_s=grace_s)
+
+
+def refuse_silent_gateway(state: EnclaveState, up: str) -> None:
+    """See that an enclave that does not answer has no gateway, so that it can get one.
+
+    Args:
+        state: Of an enclave that runs.
+        up: What starts one anew, for the message.
+
+    Raises:
+        EnclaveStartError: It has one.
+    """
+    gateway = state.processes.get("gateway")
+    if gateway is not None and gateway.is_running():
+        raise EnclaveStartError(f"the enclave runs and does not answer; type: enclave down && {up}")
 
 
 def wait_answer(

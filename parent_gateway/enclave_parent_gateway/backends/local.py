@@ -17,8 +17,13 @@ from pathlib import Path
 import msgspec
 
 from enclave_parent_gateway.backends.base import Machine, Progress
-from enclave_parent_gateway.backends.daemon import Daemon
-from enclave_parent_gateway.backends.gateway_daemon import spawn_gateway, wait_answer
+from enclave_parent_gateway.backends.daemon import Daemon, small_environ, stop_daemons
+from enclave_parent_gateway.backends.gateway_daemon import (
+    refuse_silent_gateway,
+    spawn_gateway,
+    stop_gateway,
+    wait_answer,
+)
 from enclave_parent_gateway.backends.stand_ins import (
     cloud_arguments,
     cloud_credentials,
@@ -30,7 +35,7 @@ from enclave_parent_gateway.egress.destination import Destination
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state, write_state
 from enclave_parent_gateway.errors import EnclaveStartError
 from enclave_parent_gateway.interrupts import DeferredInterrupts
-from enclave_parent_gateway.process_identity import ProcessIdentity, stop_process
+from enclave_parent_gateway.process_identity import ProcessIdentity
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_protocol.messages import Credentials
 
@@ -39,8 +44,6 @@ __all__ = ["LocalBackend"]
 _START_TIMEOUT_S = 60.0
 """A start takes 1 to 2 s on an idle machine."""
 _GRACE_S = 5.0
-_PASSED_ON = ("PATH", "LANG", "TZ", "HOME")
-"""All of this user's environment that enters the enclave's processes."""
 _MEASURED = ("enclave_kernel", "enclave_protocol")
 _NOBODY = ProcessIdentity(0, -1)
 _PARTS = ("supervisor", "nsm", "cloud")
@@ -93,28 +96,19 @@ class LocalBackend:
         interrupts: DeferredInterrupts,
     ) -> EnclaveState:
         """Give a supervisor that runs a gateway again; its kernels live on."""
-        if state.processes.get("gateway", _NOBODY).is_running():
-            raise EnclaveStartError(
-                "the enclave runs and does not answer; type: enclave down && enclave up"
-            )
+        refuse_silent_gateway(state, "enclave up")
         start = _Start(paths, progress, interrupts, state)
         start.wait_answer([start.spawn_gateway(idle_timeout_s)])
         return start.state
 
     def _stop_all(self, paths: EnclavePaths) -> None:
-        state = read_state(paths.state_file)
-        if state is not None and "gateway" in state.processes:
-            stop_process(state.processes["gateway"], grace_s=_GRACE_S)
+        stop_gateway(paths, grace_s=_GRACE_S)
         self.stop_processes(paths)
 
     def stop_processes(self, paths: EnclavePaths) -> None:
         """End supervisor, local cloud and NSM."""
         state = read_state(paths.state_file)
-        for name in _PARTS:
-            if state is not None and name in state.processes:
-                stop_process(state.processes[name], grace_s=_GRACE_S)
-        for name in (*_PARTS, "gateway"):
-            (paths.runtime / f"{name}.ready").unlink(missing_ok=True)
+        stop_daemons(paths, state, _PARTS, grace_s=_GRACE_S)
         files = (paths.enclave_socket, paths.nsm_socket, paths.state_file, paths.sync_file)
         for file in files:
             file.unlink(missing_ok=True)
@@ -210,10 +204,8 @@ class _Start:
         wait_answer(self._paths, daemons, self._interrupts, self._deadline)
 
     def _spawn(self, name: str, module: str, *arguments: str) -> Daemon:
-        environ = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
-        return self._note(
-            Daemon(name, [sys.executable, "-I", "-m", module, *arguments], environ, self._paths)
-        )
+        command = [sys.executable, "-I", "-m", module, *arguments]
+        return self._note(Daemon(name, command, small_environ(), self._paths))
 
     def spawn_gateway(self, idle_timeout_s: float) -> Daemon:
         """Start the gateway."""

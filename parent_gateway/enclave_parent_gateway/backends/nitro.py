@@ -8,7 +8,6 @@ Source: FACTS, "vsock" and "EIF version 4"; docs/runbook.md.
 import os
 import platform
 import secrets
-import ssl
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,12 @@ import msgspec
 from enclave_parent_gateway.backends.allocator import check_fits, read_allocation
 from enclave_parent_gateway.backends.base import Machine, Progress
 from enclave_parent_gateway.backends.daemon import Daemon
-from enclave_parent_gateway.backends.gateway_daemon import spawn_gateway, wait_answer
+from enclave_parent_gateway.backends.gateway_daemon import (
+    refuse_silent_gateway,
+    spawn_gateway,
+    stop_gateway,
+    wait_answer,
+)
 from enclave_parent_gateway.backends.nitro_cli import (
     DescribedEnclave,
     describe_enclaves,
@@ -27,6 +31,7 @@ from enclave_parent_gateway.backends.nitro_cli import (
     run_enclave,
     terminate_enclave,
 )
+from enclave_parent_gateway.backends.stand_ins import read_certificate
 from enclave_parent_gateway.credentials import default_credentials
 from enclave_parent_gateway.egress.destination import Destination
 from enclave_parent_gateway.enclave_state import (
@@ -56,7 +61,6 @@ _GRACE_S: Final = 5.0
 _END_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.05
 _NOBODY: Final = ProcessIdentity(0, -1)
-_MAX_PEM_BYTES: Final = 64 * 1024
 _ARM64: Final = ("aarch64", "arm64")
 
 
@@ -101,11 +105,7 @@ class NitroBackend:
         interrupts: DeferredInterrupts,
     ) -> EnclaveState:
         """Give an enclave that runs a gateway again; its kernels live on."""
-        if state.processes.get("gateway", _NOBODY).is_running():
-            raise EnclaveStartError(
-                "the enclave runs and does not answer; type: enclave down && enclave up --backend "
-                "nitro"
-            )
+        refuse_silent_gateway(state, "enclave up --backend nitro")
         if machine.debug and not state.debug:
             raise EnclaveStartError(
                 "the enclave runs without debug mode; type: enclave down, and then enclave up again"
@@ -120,9 +120,8 @@ class NitroBackend:
         return state
 
     def _stop_all(self, paths: EnclavePaths, *, with_gateway: bool) -> None:
-        state = read_state(paths.state_file)
-        if with_gateway and state is not None and "gateway" in state.processes:
-            stop_process(state.processes["gateway"], grace_s=_GRACE_S)
+        if with_gateway:
+            stop_gateway(paths, grace_s=_GRACE_S)
         self.stop_processes(paths)
 
     def stop_processes(self, paths: EnclavePaths) -> None:
@@ -152,8 +151,7 @@ class NitroBackend:
             return AWS_NITRO_ROOT_DER
         path = Path(state.stand_in) / "root.pem"
         try:
-            with path.open("rb") as file:
-                return ssl.PEM_cert_to_DER_cert(file.read(_MAX_PEM_BYTES).decode("ascii"))
+            return read_certificate(path)
         except (OSError, ValueError) as error:
             raise EnclaveStartError(
                 f"the stand-in's root {path} cannot be read: {error}"

@@ -18,10 +18,15 @@ import msgspec
 
 from enclave_parent_gateway.backends.allocator import needed_memory_mib
 from enclave_parent_gateway.backends.base import Machine, Progress
-from enclave_parent_gateway.backends.daemon import Daemon
+from enclave_parent_gateway.backends.daemon import Daemon, small_environ, stop_daemons
 from enclave_parent_gateway.backends.development_ramdisk import development_ramdisk
 from enclave_parent_gateway.backends.eif_boot import BootFiles, measure_image, unpack_eif
-from enclave_parent_gateway.backends.gateway_daemon import spawn_gateway, wait_answer
+from enclave_parent_gateway.backends.gateway_daemon import (
+    refuse_silent_gateway,
+    spawn_gateway,
+    stop_gateway,
+    wait_answer,
+)
 from enclave_parent_gateway.backends.qemu_machine import ACCELERATORS, VSOCK_SOCKET
 from enclave_parent_gateway.backends.stand_ins import (
     cloud_arguments,
@@ -39,7 +44,7 @@ from enclave_parent_gateway.enclave_state import (
 )
 from enclave_parent_gateway.errors import EnclaveNotTrustedError, EnclaveStartError
 from enclave_parent_gateway.interrupts import DeferredInterrupts
-from enclave_parent_gateway.process_identity import ProcessIdentity, stop_process
+from enclave_parent_gateway.process_identity import ProcessIdentity
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_protocol.messages import Credentials
 from enclave_protocol.plain_text import plain_text
@@ -66,7 +71,6 @@ _PARTS: Final = (_ENCLAVE, "cloud")
 _DEFAULT_CPUS: Final = 2
 _ROOT_FACTOR: Final = 2
 """An unpacked root takes half of the memory at most, and about three times the image's size."""
-_PASSED_ON: Final = ("PATH", "LANG", "TZ", "HOME")
 _MAX_CONSOLE_BYTES: Final = 64 * 1024
 _OWN_LINES: Final = ("enclave: ", "Kernel panic")
 _NO_ROOM: Final = "Initramfs unpacking failed: write error"
@@ -123,11 +127,7 @@ class QemuBackend:
         interrupts: DeferredInterrupts,
     ) -> EnclaveState:
         """Give a machine that runs a gateway again; its kernels live on."""
-        if state.processes.get("gateway", _NOBODY).is_running():
-            raise EnclaveStartError(
-                "the enclave runs and does not answer; type: enclave down && enclave up --backend "
-                "qemu"
-            )
+        refuse_silent_gateway(state, "enclave up --backend qemu")
         gateway = spawn_gateway(paths, state, idle_timeout_s)
         state = state.with_process("gateway", gateway.identity)
         write_state(paths.state_file, state)
@@ -136,19 +136,13 @@ class QemuBackend:
         return state
 
     def _stop_all(self, paths: EnclavePaths) -> None:
-        state = read_state(paths.state_file)
-        if state is not None and "gateway" in state.processes:
-            stop_process(state.processes["gateway"], grace_s=_GRACE_S)
+        stop_gateway(paths, grace_s=_GRACE_S)
         self.stop_processes(paths)
 
     def stop_processes(self, paths: EnclavePaths) -> None:
         """End machine and local cloud."""
         state = read_state(paths.state_file)
-        for name in _PARTS:
-            if state is not None and name in state.processes:
-                stop_process(state.processes[name], grace_s=_GRACE_S)
-        for name in (*_PARTS, "gateway"):
-            (paths.runtime / f"{name}.ready").unlink(missing_ok=True)
+        stop_daemons(paths, state, _PARTS, grace_s=_GRACE_S)
         for file in (paths.state_file, paths.sync_file):
             file.unlink(missing_ok=True)
         shutil.rmtree(_folder(paths), ignore_errors=True)
@@ -272,7 +266,9 @@ class _Start:
         """Make this machine's root, which local cloud and software NSM need at once."""
         command = [sys.executable, "-I", "-m", "enclave_infra.software_nsm.make_root"]
         command += ["--root-dir", str(root_directory(self._paths))]
-        made = subprocess.run(command, env=_environ(), capture_output=True, text=True, check=False)
+        made = subprocess.run(
+            command, env=small_environ(), capture_output=True, text=True, check=False
+        )
         if made.returncode:
             lines = made.stderr.strip().splitlines() or ["no message"]
             raise EnclaveStartError(f"this machine's root cannot be made: {lines[-1]}")
@@ -318,7 +314,7 @@ class _Start:
 
     def _spawn(self, name: str, module: str, *arguments: str) -> Daemon:
         command = [sys.executable, "-I", "-m", module, *arguments]
-        return self._note(Daemon(name, command, _environ(), self._paths))
+        return self._note(Daemon(name, command, small_environ(), self._paths))
 
     def _note(self, daemon: Daemon) -> Daemon:
         self.state = self.state.with_process(daemon.name, daemon.identity)
@@ -333,10 +329,6 @@ def _folder(paths: EnclavePaths) -> Path:
 
 def _accelerator() -> str:
     return os.environ.get(ACCELERATOR_VARIABLE) or ACCELERATORS[0]
-
-
-def _environ() -> dict[str, str]:
-    return {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
 
 
 def _console(paths: EnclavePaths) -> str:

@@ -17,7 +17,14 @@ from enclave_parent_gateway.errors import EnclaveStartError
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_protocol.messages import Credentials
 
-__all__ = ["cloud_arguments", "cloud_credentials", "free_port", "local_root", "root_directory"]
+__all__ = [
+    "cloud_arguments",
+    "cloud_credentials",
+    "free_port",
+    "local_root",
+    "read_certificate",
+    "root_directory",
+]
 
 _CLOUD_TIMEOUT_S: Final = 10.0
 """The local cloud starts in 1 to 2 s, in parallel with the first kernel."""
@@ -51,13 +58,23 @@ def local_root(paths: EnclavePaths) -> bytes:
     """
     path = root_directory(paths) / _ROOT_CERTIFICATE
     try:
-        with path.open("rb") as file:
-            return ssl.PEM_cert_to_DER_cert(file.read(_MAX_PEM_BYTES).decode("ascii"))
+        return read_certificate(path)
     except (OSError, ValueError) as error:
         raise EnclaveStartError(
             f"the local root's certificate {path} cannot be read ({error}); type: "
             "enclave down && enclave up"
         ) from error
+
+
+def read_certificate(path: Path) -> bytes:
+    """Return the one certificate (DER) in a PEM file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds none.
+    """
+    with path.open("rb") as file:
+        return ssl.PEM_cert_to_DER_cert(file.read(_MAX_PEM_BYTES).decode("ascii"))
 
 
 def cloud_arguments(paths: EnclavePaths, port: int) -> tuple[str, ...]:
