@@ -105,14 +105,15 @@ def _new_key(status: Mapping[str, Any]) -> str:
     return arn
 
 
-def publish(status: Mapping[str, Any], source: Path, output: Path) -> None:
-    """As the owner: encrypt a folder, signed, as packages are."""
-    key = Path(os.environ["ENCLAVE_RUNTIME_DIR"]) / "publisher.key"
-    if not key.exists():
-        command("enclave-owner", "keygen", "-o", str(key))
+def publish(status: Mapping[str, Any], source: Path, output: Path, *, signed: bool = True) -> None:
+    """As the owner: encrypt a folder, signed, as packages are, or not."""
     owner = IDENTITIES[OWNER_ACCESS_KEY_ID]
     arguments = ["-d", str(source), "-k", _new_key(status), "-o", str(output)]
-    arguments += ["--sign-with", str(key)]
+    if signed:
+        key = Path(os.environ["ENCLAVE_RUNTIME_DIR"]) / "publisher.key"
+        if not key.exists():
+            command("enclave-owner", "keygen", "-o", str(key))
+        arguments += ["--sign-with", str(key)]
     command(
         *("enclave-owner", "encrypt", *arguments),
         *("--region", REGION, "--endpoint-url", status["kms_endpoint_url"]),

@@ -160,10 +160,10 @@ def _decrypt_memory(sealed: bytes, destination: memoryview) -> None:
         pass
 
 
-def unseal_file(path: Path, destination: memoryview) -> None:
-    """Decrypt what `seal` wrote; its one file goes to `destination`."""
+def unseal_file(path: Path, destination: memoryview, *, key: bytes = KEY) -> None:
+    """Decrypt a package of `make_source`; its one file goes to `destination`."""
     with path.open("rb", buffering=0) as stream:
-        for _ in read_package(stream, lambda _: bytearray(KEY), place=_into(destination)):
+        for _ in read_package(stream, lambda _: bytearray(key), place=_into(destination)):
             pass
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 
 CALLS = 500
-SPARE_S = 2.0
 RPYC_SERVER = """
 import sys, rpyc
 from rpyc.utils.server import ThreadedServer
@@ -166,9 +165,8 @@ def measure_table(package: Any, rounds: int, rows: int, text: str) -> dict[str, 
         return in_turn(actions, rounds)
 
 
-def measure_load(shell: Any, file: str, name: str) -> float:
+def measure_load(shell: Any, file: str, name: str, flags: str) -> float:
     """Measure `%load_encrypted` once; a spare vault waits."""
-    time.sleep(SPARE_S)
-    seconds = timed(lambda: shell.run_line_magic("load_encrypted", f"{file} as {name}"))
+    seconds = timed(lambda: shell.run_line_magic("load_encrypted", f"{file} as {name}{flags}"))
     shell.run_line_magic("unload_encrypted", name)
     return seconds

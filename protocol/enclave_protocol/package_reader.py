@@ -105,11 +105,17 @@ class PackageReader:
         self._stage = memoryview(bytearray(_STAGE_CHUNKS * CHUNK_BYTES))
         self._destination: memoryview | None = None  # what the current file still lacks
 
-    def feed(self, data: BytesLike) -> Iterator[ArchiveEvent]:
+    def feed(self, data: BytesLike, *, kept: bool = False) -> Iterator[ArchiveEvent]:
         """Yield the events that `data`, ciphertext of any length, completes.
 
         Exhaust it before feeding more: its views are into a buffer that is used again. Pieces
         of `READ_BYTES` are fastest.
+
+        Args:
+            data: The body's next bytes.
+            kept: The caller promises that `data` stays as it is until the next `feed` is
+                exhausted, or `finish` or `close` returned: then the caller can get the next piece,
+                into another buffer, while this one is hashed.
 
         Raises:
             PackageTamperedError: Wrong key, or altered, or longer than announced.
@@ -124,7 +130,7 @@ class PackageReader:
             self.close()
             raise error.with_file(self._file) from None
         finally:
-            if self._digest is not None:
+            if self._digest is not None and not kept:
                 self._digest.join()
 
     def finish(self) -> Iterator[ArchiveEvent]:
@@ -251,9 +257,10 @@ def read_package(
         reader = PackageReader(header, data_key, place=place, file=file)
     finally:
         data_key[:] = bytes(len(data_key))  # 5
-    buffer = memoryview(bytearray(READ_BYTES))
-    while count := stream.readinto(buffer):
-        yield from reader.feed(buffer[:count])
+    buffers = [memoryview(bytearray(READ_BYTES)) for _ in range(2)]
+    while count := stream.readinto(buffers[0]):
+        yield from reader.feed(buffers[0][:count], kept=True)
+        buffers.reverse()
     yield from reader.finish()
 
 

@@ -103,7 +103,7 @@ def data_key_commitment(key: bytes) -> str:
 
 
 def body_digest(body: bytes) -> bytes:
-    leaves = [body[i : i + 131072] for i in range(0, len(body), 131072)]
+    leaves = [body[i : i + 1048576] for i in range(0, len(body), 1048576)]
     hashes = b"".join(hashlib.sha256(leaf).digest() for leaf in leaves)
     return hashlib.sha256(b"enclave-kernel package body v1\0" + hashes).digest()
 

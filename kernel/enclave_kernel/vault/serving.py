@@ -132,13 +132,16 @@ def _receive_body(
     Raises:
         PackageError: It is not the body of this package, or the inputs are no archive.
     """
-    buffer = memoryview(bytearray(BODY_CHUNK_BYTES))
+    # The second holds the last piece of the body, which is still being hashed: whatever comes now,
+    # of the body or not, must not be written over it.
+    buffers = [memoryview(bytearray(BODY_CHUNK_BYTES)) for _ in range(2)]
     inputs_began = False
     while True:
-        payload, contents = channel.receive(into=buffer)
+        payload, contents = channel.receive(into=buffers[0])
         message = decode_opening_message(payload)
         if isinstance(message, BodyChunk) and len(contents) == 1 and not inputs_began:
             package.unpacker.feed(contents[0])
+            buffers.reverse()
         elif isinstance(message, InputChunk) and len(contents) == 1:
             inputs_began = True
             if package.header.label.policy.workspace == "none":

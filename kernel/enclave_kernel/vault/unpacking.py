@@ -68,10 +68,14 @@ class Unpacker:
     def feed(self, data: memoryview) -> None:
         """Take the next bytes of the body.
 
+        Args:
+            data: To be left as it is until the next call of a method returned; `PackageReader.feed`
+                says why.
+
         Raises:
             PackageError: They are not what the owner encrypted, or do not fit.
         """
-        self._consume(self._reader.feed(data))
+        self._consume(self._reader.feed(data, kept=True))
 
     def finish(self) -> dict[str, bytearray]:
         """Verify that the body is complete and return the sources by path.

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from enclave_encryption.publisher_keys import FileKey
 from enclave_kernel.session.package_loading import open_encrypted, send_body
 from enclave_kernel.session.script_client import ScriptClient
 from enclave_kernel.session.script_run import ScriptFailedError, ScriptResult, run_script
@@ -57,6 +59,24 @@ def test_exit_without_an_import(
 
 def test_exit_in_the_end(link: VaultLink, workspace: Path) -> None:
     assert _run(link, workspace, "help('if')\nexit()").written == ()
+
+
+def test_inputs_right_behind_a_signed_body(link: VaultLink, workspace: Path) -> None:
+    """The body's last piece may still be hashed when they come."""
+    files = {
+        "run.py": "import sys\nprint(len(open(sys.argv[1]).read()))",
+        "weights.bin": bytes(2**22),
+    }
+    manifest = _MANIFEST.replace("[scripts]", "publisher = 'ACME'\n[scripts]")
+    policy = "[policy]\nworkspace = 'read'\noutput = 'text'\n"
+    publisher = FileKey(Ed25519PrivateKey.generate())
+    package = seal_package(files, manifest + policy, publisher=publisher)
+    link.add(package)
+    file = package.write(workspace / "app.encrypted")
+    (workspace / "input").write_bytes(b"x" * 2**24)
+    for _ in range(3):
+        result = run_script(str(file), "run", ("/input",), (), link, lambda _stage, _share: None)
+        assert result.written == ()
 
 
 def _forged_run(link: VaultLink, workspace: Path, outputs: tuple[str, ...]) -> ScriptReply:
