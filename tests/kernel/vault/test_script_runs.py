@@ -63,7 +63,7 @@ def test_exit_in_the_end(link: VaultLink, workspace: Path) -> None:
 
 def test_inputs_right_behind_a_signed_body(link: VaultLink, workspace: Path) -> None:
     """The body's last piece may still be hashed when they come."""
-    files = {
+    files: dict[str, str | bytes] = {
         "run.py": "import sys\nprint(len(open(sys.argv[1]).read()))",
         "weights.bin": bytes(2**22),
     }
