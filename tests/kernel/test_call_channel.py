@@ -1,7 +1,9 @@
 """Frames over a real socketpair: any cut of the stream, large buffers, limits, the end."""
 
+import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,3 +143,44 @@ def test_announcements_over_the_limit_are_refused(data: bytes) -> None:
         channel.receive()
     sender.close()
     channel.close()
+
+
+def test_waiting_sleeps(pair: tuple[CallChannel, CallChannel]) -> None:
+    """Whoever sends one byte and then nothing keeps no core of the receiver's busy."""
+    left, right = pair
+    spent = []
+
+    def wait() -> None:
+        began = time.thread_time()
+        with pytest.raises(ChannelClosedError):
+            right.receive()
+        spent.append(time.thread_time() - began)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    left._sock.send(b"\0")
+    time.sleep(0.5)
+    left.close()
+    thread.join()
+    assert spent[0] < 0.1
+
+
+def test_a_closed_channel_reads_no_file_that_took_its_number() -> None:
+    ours, theirs = socket.socketpair()
+    channel = CallChannel(ours)
+    number = ours.fileno()
+    channel.close()
+    other, sender = socket.socketpair()
+    if sender.fileno() == number:
+        other, sender = sender, other
+    try:
+        os.dup2(other.fileno(), number)
+        sender.send(encode_call_head(Release((1,))))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            channel.receive()
+        assert os.read(number, 65536) == encode_call_head(Release((1,)))
+    finally:
+        if number != other.fileno():
+            os.close(number)
+        for sock in (theirs, other, sender):
+            sock.close()
