@@ -4,6 +4,7 @@ It runs in the process of `plain_run`, with the owner's rights, and is no bounda
 """
 
 import ast
+import contextlib
 import linecache
 import os
 import sys
@@ -135,7 +136,7 @@ class _Screen:
         text = ""
         for _, part in self._parts:
             text += part if not text or text.endswith("\n") else f"\n{part}"
-        return ShownCell(number, source, last_drawn(text), errors, tuple(sorted(self._left_out)))
+        return ShownCell(number, source, text, errors, tuple(sorted(self._left_out)))
 
     def _take_printed(self) -> None:
         _flush()
@@ -154,7 +155,9 @@ class _Screen:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        # A cell may have put anything there.
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def _sizes() -> tuple[int, int]:

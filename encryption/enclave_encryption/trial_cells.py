@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from enclave_protocol.manifest import Manifest
+from enclave_protocol.output_text import output_text
 from enclave_protocol.trial_messages import Ended, ShownCell
 
 __all__ = ["notebook_notes"]
@@ -57,11 +58,16 @@ def _differences(owner: Sequence[ShownCell], user: Ended) -> list[str]:
         for cell in owner
         if cell.number in for_user
         and not _failed(for_user[cell.number], user)
-        and cell.output.split() != for_user[cell.number].output.split()
+        and _words(cell.output) != _words(for_user[cell.number].output)
     ]
     if other:
         notes.append(f"the two runs differ: the user has other outputs of {_cells(other)}")
     return notes
+
+
+def _words(text: str) -> list[str]:
+    """Return what is compared: no colours, no spaces."""
+    return output_text(text).split()
 
 
 def _failed(cell: ShownCell, user: Ended) -> bool:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from enclave_encryption.incident_lookup import FoundPlace
-from enclave_encryption.trial_step import CallPair, Step
+from enclave_encryption.trial_step import CallPair, Step, last_drawn
 from enclave_protocol.plain_text import plain_text
 from enclave_protocol.trial_messages import Ended, ShownCell
 
@@ -224,7 +224,7 @@ def _cells(cells: Sequence[ShownCell], step: Step) -> list[RenderableType]:
             continue
         first = next((line.strip() for line in cell.source.split("\n") if line.strip()), "")
         title = f"code cell {cell.number}{f': {first}' if first else ''}"
-        parts += _part(title, cell.output) or _part("", title, "dim")
+        parts += _part(title, last_drawn(cell.output)) or _part("", title, "dim")
         parts += _part("stderr", cell.errors)
     return parts
 

@@ -177,7 +177,8 @@ def test_displays_exit_and_runs_that_differ(folder: Path) -> None:
         "'quiet';"
     )
     awaited = "import asyncio, os\nawait asyncio.sleep(0)\nos.getpid()"
-    _write(folder, _manifest(), replaced, awaited, "exit()", "print('never')")
+    coloured = "print('\\x1b[31mred\\x1b[0m')\nprint('1 of 2\\r2 of 2')\nexit()"
+    _write(folder, _manifest(), replaced, awaited, coloured, "print('never')")
     step, code = _run(folder)
     assert code == 0
     owner, user = _outputs(step["owner"]), _outputs(step["user"])

@@ -146,7 +146,7 @@ def test_announcements_over_the_limit_are_refused(data: bytes) -> None:
 
 
 def test_waiting_sleeps(pair: tuple[CallChannel, CallChannel]) -> None:
-    """Whoever sends one byte and then nothing keeps no core of the receiver's busy."""
+    """Whoever sends nothing keeps no core of the receiver's busy."""
     left, right = pair
     spent = []
 
@@ -158,11 +158,10 @@ def test_waiting_sleeps(pair: tuple[CallChannel, CallChannel]) -> None:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    left._sock.send(b"\0")
     time.sleep(0.5)
     left.close()
     thread.join()
-    assert spent[0] < 0.1
+    assert spent[0] < 0.02
 
 
 def test_a_closed_channel_reads_no_file_that_took_its_number() -> None:
