@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,3 +142,13 @@ def test_announcements_over_the_limit_are_refused(data: bytes) -> None:
         channel.receive()
     sender.close()
     channel.close()
+
+
+def test_who_waits_for_long_takes_no_processor_time(pair: tuple[CallChannel, CallChannel]) -> None:
+    left, right = pair
+    answer = threading.Timer(0.5, lambda: left.send(Release(())))
+    answer.start()
+    began = time.thread_time()
+    right.receive()
+    assert time.thread_time() - began < 0.1
+    answer.join()
