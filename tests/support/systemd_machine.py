@@ -30,13 +30,18 @@ _POLL_S = 0.05
 
 
 def can_boot() -> bool:
-    """Return whether root, systemd and namespaces are here."""
+    """Return whether root's rights, systemd, cgroups and namespaces are here."""
     return (
         os.geteuid() == 0
         and Path("/usr/lib/systemd/systemd").exists()
         and shutil.which("systemctl") is not None
+        and (_is_cgroup2() or all((_CGROUPS / name).is_dir() for name in _HIERARCHIES))
         and subprocess.run(["unshare", *_NAMESPACES, "true"], check=False).returncode == 0
     )
+
+
+def _is_cgroup2() -> bool:
+    return (_CGROUPS / "cgroup.procs").exists()
 
 
 class SystemdMachine:
@@ -130,18 +135,22 @@ class SystemdMachine:
         """Return where a path of the machine is from outside."""
         return Path(f"/proc/{self._init}/root{inside}")
 
-    def pid_outside(self, inside: int) -> int:
-        """Return the pid that a process of the machine has out here."""
+    def processes(self) -> dict[int, Path]:
+        """Return its processes: where in this machine's /proc they are, by pid in there."""
+        found = {}
         namespace = Path(f"/proc/{self._init}/ns/pid").readlink()
         for entry in Path("/proc").iterdir():
+            # One that ends meanwhile is none.
             with suppress(OSError, StopIteration):
-                if entry.name.isdigit():
+                if entry.name.isdigit() and (entry / "ns/pid").readlink() == namespace:
                     lines = (entry / "status").read_text().splitlines()
                     pids = next(line for line in lines if line.startswith("NSpid:")).split()
-                    same = (entry / "ns/pid").readlink() == namespace
-                    if same and int(pids[-1]) == inside:
-                        return int(entry.name)
-        raise ProcessLookupError(inside)
+                    found[int(pids[-1])] = entry
+        return found
+
+    def pid_outside(self, inside: int) -> int:
+        """Return the pid that a process of the machine has out here."""
+        return int(self.processes()[inside].name)
 
     def power_off(self) -> None:
         """Shut it down in order."""
@@ -172,7 +181,7 @@ class SystemdMachine:
         return False
 
     def _cgroups(self) -> list[Path]:
-        if (_CGROUPS / "cgroup.procs").exists():
+        if _is_cgroup2():
             return [_CGROUPS / self._name]
         return [_CGROUPS / hierarchy / self._name for hierarchy in _HIERARCHIES]
 
