@@ -256,7 +256,7 @@ def test_the_gateways_end_keeps_kernels(enclave: SystemdMachine, how: str) -> No
     before = _main_pid(enclave, "enclave-gateway"), _main_pid(enclave, "enclave")
     if how == "killed":
         os.kill(enclave.pid_outside(before[0]), signal.SIGKILL)
-        assert wait_until(lambda: _main_pid(enclave, "enclave-gateway") not in (0, before[0]))
+        assert wait_until(lambda: _main_pid(enclave, "enclave-gateway") not in (0, before[0]), 20)
     else:
         enclave.check("systemctl", "restart", "enclave-gateway")
         assert enclave.property("enclave-gateway", "Result") == "success"
@@ -283,10 +283,10 @@ def test_the_enclaves_death(enclave: SystemdMachine, victim: str) -> None:
     main = enclave.pid_outside(before)
     os.kill(_enclave_process(enclave) if victim == "the enclave" else main, signal.SIGKILL)
     assert "The enclave has ended" in notebook.told(2.0)
-    assert wait_until(lambda: enclave.property("enclave", "ActiveState") == "active", 20)
+    assert wait_until(lambda: enclave.property("enclave", "ActiveState") == "active", 30)
     assert _main_pid(enclave, "enclave") not in (0, before)
     assert _main_pid(enclave, "enclave-gateway") == gateway
-    assert wait_until(lambda: _status(enclave)["state"] == "up")
+    assert wait_until(lambda: _status(enclave)["state"] == "up", 30)
     notebook.restart()
     assert notebook.run("print('x' in globals())") == "False\n"
     notebook.close()
@@ -303,11 +303,10 @@ def test_stop_leaves_nothing(enclave: SystemdMachine) -> None:
     notebook = _notebook(enclave)
     assert notebook.run("print(1)") == "1\n"
     units = ("enclave.service", "enclave-gateway.service")
-    began = time.monotonic()
     enclave.check("systemctl", "stop", *units)
-    assert time.monotonic() - began < 10
     for unit in units:
         assert enclave.property(unit, "ActiveState") == "inactive"
+        # In order, and not by TimeoutStopSec.
         assert enclave.property(unit, "Result") == "success"
     assert _processes(enclave) == []
     environment = f"ENCLAVE_NITRO_STAND_IN={STAND_IN}"
