@@ -22,10 +22,10 @@ from enclave_kernel import process_control, session_messages
 from enclave_kernel.isolation.notebook_network import PROXY_ENVIRON
 from enclave_kernel.isolation.notebook_root import HOME, WORKSPACE
 from enclave_kernel.isolation.notebook_walls import WallsSpec, check_notebook_walls
+from enclave_kernel.session.notebook_kernel import EnclaveKernel
 from enclave_kernel.session.own_init import become_walled_kernel
 from enclave_kernel.session.own_packages import make_own_packages
 from enclave_kernel.session.supervisor_link import SupervisorLink
-from enclave_kernel.session.usage_reply import EnclaveKernel
 from enclave_kernel.session.workspace_flush import flush_after_cells
 from enclave_kernel.session_messages import (
     KernelFailed,
