@@ -11,6 +11,7 @@ from typing import Any
 from ipykernel.ipkernel import IPythonKernel
 
 from enclave_kernel.session.pending_cells import PendingCells
+from enclave_kernel.session.reply_retry import retry_replies
 from enclave_kernel.session.supervisor_link import SupervisorLink
 from enclave_kernel.session.usage_reply import UsageReply
 
@@ -24,6 +25,12 @@ class EnclaveKernel(IPythonKernel):
         super().__init__(**options)  # type: ignore[no-untyped-call]
         self._usage = UsageReply()
         self._cells = PendingCells()
+
+    def start(self) -> None:
+        """Begin to take requests."""
+        if self.shell_stream is not None:
+            retry_replies(self.shell_stream)
+        super().start()  # type: ignore[no-untyped-call]
 
     @property
     def supervisor_link(self) -> SupervisorLink | None:
