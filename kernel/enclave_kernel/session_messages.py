@@ -9,7 +9,13 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from enclave_protocol.messages import CurveKeys, KernelId, MessageError
+from enclave_protocol.messages import (
+    MAX_PENDING_CELLS,
+    CurveKeys,
+    KernelId,
+    MessageError,
+    PendingCell,
+)
 
 __all__ = [
     "MAX_SESSION_BYTES",
@@ -17,6 +23,7 @@ __all__ = [
     "AboutRequest",
     "AttestRequest",
     "CancelLoad",
+    "CellsPending",
     "FlushWorkspace",
     "ForkKernel",
     "InterruptVault",
@@ -154,6 +161,15 @@ class KernelFailed(_Message, frozen=True, tag="failed"):
     """Kernel process to supervisor: it ends before it ran anything."""
 
     message: _Reason
+
+
+class CellsPending(_Message, frozen=True, tag="cells"):
+    """Kernel process to supervisor: the cells it has and has not answered, whenever that changes.
+
+    For the gateway, which answers them in the kernel's place if the enclave ends.
+    """
+
+    cells: Annotated[tuple[PendingCell, ...], msgspec.Meta(max_length=MAX_PENDING_CELLS)]
 
 
 class LoadPackage(_Message, frozen=True, tag="load"):
@@ -299,6 +315,7 @@ _FromSession = (
     KernelReady
     | KernelWalled
     | KernelFailed
+    | CellsPending
     | LoadPackage
     | CancelLoad
     | InterruptVault

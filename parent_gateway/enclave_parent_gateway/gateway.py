@@ -39,6 +39,7 @@ from enclave_parent_gateway.control_stream import ControlStream
 from enclave_parent_gateway.egress.addresses import AddressPolicy
 from enclave_parent_gateway.egress.service import EgressService, make_room_for_connections
 from enclave_parent_gateway.enclave_check import EnclaveCheck
+from enclave_parent_gateway.enclave_end import EnclaveEnd
 from enclave_parent_gateway.enclave_state import read_enclave_process
 from enclave_parent_gateway.errors import (
     EnclaveGoneError,
@@ -47,7 +48,9 @@ from enclave_parent_gateway.errors import (
     KernelLaunchError,
 )
 from enclave_parent_gateway.gateway_identity import gateway_key
+from enclave_parent_gateway.kernel_adoption import KernelAdoption
 from enclave_parent_gateway.kernel_slot import KernelSlot, RunningKernel
+from enclave_parent_gateway.kernel_voices import KernelVoices
 from enclave_parent_gateway.last_word import KernelVoice, enclave_ended_text
 from enclave_parent_gateway.metrics_server import MetricsServer
 from enclave_parent_gateway.runtime_dir import EnclavePaths
@@ -65,6 +68,7 @@ from enclave_protocol.messages import (
     Done,
     EgressWanted,
     EnclaveStatus,
+    KernelCells,
     KernelEnded,
     KernelLaunched,
     LaunchKernel,
@@ -117,7 +121,11 @@ class Gateway:
         self._busy_at = asyncio.get_running_loop().time()
         self._background: set[asyncio.Task[Any]] = set()
         self._callers = Callers(paths)
-        self._lost_text = enclave_ended_text(backend, shared=self._callers.shared)
+        text = enclave_ended_text(backend, shared=self._callers.shared)
+        self._end_of_enclave = EnclaveEnd(text, self._gone)
+        self._was_up = False
+        self._voices = KernelVoices(paths.channels)
+        self._adoption = KernelAdoption(self._voices, self._slot, self._discard, self._kernels)
         self._requests = SupervisorRequests(paths, self._backend)
         own = self._backend.own_destination(paths)
         self._egress = EgressService(paths, endpoint, addresses or AddressPolicy(), own)
@@ -147,6 +155,7 @@ class Gateway:
             lambda: self._traffic.streams.update(("workspace",)),
         )
         tasks = [asyncio.create_task(self._control.run()), asyncio.create_task(self._watch_idle())]
+        self._adoption.load()
         await server.start()
         await self._metrics.start()
         workspace.start()
@@ -178,35 +187,23 @@ class Gateway:
         """Match what we know with what runs there: kernels may have ended, or be older than us."""
         self._traffic.streams["supervisor"] += 1
         status = await self._enclave_status()
+        self._was_up = True
         alive = {kernel.kernel_id for kernel in status.kernels}
+        self._adoption.match(alive)
         for kernel in self._kernels.values():
             if kernel.launched and kernel.kernel_id not in alive:
                 kernel.end(-int(signal.SIGKILL), "it ended while the gateway was not connected")
-        for kernel_id in sorted(alive - self._kernels.keys()):
-            self._adopt(kernel_id)
         self._callers.keep_only(self._slots)
-
-    def _adopt(self, kernel_id: str) -> None:
-        """Listen again for a kernel that an earlier gateway started."""
-        name = kernel_id.rpartition("-")[0]
-        if not name or name in self._slots:
-            return
-        slot = self._slot(name)
-        slot.kernel = self._kernels[kernel_id] = RunningKernel(kernel_id)
-        slot.kernel.launched = True
-        try:
-            slot.listen()
-        except OSError as error:
-            log.warning("cannot listen for kernel %s: %s", kernel_id, error)
-            return
-        slot.accept()
-        log.info("found kernel %s again", kernel_id)
 
     def _event(self, body: Body) -> None:
         if isinstance(body, KernelEnded):
             kernel = self._kernels.get(body.kernel_id)
             if kernel is not None:
                 self._end(kernel, body.returncode, body.reason)
+        elif isinstance(body, KernelCells):
+            kernel = self._kernels.get(body.kernel_id)
+            if kernel is not None:
+                kernel.cells = body.cells
         elif isinstance(body, EgressWanted):
             self._traffic.streams["egress"] += 1
             self._egress.carry(body)
@@ -220,7 +217,8 @@ class Gateway:
         fields = {"event": "ended", "kernel": name, "returncode": returncode}
         log.info(ended, name, returncode, reason, extra={"fields": fields})
         for slot in self._slots.values():
-            if slot.kernel is kernel:
+            # Whoever speaks in its place goes on.
+            if slot.kernel is kernel and not slot.said_last_word:
                 slot.hold()
 
     def _gone(self) -> None:
@@ -229,18 +227,12 @@ class Gateway:
                 self._end(kernel, -int(signal.SIGKILL), "the enclave ended")
 
     def _lost(self) -> None:
-        """The enclave ended without having been told to: tell every notebook."""
-        self._gone()
-        told = 0
-        for slot in self._slots.values():
-            try:
-                slot.say_last_word(self._lost_text)
-                told += slot.said_last_word
-            except OSError as error:
-                log.warning("the clients of slot %s are not told: %s", slot.name, error)
-        # A gateway that starts first, as systemd's does, has seen no enclave yet.
-        if told or self._traffic.streams["supervisor"]:
-            log.error("the enclave has ended; %d notebooks are told", told)
+        """The enclave does not answer: it ended without having been told to, or is not up yet."""
+        if not self._was_up and not self._slots:
+            log.info("no enclave has answered yet")
+            return
+        self._was_up = False
+        self._start(self._end_of_enclave.tell(tuple(self._slots.values())))
 
     async def _enclave_status(self) -> EnclaveStatus:
         reply = await self._control.request(StatusRequest(), timeout_s=_REPLY_TIMEOUT_S)
@@ -323,7 +315,7 @@ class Gateway:
                 # Jupyter's attempts to restart the kernel, which remove the sockets' files.
                 with suppress(OSError):
                     slot.listen_again()
-                raise EnclaveGoneError(self._lost_text)
+                raise EnclaveGoneError(self._end_of_enclave.text)
             await self._kill(slot)
             try:
                 slot.listen()
@@ -332,10 +324,9 @@ class Gateway:
                     f"cannot listen in {self._paths.channels}: {error.strerror}; type: "
                     "enclave down && enclave up"
                 ) from error
-            kernel = RunningKernel(
-                f"{request.slot}-{secrets.token_hex(3)}",
-                KernelVoice(request.key, request.signature_scheme, request.curve),
-            )
+            voice = KernelVoice(request.key, request.signature_scheme, request.curve)
+            kernel = RunningKernel(f"{request.slot}-{secrets.token_hex(3)}", voice)
+            self._voices.keep(slot.name, kernel.kernel_id, voice)
             # Known before it exists: its end may be reported right behind its launch.
             self._kernels[kernel.kernel_id] = slot.kernel = kernel
             asked_at = asyncio.get_running_loop().time()
@@ -403,6 +394,7 @@ class Gateway:
 
     def _discard(self, slot: KernelSlot) -> None:
         slot.close()
+        self._voices.forget(slot.name)
         self._traffic.retire_slot(slot.counters)
         if slot.kernel is not None:
             self._kernels.pop(slot.kernel.kernel_id, None)

@@ -15,7 +15,7 @@ from enclave_parent_gateway.traffic import Traffic, traffic_of
 from enclave_parent_gateway.transport import connect
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import encode_frame
-from enclave_protocol.messages import CHANNELS, OpenChannel, encode
+from enclave_protocol.messages import CHANNELS, OpenChannel, PendingCell, encode
 from enclave_protocol.relay import relay
 
 __all__ = ["KernelSlot", "RunningKernel", "is_own_peer"]
@@ -31,18 +31,28 @@ def is_own_peer(sock: socket.socket) -> bool:
     return peer_uid(sock) in (0, os.geteuid())
 
 
+_HEARD_S = 1.0
+_READ_S = 0.25
+"""Whoever runs a notebook looks now and then whether its kernel lives: they are to read first what
+happened to their cell."""
+
+
 class RunningKernel:
     """A kernel process and, once it ended, how.
 
     Args:
         kernel_id: The supervisor's name of it.
-        voice: Its keys; None for one that an earlier gateway launched.
+        voice: Its keys; None for one of which an earlier gateway left none.
+
+    Attributes:
+        cells: Those that it has and has not answered, as it said.
     """
 
     def __init__(self, kernel_id: str, voice: KernelVoice | None = None) -> None:
         self.kernel_id = kernel_id
         self.voice = voice
         self.launched = False
+        self.cells: tuple[PendingCell, ...] = ()
         self.state = KernelState(None, "running")
         self.ended = asyncio.Event()
 
@@ -142,13 +152,21 @@ class KernelSlot:
         # Streams to what is gone may stay open and silent: clients connect again at once.
         for task in self._relays:
             task.cancel()
-        self._last_word = LastWord(self.prefix, self.kernel.voice, text)
+        self._last_word = LastWord(self.prefix, self.kernel.voice, text, self.kernel.cells)
         self.listen_again()
 
     @property
     def said_last_word(self) -> bool:
         """Whether its clients are being told that the enclave has ended."""
         return self._last_word is not None
+
+    async def last_word_was_heard(self) -> None:
+        """Return when the cells that the kernel left are answered, within a second."""
+        if self._last_word is not None and self.kernel is not None and self.kernel.cells:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEARD_S):
+                    await self._last_word.answered.wait()
+                    await asyncio.sleep(_READ_S)
 
     def accept(self) -> None:
         """Carry the connections to the running kernel, from now until it ends."""

@@ -8,6 +8,7 @@ silent, and `kernel_info_request` unanswered: nobody shall take this for a kerne
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from enclave_parent_gateway.transport import connect
-from enclave_protocol.messages import CHANNELS, CurveKeys
+from enclave_protocol.messages import CHANNELS, CurveKeys, PendingCell
 
 if TYPE_CHECKING:
     import socket
@@ -29,6 +30,14 @@ log = logging.getLogger(__name__)
 ERROR_NAME = "EnclaveEndedError"
 _ANSWERED = ("shell", "control")
 _SUBSCRIBED = b"\x01"
+_SETTLE_S = 0.1
+"""From the first subscriber to the cells' errors: the others connect in these moments."""
+_SUBSCRIBER_S = 0.7
+"""A client without iopub is answered all the same, and one that does not look at it: libzmq
+subscribes again when it does."""
+_RETURN_S = 30.0
+"""For the client of a cell to connect again; ZeroMQ's tries every 0.1 s."""
+_TRY_S = 0.05
 
 
 def enclave_ended_text(backend: str, *, shared: bool) -> str:
@@ -60,9 +69,15 @@ class LastWord:
         prefix: Path to which `.1` and so on is appended for its own sockets.
         voice: Of the kernel that ended.
         text: One or two sentences: what happened, and what to do.
+        cells: Those that the kernel left without an answer; they end with an error.
+
+    Attributes:
+        answered: Set when each of these was answered, or its client did not come back.
     """
 
-    def __init__(self, prefix: Path, voice: KernelVoice, text: str) -> None:
+    def __init__(
+        self, prefix: Path, voice: KernelVoice, text: str, cells: Sequence[PendingCell] = ()
+    ) -> None:
         # Late: a gateway whose enclave lives needs none of this.
         import zmq
         import zmq.asyncio
@@ -77,12 +92,18 @@ class LastWord:
         self._context = zmq.asyncio.Context()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sockets: list[zmq.asyncio.Socket] = []
+        self._subscribed = asyncio.Event()
+        self.answered = asyncio.Event()
         try:
             self._iopub = self._bind("iopub", zmq.XPUB)
             self._iopub.setsockopt(zmq.XPUB_VERBOSE, 1)
             self._spawn(self._greet(self._iopub))
-            for channel in _ANSWERED:
-                self._spawn(self._answer(self._bind(channel, zmq.ROUTER)))
+            shell, control = (self._bind(channel, zmq.ROUTER) for channel in _ANSWERED)
+            # Says so if a client is not there, instead of losing its answer.
+            shell.router_mandatory = 1
+            self._spawn(self._answer(shell))
+            self._spawn(self._answer(control))
+            self._spawn(self._end_cells(shell, cells))
         except BaseException:
             self.close()
             raise
@@ -133,6 +154,7 @@ class LastWord:
         while True:
             event = await iopub.recv()
             if event[:1] == _SUBSCRIBED:
+                self._subscribed.set()
                 content = {"name": "stderr", "text": f"{self._text}\n"}
                 self._session.send(iopub, "stream", content, ident=b"stream")
 
@@ -144,10 +166,10 @@ class LastWord:
                 idents, rest = self._session.feed_identities(frames)
                 message = self._session.deserialize(rest)
                 if message["msg_type"] == "execute_request":
-                    self._refuse(sock, idents, message)
+                    await self._refuse(sock, idents, message)
 
-    def _refuse(
-        self, sock: "zmq.asyncio.Socket", idents: list[bytes], request: dict[str, Any]
+    async def _refuse(
+        self, sock: "zmq.asyncio.Socket", idents: Sequence[bytes], request: dict[str, Any]
     ) -> None:
         """Answer a cell as a kernel does whose cell raised."""
         error = {
@@ -159,5 +181,53 @@ class LastWord:
         say(self._iopub, "status", {"execution_state": "busy"}, request, ident=b"status")
         say(self._iopub, "error", error, request, ident=b"error")
         reply = {"status": "error", "execution_count": 0, "user_expressions": {}, "payload": []}
-        say(sock, "execute_reply", reply | error, request, ident=idents)
-        say(self._iopub, "status", {"execution_state": "idle"}, request, ident=b"status")
+        if await self._reply(sock, idents, reply | error, request):
+            say(self._iopub, "status", {"execution_state": "idle"}, request, ident=b"status")
+
+    async def _reply(
+        self,
+        sock: "zmq.asyncio.Socket",
+        idents: Sequence[bytes],
+        content: dict[str, Any],
+        request: dict[str, Any],
+    ) -> bool:
+        """Send an answer to whoever asked, once they are connected; say whether they were."""
+        import zmq
+
+        message = self._session.msg("execute_reply", content, parent=request)
+        frames = self._session.serialize(message, ident=list(idents))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_RETURN_S):
+                while True:
+                    try:
+                        await sock.send_multipart(frames)
+                    except zmq.ZMQError as error:
+                        if error.errno != zmq.EHOSTUNREACH:
+                            raise
+                        await asyncio.sleep(_TRY_S)
+                        continue
+                    return True
+        return False
+
+    async def _end_cells(self, shell: "zmq.asyncio.Socket", cells: Sequence[PendingCell]) -> None:
+        """End what was under way in the kernel, where it is: whoever waits for it goes on."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SUBSCRIBER_S if cells else 0):
+                await self._subscribed.wait()
+                await asyncio.sleep(_SETTLE_S)
+        await asyncio.gather(
+            *(self._refuse(shell, cell.identities, _request_of(cell)) for cell in cells)
+        )
+        self.answered.set()
+
+
+def _request_of(cell: PendingCell) -> dict[str, Any]:
+    """Return the request as far as it is known: what an answer names as its parent."""
+    header = {
+        "msg_id": cell.message_id,
+        "session": cell.session,
+        "msg_type": "execute_request",
+        "username": "",
+        "version": "5.3",
+    }
+    return {"header": header}

@@ -20,6 +20,7 @@ __all__ = [
     "MAX_CHALLENGE_BYTES",
     "MAX_CONTROL_BYTES",
     "MAX_OPEN_BYTES",
+    "MAX_PENDING_CELLS",
     "PROTOCOL_VERSION",
     "Attest",
     "Attested",
@@ -34,6 +35,7 @@ __all__ = [
     "EnclaveStatus",
     "Envelope",
     "Failed",
+    "KernelCells",
     "KernelEnded",
     "KernelId",
     "KernelInfo",
@@ -45,6 +47,7 @@ __all__ = [
     "OpenControl",
     "OpenEgress",
     "OpenWorkspace",
+    "PendingCell",
     "Ping",
     "PinnedKey",
     "PublisherKey",
@@ -58,7 +61,7 @@ __all__ = [
     "encode",
 ]
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 """The five Jupyter channels in the order of the ports 1 to 5 of an ipc connection file."""
 
@@ -68,6 +71,8 @@ MAX_CHALLENGE_BYTES = 16 * 1024
 """Limit of the frames of challenge and answer: an attestation document has up to 12 KiB."""
 MAX_CONTROL_BYTES = 1024 * 1024
 """Limit of a frame on the control stream: the largest is a launch with its environment."""
+MAX_PENDING_CELLS = 64
+"""Of one kernel that are told of; a front-end that runs a whole notebook asks for all at once."""
 
 
 class MessageError(ProtocolError):
@@ -219,6 +224,32 @@ class KernelEnded(_Message, frozen=True, tag="kernel_ended"):
     reason: str
 
 
+class PendingCell(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One `execute_request` that a kernel has and has not answered: whose it is, nothing of it.
+
+    `identities` are the ZeroMQ routing ids that lead back to the client, `message_id` and
+    `session` those of the request's header. Of what is to be run nothing is told.
+    """
+
+    identities: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(min_length=1, max_length=255)], ...],
+        msgspec.Meta(min_length=1, max_length=4),
+    ]
+    message_id: Annotated[str, msgspec.Meta(max_length=256)]
+    session: Annotated[str, msgspec.Meta(max_length=256)]
+
+
+class KernelCells(_Message, frozen=True, tag="kernel_cells"):
+    """Event from the supervisor: the cells that a kernel has and has not answered, oldest first.
+
+    All of them, in the place of what was told before. The kernel's own word: a notebook can lie
+    about its own cells, and about nobody else's. Sent again with every `enclave_status`.
+    """
+
+    kernel_id: KernelId
+    cells: Annotated[tuple[PendingCell, ...], msgspec.Meta(max_length=MAX_PENDING_CELLS)]
+
+
 class CredentialsRequest(_Message, frozen=True, tag="credentials_request"):
     """Supervisor to gateway: AWS credentials for one call to KMS."""
 
@@ -310,6 +341,7 @@ Body = (
     | KernelLaunched
     | SignalKernel
     | KernelEnded
+    | KernelCells
     | CredentialsRequest
     | Credentials
     | PublisherKey

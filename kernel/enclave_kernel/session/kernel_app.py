@@ -22,10 +22,11 @@ from enclave_kernel import process_control, session_messages
 from enclave_kernel.isolation.notebook_network import PROXY_ENVIRON
 from enclave_kernel.isolation.notebook_root import HOME, WORKSPACE
 from enclave_kernel.isolation.notebook_walls import WallsSpec, check_notebook_walls
+from enclave_kernel.session.iopub_hold import HoldingIOPubThread
+from enclave_kernel.session.notebook_kernel import EnclaveKernel
 from enclave_kernel.session.own_init import become_walled_kernel
 from enclave_kernel.session.own_packages import make_own_packages
 from enclave_kernel.session.supervisor_link import SupervisorLink
-from enclave_kernel.session.usage_reply import EnclaveKernel
 from enclave_kernel.session.workspace_flush import flush_after_cells
 from enclave_kernel.session_messages import (
     KernelFailed,
@@ -89,6 +90,17 @@ class EnclaveKernelApp(IPKernelApp):
             # to be seen from behind a notebook's walls.
             s.bind(_SHELL_INSIDE)
         return port
+
+    def init_iopub(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        """Make the iopub socket and its thread, as ipykernel does, with our own thread."""
+        self.iopub_socket = context.socket(zmq.XPUB)
+        self.iopub_socket.linger = 1000
+        self._apply_curve_server_options(self.iopub_socket)
+        self.iopub_port = self._bind_socket(self.iopub_socket, self.iopub_port)
+        self.configure_tornado_logger()  # type: ignore[no-untyped-call]
+        self.iopub_thread = HoldingIOPubThread(self.iopub_socket, pipe=True, session=self.session)
+        self.iopub_thread.start()  # type: ignore[no-untyped-call]
+        self.iopub_socket = self.iopub_thread.background_socket
 
     def init_heartbeat(self) -> None:
         """Start the heartbeat thread, in a context of its own as ipykernel does."""

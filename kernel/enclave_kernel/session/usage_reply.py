@@ -8,19 +8,16 @@ Source: ipykernel 7.4, `Kernel.usage_request`; jupyter-resource-usage, `KernelUs
 widget.tsx: the fields it reads.
 """
 
-import asyncio
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from ipykernel.ipkernel import IPythonKernel
-
 from enclave_kernel.process_usage import cpu_seconds, memory_bytes, process_tree
 from enclave_kernel.session.supervisor_link import SupervisorLink
 
-__all__ = ["HOST_NAME", "EnclaveKernel", "UsageReply"]
+__all__ = ["HOST_NAME", "UsageReply"]
 
 HOST_NAME: Final = "enclave"
 _PROC: Final = Path("/proc")
@@ -118,19 +115,3 @@ def _host_memory() -> dict[str, int | float]:
         "shared": size("Shmem"),
         "slab": size("Slab"),
     }
-
-
-class EnclaveKernel(IPythonKernel):
-    """ipykernel's kernel with an answer of our own."""
-
-    supervisor_link: SupervisorLink | None = None
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)  # type: ignore[no-untyped-call]
-        self._usage = UsageReply()
-
-    async def usage_request(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Answer one `usage_request`, from the control thread."""
-        content = await asyncio.to_thread(self._usage.content, self.supervisor_link)
-        if self.session:
-            self.session.send(stream, "usage_reply", content, parent, ident)

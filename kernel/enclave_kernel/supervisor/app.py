@@ -47,6 +47,7 @@ from enclave_protocol.messages import (
     Done,
     EgressWanted,
     EnclaveStatus,
+    KernelCells,
     KernelEnded,
     KernelLaunched,
     LaunchKernel,
@@ -137,7 +138,8 @@ class Supervisor:
         self._egress = Egress(self._announce)
         self._kernels = KernelTable(
             self._processes,
-            on_ended=self._tell_ended,
+            on_ended=self._tell,
+            on_cells=self._tell,
             make_vaults=self._vaults_of,
             open_egress=lambda kernel: self._egress.listen_for(kernel.pid, kernel.kernel_id),
             workspace=self._workspace,
@@ -221,7 +223,7 @@ class Supervisor:
             isolation=self._describe_isolation(),
         )
 
-    def _tell_ended(self, event: KernelEnded) -> None:
+    def _tell(self, event: KernelEnded | KernelCells) -> None:
         if self._control is not None:
             self._control.notify(event)
 
@@ -388,6 +390,8 @@ class Supervisor:
         if isinstance(body, Ping):
             return Done()
         if isinstance(body, StatusRequest):
+            # Before the reply: a gateway that started again learns by it what it has to know.
+            self._kernels.tell_cells()
             return self._status()
         if isinstance(body, Attest):
             return Attested(document=await self._attest(body.nonce))

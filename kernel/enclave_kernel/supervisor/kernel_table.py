@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from enclave_kernel.session_messages import (
+    CellsPending,
     FlushWorkspace,
     KernelExited,
     KernelFailed,
@@ -24,13 +25,20 @@ from enclave_kernel.session_messages import (
 )
 from enclave_kernel.supervisor.egress import EgressListener
 from enclave_kernel.supervisor.kernel_process import KernelProcess, KernelProcesses
+from enclave_kernel.supervisor.pending_cells import CellsTeller
 from enclave_kernel.supervisor.session_channel import FromSession, SessionChannel
 from enclave_kernel.supervisor.usage import KernelMeter, VaultMeter
 from enclave_kernel.supervisor.workspace import Workspace
 from enclave_kernel.supervisor.zygote_process import ZygoteProcess
 from enclave_protocol.enclave_usage import MAX_LISTED_VAULTS, VaultInfo
 from enclave_protocol.errors import EnclaveError
-from enclave_protocol.messages import CHANNELS, KernelEnded, KernelInfo, LaunchKernel
+from enclave_protocol.messages import (
+    CHANNELS,
+    KernelCells,
+    KernelEnded,
+    KernelInfo,
+    LaunchKernel,
+)
 from enclave_protocol.workspace.names import check_rel
 
 __all__ = ["Kernel", "KernelLaunchError", "KernelTable", "UnknownKernelError", "VaultOwner"]
@@ -78,6 +86,7 @@ class Kernel:
     vaults: VaultOwner | None = None
     egress: EgressListener | None = None
     meter: KernelMeter | None = None
+    cells: CellsTeller | None = None
     ready: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -109,6 +118,7 @@ class KernelTable:
     Args:
         processes: Where a kernel's process comes from.
         on_ended: Told of every kernel that was launched and ended.
+        on_cells: Told of the cells that a kernel has and has not answered.
         make_vaults: Makes the owner of a kernel's vaults.
         workspace: What the parent mirrors.
         open_egress: Makes a walled kernel's way to the egress proxy.
@@ -122,12 +132,14 @@ class KernelTable:
         processes: KernelProcesses,
         *,
         on_ended: Callable[[KernelEnded], None],
+        on_cells: Callable[[KernelCells], None],
         make_vaults: Callable[[Kernel], VaultOwner],
         workspace: Workspace,
         open_egress: Callable[[Kernel], EgressListener | None],
     ) -> None:
         self._processes = processes
         self._on_ended = on_ended
+        self._on_cells = on_cells
         self._make_vaults = make_vaults
         self._workspace = workspace
         self._flushes: set[asyncio.Task[None]] = set()
@@ -201,6 +213,7 @@ class KernelTable:
     def _start(self, kernel: Kernel, process: KernelProcess, request: LaunchKernel) -> None:
         kernel.vaults = self._make_vaults(kernel)
         kernel.meter = KernelMeter(process.pid, process.cgroup)
+        kernel.cells = CellsTeller(kernel.kernel_id, self._on_cells)
         kernel.channel = SessionChannel(
             process.session,
             on_message=lambda message: self._take(kernel, message),
@@ -250,6 +263,12 @@ class KernelTable:
         if kernel is not None and kernel.process is not None:
             kernel.process.signal(number)
 
+    def tell_cells(self) -> None:
+        """Tell again of the cells that every kernel has and has not answered."""
+        for kernel in self._kernels.values():
+            if kernel.cells is not None:
+                kernel.cells.tell()
+
     def _take(self, kernel: Kernel, message: FromSession) -> None:
         if isinstance(message, KernelWalled):
             self._take_walls(kernel, message.walls)
@@ -258,6 +277,9 @@ class KernelTable:
         elif isinstance(message, KernelFailed):
             if not kernel.ready.done():
                 kernel.ready.set_exception(KernelLaunchError(message.message))
+        elif isinstance(message, CellsPending):
+            if kernel.cells is not None:
+                kernel.cells.take(message.cells)
         elif isinstance(message, FlushWorkspace):
             self._flush(kernel, message)
         elif kernel.vaults is not None:
@@ -355,6 +377,8 @@ class KernelTable:
             kernel.channel.close()
         if kernel.egress is not None:
             kernel.egress.close()
+        if kernel.cells is not None:
+            kernel.cells.close()
         for stream in kernel.streams:
             stream.cancel()
         if kernel.process is not None:

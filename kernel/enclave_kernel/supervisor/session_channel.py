@@ -12,6 +12,7 @@ from enclave_kernel.session_messages import (
     AboutRequest,
     AttestRequest,
     CancelLoad,
+    CellsPending,
     FlushWorkspace,
     InterruptVault,
     KernelFailed,
@@ -40,6 +41,7 @@ FromSession = (
     KernelReady
     | KernelWalled
     | KernelFailed
+    | CellsPending
     | LoadPackage
     | CancelLoad
     | InterruptVault
