@@ -33,7 +33,7 @@ bench: .venv/.ready ## Measure against the stock kernel, openssl, rsync, RPyC, m
 	@$(PYTHON) -c 'import rpyc' 2>/dev/null || \
 		$(PYTHON) -m pip install --quiet --quiet -e '.[bench]'
 	@.ci/image-tools && .ci/vm-tools
-	@missed=0; for name in kernel package_crypto vault_call release proxy sync sync_live vm; do \
+	@missed=0; for name in kernel package_crypto vault_call release relay proxy sync sync_live vm; do \
 		$(PYTHON) -m benchmarks.$$name || missed=1; \
 	done; exit $$missed
 

@@ -25,7 +25,7 @@ from typing import Any
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-__all__ = ["MEASURES", "Measure", "measure_once"]
+__all__ = ["MEASURES", "TIMEOUT_S", "Measure", "kernel_manager", "measure_once"]
 
 BINARY_BYTES = 64 * 1024 * 1024
 ROUND_TRIPS = 40
@@ -63,7 +63,7 @@ class BenchmarkError(Exception):
 ENCRYPTION = ("both", "none", "as-is")
 
 
-def _manager(kernel_name: str, encryption: str) -> KernelManager:
+def kernel_manager(kernel_name: str, encryption: str) -> KernelManager:
     """Return the manager of a kernel whose channels are encrypted as asked for."""
     manager = KernelManager(kernel_name=kernel_name)
     if encryption == "both" and manager.kernel_spec is not None:
@@ -89,7 +89,7 @@ def measure_once(kernel_name: str, encryption: str = "both") -> dict[str, float]
     Raises:
         BenchmarkError: The kernel answered with an error or lost output.
     """
-    manager = _manager(kernel_name, encryption)
+    manager = kernel_manager(kernel_name, encryption)
     begin = time.perf_counter()
     manager.start_kernel(stderr=subprocess.DEVNULL)  # the stock kernel warns about TCP
     client = manager.blocking_client()

@@ -19,11 +19,13 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
+from enclave_encryption.plain_errors import ended_by, error_line, whole_traceback
 from enclave_encryption.value_differences import value_differences
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, encode_frame
@@ -34,6 +36,7 @@ from enclave_protocol.trial_messages import (
     NotedCall,
     OpenPlain,
     RunCell,
+    RunPlainNotebook,
     RunTrialScript,
     TrialMessageError,
     TrialReply,
@@ -48,7 +51,6 @@ __all__ = ["main"]
 
 _READ_BYTES: Final = 64 * 1024
 _NOTHING: Final = object()
-_OWN_FILES: Final = (__file__, contextlib.__file__, importlib.__file__)
 
 
 class PlainSide:
@@ -118,6 +120,13 @@ class PlainSide:
         path = f"{self._opening.directory}/{request.file}"
         return self._ended(lambda: _as_script(path), path)
 
+    def run_notebook(self, request: RunPlainNotebook) -> Ended:
+        """Run a notebook of the directory as Jupyter would."""
+        # Late: only a trial of a notebook needs IPython on this side.
+        from enclave_encryption.plain_notebook import run_notebook
+
+        return run_notebook(request, self._opening.directory)
+
     def compare(self, request: CompareValue) -> Compared:
         """Say how the last value differs from the user's."""
         try:
@@ -142,18 +151,9 @@ class PlainSide:
         self._last = _NOTHING
         try:
             self._last = value = work()
-        except SystemExit as error:
-            code = error.code
-            if code is None or isinstance(code, int):
-                return Ended(exit_code=code or 0, error=f"SystemExit: {code or 0}" if code else "")
-            return Ended(exit_code=1, error=_line(error))
         except BaseException as error:
-            return Ended(
-                error=clipped(_line(error)),
-                traceback=clipped(_traceback(error, frame_name)),
-                exit_code=1,
-                calls=self._calls.take(),
-            )
+            ended = ended_by(error, frame_name)
+            return msgspec.structs.replace(ended, calls=self._calls.take())
         finally:
             _flush()
         if value is _NOTHING or value is None:
@@ -223,8 +223,8 @@ class _NotedExports:
             yield
         except BaseException as error:
             if outermost:
-                text = clipped(_traceback(error, ""))
-                self._notes.append(NotedCall(name, clipped(_line(error)), "", text))
+                text = clipped(whole_traceback(error, ""))
+                self._notes.append(NotedCall(name, clipped(error_line(error)), "", text))
             raise
         else:
             if outermost:
@@ -243,40 +243,11 @@ def _crossed(value: object) -> object:
     return decode_value(encoded.header, [memoryview(bytes(part)) for part in encoded.buffers])
 
 
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".removesuffix(": ")
-
-
 def _repr(value: object) -> str:
     try:
         return repr(value)
     except Exception as error:
-        return f"<{type(value).__name__} whose repr raises {_line(error)}>"
-
-
-def _traceback(error: BaseException, frame_name: str) -> str:
-    """Return the whole traceback, without the frames of this file and of what it uses."""
-    frames = error.__traceback__
-    while frames is not None and _is_ours(frames, frame_name):
-        frames = frames.tb_next
-    told = traceback.TracebackException(type(error), error, frames)
-    for part in _chain(told):
-        part.stack[:] = [frame for frame in part.stack if frame.filename != __file__]
-    return "".join(told.format())
-
-
-def _chain(told: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
-    yield told
-    for other in (told.__cause__, told.__context__):
-        if other is not None:
-            yield from _chain(other)
-
-
-def _is_ours(frames: types.TracebackType, frame_name: str) -> bool:
-    place = frames.tb_frame.f_code.co_filename
-    if frame_name:
-        return place != frame_name
-    return place in _OWN_FILES or place.startswith("<frozen ")
+        return f"<{type(value).__name__} whose repr raises {error_line(error)}>"
 
 
 def _flush() -> None:
@@ -317,6 +288,8 @@ def _answer(side: PlainSide, request: TrialRequest) -> TrialReply:
             return side.run_cell(request)
         if isinstance(request, RunTrialScript):
             return side.run_script(request)
+        if isinstance(request, RunPlainNotebook):
+            return side.run_notebook(request)
         if isinstance(request, CompareValue):
             return side.compare(request)
     except KeyboardInterrupt:

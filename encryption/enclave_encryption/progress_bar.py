@@ -35,6 +35,7 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     shown = False
 
     def advance(count: int) -> None:
+        """Count `count` more bytes as done."""
         nonlocal shown
         progress.advance(task, count)
         if not shown and console.is_terminal and time.monotonic() - started > _PROGRESS_AFTER_S:

@@ -16,10 +16,12 @@ from enclave_encryption.incident_lookup import IncidentLookup
 from enclave_encryption.package_encryption import write_encrypted
 from enclave_encryption.package_plan import PackagePlan
 from enclave_encryption.throw_away_key import ThrowAwayKey
+from enclave_encryption.trial_cells import notebook_notes
 from enclave_encryption.trial_files import copy_inputs, file_notes, files_in, without_path
 from enclave_encryption.trial_process import TrialProcess, TrialProcessEndedError
 from enclave_encryption.trial_step import Step, last_drawn, paired, plain_notes
 from enclave_protocol.chunked_encryption import BytesLike
+from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.signature import parse_signature
 from enclave_protocol.trial_messages import (
     MAX_COMPARED_BYTES,
@@ -29,6 +31,7 @@ from enclave_protocol.trial_messages import (
     OpenForUser,
     OpenPlain,
     RunCell,
+    RunPlainNotebook,
     RunTrialScript,
     TrialMessageError,
     TrialRequest,
@@ -74,7 +77,7 @@ class Trial:
         return _with_places(step, self._lookup)
 
     def run_script(self, file: str, arguments: Sequence[str]) -> Step:
-        """Run a script on both sides, the owner's on copies of the workspace's files, too.
+        """Run a script or notebook on both sides, the owner's on copies of the workspace, too.
 
         Args:
             file: Its path in the package.
@@ -82,16 +85,19 @@ class Trial:
         """
         copies = self._folder / "owner-workspace"
         mapped, outputs = copy_inputs(self._workspace, copies, arguments)
-        owner, user = _ask_both(
-            self._owner,
-            self._user,
-            RunTrialScript(file, mapped),
-            RunTrialScript(file, tuple(arguments)),
-        )
+        plain: RunTrialScript | RunPlainNotebook = RunTrialScript(file, mapped)
+        if file.endswith(NOTEBOOK_SUFFIX):
+            plain = RunPlainNotebook(file, mapped, str(self._folder / "owner-ipython"))
+        real = RunTrialScript(file, tuple(arguments))
+        owner, user = _ask_both(self._owner, self._user, plain, real)
         owner = without_path(owner, str(copies))
         received = files_in(self._folder / "results")
         notes = plain_notes(owner, user)
-        notes += file_notes(files_in(copies, outputs), received)
+        if file.endswith(NOTEBOOK_SUFFIX):
+            notes += notebook_notes(self.plan.manifest, file, owner, user)
+        # The notebook that came back is nobody's file but the session's.
+        written = {path: read for path, read in received.items() if path != f"/{user.notebook}"}
+        notes += file_notes(files_in(copies, outputs), written)
         shown = " ".join([file, *arguments])
         step = Step("script", shown, owner, user, (), notes, tuple(received))
         return _with_places(step, self._lookup)

@@ -15,7 +15,9 @@ from rich.console import Console
 
 from enclave_encryption.errors import OwnerError
 from enclave_encryption.incident_lookup import FoundPlace, IncidentLookup
+from enclave_encryption.package_notebook import check_notebook_arguments, read_notebook
 from enclave_encryption.package_plan import PackagePlan, plan_package
+from enclave_encryption.package_scripts import MAX_NOTEBOOK_BYTES
 from enclave_encryption.trial_prompt import typed_cells
 from enclave_encryption.trial_step import Step
 from enclave_encryption.trial_view import (
@@ -27,7 +29,7 @@ from enclave_encryption.trial_view import (
     steps_object,
 )
 from enclave_protocol.incident import INCIDENT_KEY_NAME, is_incident
-from enclave_protocol.manifest import PROGRAM_SUFFIX
+from enclave_protocol.manifest import MANIFEST_NAME, PROGRAM_SUFFIX
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ _INTERRUPTS_OF_A_CELL: Final = 2
     type=click.Path(path_type=Path),
     help="A file with a cell, run before those of -c.",
 )
-@click.option("--script", metavar="SCRIPT", help="A script of the package, with ARGS behind --.")
+@click.option(
+    "--script", metavar="SCRIPT", help="A script or notebook of the package, with ARGS behind --."
+)
 @click.option(
     "--workspace",
     metavar="DIR",
@@ -88,6 +92,7 @@ def try_command(
     Example:
       enclave-owner try credit_scorer/ -c "score([1, 2, 3])"
       enclave-owner try app/ --script classify.py -- -m model.h5 -d /dataset/ -o /output/
+      enclave-owner try app/ --script report.ipynb -- -p threshold 0.5 -o /output/
       enclave-owner try credit_scorer/ --incident 9f86d081884c7d65 -c "score([])"
     """
     if arguments and script is None:
@@ -101,6 +106,8 @@ def try_command(
     plan = plan_package(directory)
     found = None if incident is None else _find(plan, incident)
     file = None if script is None else _script_file(plan, script)
+    if file is not None and file.endswith(NOTEBOOK_SUFFIX):
+        _check_notebook(plan, file, arguments)
     cells = [*map(_read_cell, files), *codes]
     console = Console(highlight=False, markup=False)
     package = f"{plan.manifest.package.name} {plan.manifest.package.version}"
@@ -242,20 +249,26 @@ def _script_file(plan: PackagePlan, script: str) -> str:
     if script in scripts:
         script = scripts[script].file
     files = sorted(declared.file for declared in scripts.values())
-    if script in files and script.endswith(NOTEBOOK_SUFFIX):
-        raise OwnerError(
-            f"{script} is a notebook, and try has no Jupyter for your side of it: look at it in "
-            "yours, and at the user's with %run_encrypted"
-        )
     if script in files and script.endswith(PROGRAM_SUFFIX):
         raise OwnerError(
             f"{script} is a compiled program, which try does not run: run it on your own machine"
         )
     if script not in files:
+        if any(file.entry.path == script for file in plan.tree.files):
+            raise OwnerError(
+                f"{script} is not declared in [scripts] of {plan.tree.root / MANIFEST_NAME}, so no "
+                f"user can run it; declared: {', '.join(files) or 'none'}"
+            )
         raise OwnerError(
             f"the package has no script {script!r}; it has: {', '.join(files) or 'none'}"
         )
     return script
+
+
+def _check_notebook(plan: PackagePlan, file: str, arguments: Sequence[str]) -> None:
+    """Refuse what no vault would run, before one is started."""
+    text = plan.tree.text(file, MAX_NOTEBOOK_BYTES) or ""
+    check_notebook_arguments(read_notebook(text, file), arguments, file)
 
 
 def _read_cell(path: Path) -> str:

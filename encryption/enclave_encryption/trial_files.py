@@ -105,6 +105,15 @@ def file_notes(owner: Mapping[str, str], user: Mapping[str, str]) -> tuple[str, 
 
 def without_path(ended: Ended, path: str) -> Ended:
     """Return `ended` with the copies' folder left out of what was printed."""
+    cells = tuple(
+        msgspec.structs.replace(
+            cell, output=cell.output.replace(path, ""), errors=cell.errors.replace(path, "")
+        )
+        for cell in ended.cells
+    )
     return msgspec.structs.replace(
-        ended, output=ended.output.replace(path, ""), errors=ended.errors.replace(path, "")
+        ended,
+        output=ended.output.replace(path, ""),
+        errors=ended.errors.replace(path, ""),
+        cells=cells,
     )

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from enclave_encryption.incident_lookup import FoundPlace
-from enclave_encryption.trial_step import CallPair, Step
+from enclave_encryption.trial_step import CallPair, Step, last_drawn
 from enclave_protocol.plain_text import plain_text
-from enclave_protocol.trial_messages import Ended
+from enclave_protocol.trial_messages import Ended, ShownCell
 
 __all__ = [
     "incident_object",
@@ -124,6 +124,7 @@ def _step_object(step: Step) -> dict[str, Any]:
             "traceback": owner.traceback,
             "exit_code": owner.exit_code if step.kind == "script" else None,
             "cannot_leave": owner.refusal,
+            "cells": [_cell_object(cell) for cell in owner.cells],
         },
         "user": {
             "output": user.output,
@@ -136,9 +137,20 @@ def _step_object(step: Step) -> dict[str, Any]:
             "place": step.places.get(user.incident, ""),
             "exit_code": user.exit_code,
             "files": step.files,
+            "notebook": f"/{user.notebook}" if user.notebook else "",
+            "cells": [_cell_object(cell) for cell in user.cells],
         },
         "calls": [_call_object(pair, step) for pair in step.calls],
         "notes": step.notes,
+    }
+
+
+def _cell_object(cell: ShownCell) -> dict[str, Any]:
+    return {
+        "number": cell.number,
+        "source": cell.source,
+        "output": cell.output,
+        "stderr": cell.errors,
     }
 
 
@@ -155,7 +167,10 @@ def _call_object(pair: CallPair, step: Step) -> dict[str, Any]:
 
 def _owner(step: Step) -> RenderableType:
     ended = step.owner
-    parts = [*_part("stdout", ended.output), *_part("stderr", ended.errors)]
+    if ended.cells:
+        parts = _cells(ended.cells, step)
+    else:
+        parts = [*_part("stdout", ended.output), *_part("stderr", ended.errors)]
     for pair in step.hidden_calls():
         if pair.owner is not None and pair.owner.traceback:
             title = _incident(step, pair.user.incident) or pair.user.name
@@ -178,7 +193,14 @@ def _incident(step: Step, incident: str) -> str:
 
 def _user(step: Step) -> RenderableType:
     ended = step.user
-    parts = [*_part("output", ended.output), *_part("stderr", ended.errors)]
+    parts = []
+    if ended.notebook:
+        parts += _part("notebook", f"/{ended.notebook}: {_sources(ended.cells)}")
+        parts += _cells(ended.cells, step)
+    if not any(cell.output for cell in ended.cells):
+        # Otherwise the cell that called shows the same, below a bar.
+        parts += _part("output", ended.output)
+    parts += _part("stderr", ended.errors)
     for pair in step.hidden_calls():
         parts += _part(f"{pair.user.name}, caught", pair.user.error, "red")
     if ended.error:
@@ -190,6 +212,27 @@ def _user(step: Step) -> RenderableType:
     if step.kind == "script" and ended.exit_code is not None:
         parts += _part("", f"exit code {ended.exit_code}")
     return Group(*parts) if parts else Text("nothing", style="dim")
+
+
+def _cells(cells: Sequence[ShownCell], step: Step) -> list[RenderableType]:
+    """Return the cells that show something on one of the sides."""
+    every = (*step.owner.cells, *step.user.cells)
+    numbers = {cell.number for cell in every if cell.output or cell.errors}
+    parts: list[RenderableType] = []
+    for cell in cells:
+        if cell.number not in numbers:
+            continue
+        first = next((line.strip() for line in cell.source.split("\n") if line.strip()), "")
+        title = f"code cell {cell.number}{f': {first}' if first else ''}"
+        parts += _part(title, last_drawn(cell.output)) or _part("", title, "dim")
+        parts += _part("stderr", cell.errors)
+    return parts
+
+
+def _sources(cells: Sequence[ShownCell]) -> str:
+    with_source = sum(1 for cell in cells if cell.source)
+    count = f"{len(cells)} code cell{'' if len(cells) == 1 else 's'}"
+    return f"{count}, {with_source or 'none'} with source"
 
 
 def _narrow(shown: str) -> str:

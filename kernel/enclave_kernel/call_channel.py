@@ -58,7 +58,11 @@ SEALED_BYTES = 2 * 1024 * 1024 * 1024
 its own. Below, the stream is faster, on one core as on two: its receiver has huge pages."""
 _LOOK_NS: Final = 50_000
 """How long to look for the next frame before sleeping until it comes: the other process answers a
-short call within it, and waking on another core takes longer than that call."""
+short call within it, and waking on an idle core takes longer than that call."""
+_TAKEN_NS: Final = 10_000
+"""Who gave the core away and comes back later than that shares it: sleeping is faster then."""
+_MIN_BLIND: Final = 8
+_MAX_BLIND: Final = 1024
 # Plain numbers: the flags' own `&` takes longer than all else around a read.
 _CLOSE_ON_EXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _CUT: Final = int(socket.MSG_CTRUNC)
@@ -98,6 +102,8 @@ class CallChannel:
         self._start = 0
         self._end = 0
         self._descriptor: int | None = None
+        self._blind = 0
+        self._next_blind = _MIN_BLIND
         self._ready = select.poll()
         self._ready.register(sock, select.POLLIN)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
@@ -286,12 +292,28 @@ class CallChannel:
             self._end += self._receive_into(self._window[self._end :])
 
     def _look(self) -> None:
-        """Wait a moment for more, without sleeping; whoever else has work gets this core first."""
+        """Wait a moment for more without sleeping, unless this core is needed by others.
+
+        Then the next frames are slept for, the more of them the more often this was so.
+        """
+        if self._blind:
+            self._blind -= 1
+            return
         poll, clock = self._ready.poll, time.monotonic_ns
-        until = clock() + _LOOK_NS
-        while not poll(0) and clock() < until:
+        before = clock()
+        until = before + _LOOK_NS
+        while not poll(0):
             # Where the other process waits for this very core, it goes on now.
             os.sched_yield()
+            now = clock()
+            if now - before > _TAKEN_NS:
+                self._blind = self._next_blind
+                self._next_blind = min(2 * self._next_blind, _MAX_BLIND)
+                return
+            if now > until:
+                return
+            before = now
+        self._next_blind = _MIN_BLIND
 
     def _read_into(self, buffer: memoryview) -> None:
         held = min(self._end - self._start, len(buffer))

@@ -85,6 +85,7 @@ class _Device:
         self._path = path
 
     def exchange(self, request: bytes) -> bytes:
+        """Return the driver's answer to one CBOR request."""
         outgoing = ctypes.create_string_buffer(request, len(request))
         incoming = ctypes.create_string_buffer(MAX_RESPONSE_BYTES)
         message = _Message(
@@ -124,6 +125,7 @@ class _Socket:
             ) from error
 
     def exchange(self, request: bytes) -> bytes:
+        """Return the answer of the process that stands in for the driver."""
         try:
             self._socket.sendall(request)
             response = self._socket.recv(MAX_RESPONSE_BYTES + 1)

@@ -188,21 +188,25 @@ class VaultProcess:
             "native": native,
             "control_groups": {} if control_group is None else control_group.controllers,
         }
+        vault._wall_off(spec, timeout_s)
+        return vault
+
+    def _wall_off(self, spec: dict[str, object], timeout_s: float) -> None:
+        """Tell a new process what to be, and wait until its walls stand; else it is gone again."""
         try:
-            if control_group is not None:
+            if self._control_group is not None:
                 # Before it is told what to be: it allocates little until then.
-                control_group.add(vault.pid)
-            control.settimeout(timeout_s)
-            control.sendall(encode_frame(json.dumps(spec).encode()))
-            vault.walls = vault._expect(VaultReady).walls
+                self._control_group.add(self.pid)
+            self._control.settimeout(timeout_s)
+            self._control.sendall(encode_frame(json.dumps(spec).encode()))
+            self.walls = self._expect(VaultReady).walls
         except BaseException as error:  # Ctrl-C in `enclave-owner try`, too
-            vault.kill()
-            vault.wait()
-            session_socket.close()
+            self.kill()
+            self.wait()
+            self.session_socket.close()
             if isinstance(error, OSError | EnclaveError) and not isinstance(error, VaultStartError):
                 raise VaultStartError(f"a vault did not start: {error}") from error
             raise
-        return vault
 
     def start(self, header_raw: bytes, data_key: bytearray, *, now_ms: int) -> None:
         """Give the vault its package's header and key; it then takes the body from the notebook.

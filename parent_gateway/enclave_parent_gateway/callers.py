@@ -28,6 +28,7 @@ from enclave_parent_gateway.api import (
 )
 from enclave_parent_gateway.errors import NotPermittedError
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.whole_file import replace_file
 from enclave_protocol.messages import Shutdown
 
 __all__ = ["Callers", "peer_uid"]
@@ -139,8 +140,4 @@ class Callers:
         return uid in (_ROOT, self._own)
 
     def _write(self) -> None:
-        temporary = self._file.with_suffix(".new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(self._owners))
-        temporary.replace(self._file)
+        replace_file(self._file, msgspec.json.encode(self._owners))

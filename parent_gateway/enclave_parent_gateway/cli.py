@@ -47,6 +47,7 @@ class _Commands(click.Group):
     """A group whose commands show our errors as one line, exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error of ours becomes click's, which shows it as one line."""
         try:
             return super().invoke(ctx)
         except EnclaveError as error:

@@ -1,12 +1,12 @@
 """The state file: what belongs to the enclave that runs, for whoever comes later to stop it."""
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from enclave_parent_gateway.errors import RuntimeDirError
 from enclave_parent_gateway.process_identity import ProcessIdentity
+from enclave_parent_gateway.whole_file import replace_file
 
 __all__ = ["EnclaveState", "MachineState", "read_enclave_process", "read_state", "write_state"]
 
@@ -116,9 +116,4 @@ def write_state(path: Path, state: EnclaveState, mode: int = 0o600) -> None:
         state: What to write.
         mode: Who may read it: `EnclavePaths.file_mode`.
     """
-    temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(msgspec.json.format(msgspec.json.encode(state)))
-    temporary.replace(path)
+    replace_file(path, msgspec.json.format(msgspec.json.encode(state)), mode)

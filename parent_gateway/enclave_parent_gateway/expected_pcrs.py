@@ -3,7 +3,6 @@
 The file is in the durable directory, so that it outlives gateways, enclaves and boots.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import msgspec
 
 from enclave_parent_gateway.errors import GatewayError, NothingExpectedError
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_parent_gateway.whole_file import replace_file
 from enclave_protocol.attestation_document import PCR_BYTES
 from enclave_protocol.eif import EifError, measure_eif
 
@@ -93,13 +93,8 @@ def remember_pcrs(paths: EnclavePaths, pcrs: Mapping[int, frozenset[bytes]]) -> 
         {str(index): tuple(sorted(v.hex() for v in values)) for index, values in pcrs.items()}
     )
     paths.make_durable()
-    path = _file(paths)
-    temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), paths.file_mode)
-        file.write(msgspec.json.format(msgspec.json.encode(kept)))
-    temporary.replace(path)
+    content = msgspec.json.format(msgspec.json.encode(kept))
+    replace_file(_file(paths), content, paths.file_mode)
 
 
 def forget_pcrs(paths: EnclavePaths) -> None:

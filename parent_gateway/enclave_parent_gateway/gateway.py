@@ -216,14 +216,9 @@ class Gateway:
     def _end(self, kernel: RunningKernel, returncode: int, reason: str) -> None:
         self._busy_at = asyncio.get_running_loop().time()
         kernel.end(returncode, reason)
-        fields = {"event": "ended", "kernel": kernel.kernel_id, "returncode": returncode}
-        log.info(
-            "kernel %s ended: %d, %s",
-            kernel.kernel_id,
-            returncode,
-            reason,
-            extra={"fields": fields},
-        )
+        name, ended = kernel.kernel_id, "kernel %s ended: %d, %s"
+        fields = {"event": "ended", "kernel": name, "returncode": returncode}
+        log.info(ended, name, returncode, reason, extra={"fields": fields})
         for slot in self._slots.values():
             if slot.kernel is kernel:
                 slot.hold()
@@ -243,7 +238,9 @@ class Gateway:
                 told += slot.said_last_word
             except OSError as error:
                 log.warning("the clients of slot %s are not told: %s", slot.name, error)
-        log.error("the enclave has ended; %d notebooks are told", told)
+        # A gateway that starts first, as systemd's does, has seen no enclave yet.
+        if told or self._traffic.streams["supervisor"]:
+            log.error("the enclave has ended; %d notebooks are told", told)
 
     async def _enclave_status(self) -> EnclaveStatus:
         reply = await self._control.request(StatusRequest(), timeout_s=_REPLY_TIMEOUT_S)

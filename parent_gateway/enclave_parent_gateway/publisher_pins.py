@@ -6,7 +6,6 @@ the enclave compares, and only asks what is in here.
 Source: docs/decisions/publisher_signature.md.
 """
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import msgspec
 
 from enclave_parent_gateway.errors import GatewayError
 from enclave_parent_gateway.runtime_dir import EnclavePaths, FileLock
+from enclave_parent_gateway.whole_file import replace_file
 from enclave_protocol.package_signature import MAX_PUBLISHER_CHARS, is_publisher, publisher_key
 
 __all__ = ["Pin", "PublisherPins", "PublisherPinsError"]
@@ -170,15 +170,8 @@ def _pin(publisher: str, fingerprint: str, how: str) -> Pin:
 
 def _write(path: Path, pins: dict[str, Pin]) -> None:
     ordered = [pins[key] for key in sorted(pins)]
-    temporary = path.with_suffix(".new")
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        descriptor = os.open(temporary, flags, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(ordered)))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(path, msgspec.json.format(msgspec.json.encode(ordered)))
     except OSError as error:
         raise PublisherPinsError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -107,6 +107,7 @@ class _Reader:
         self._signature = b""
 
     def read(self) -> Eif:
+        """Read the image to its end, measuring what goes by."""
         raw = self._exactly(_HEADER.size)
         magic, version, flags, memory, cpus, _, count, *numbers, _, crc = _HEADER.unpack(raw)
         if magic != _MAGIC or version != VERSION:

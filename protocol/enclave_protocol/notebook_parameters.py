@@ -17,6 +17,7 @@ from enclave_protocol.package_errors import PackageError
 
 __all__ = [
     "NOTEBOOK_SUFFIX",
+    "PARAMETERS_TAG",
     "NotebookArguments",
     "NotebookParameterError",
     "Scalar",
@@ -28,6 +29,8 @@ Scalar = str | int | float | bool | None
 
 NOTEBOOK_SUFFIX: Final = ".ipynb"
 """Of a script's file: it is run as a notebook."""
+PARAMETERS_TAG: Final = "parameters"
+"""Of the cell with the defaults; the first one that has it counts."""
 _OPTIONS: Final = frozenset({"-p", "--parameters"})
 _MAX_DIGITS: Final = 1000
 """Python converts no more than 4300, in a time that grows with their square."""

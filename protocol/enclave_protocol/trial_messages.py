@@ -5,6 +5,7 @@ same code imported plainly. Each answers every request with one message. All of 
 owner's machine with the owner's rights; the strict decoding finds mistakes, it is no boundary.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -22,7 +23,9 @@ __all__ = [
     "OpenForUser",
     "OpenPlain",
     "RunCell",
+    "RunPlainNotebook",
     "RunTrialScript",
+    "ShownCell",
     "TrialMessageError",
     "TrialReply",
     "TrialRequest",
@@ -30,12 +33,15 @@ __all__ = [
     "decode_trial_reply",
     "decode_trial_request",
     "encode_trial",
+    "fitting_cells",
 ]
 
 MAX_COMPARED_BYTES: Final = 8 * 1024 * 1024
 """Of a value that is looked at for differences: it travels in one frame of 16 MiB."""
 _MAX_TEXT_CHARS: Final = 64 * 1024
 """Of each text that is shown: more than anybody reads beside another column."""
+_MAX_CELLS_CHARS: Final = 2 * 1024 * 1024
+"""Of all texts of a notebook's cells: at most 8 MiB of a frame."""
 
 
 class TrialMessageError(ProtocolError):
@@ -112,6 +118,39 @@ class CompareValue(_Message, frozen=True, tag=5):
     buffers: tuple[bytes, ...]
 
 
+class RunPlainNotebook(_Message, frozen=True, tag=6):
+    """Run a notebook of the directory, for its owner.
+
+    Attributes:
+        file: Its path in the package.
+        arguments: Behind its name, parameters included.
+        scratch: A folder that IPython may leave files in.
+    """
+
+    file: str
+    arguments: tuple[str, ...]
+    scratch: str
+
+
+class ShownCell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What one code cell of a notebook shows.
+
+    Attributes:
+        number: Which of the code cells, from 1.
+        source: In the owner's process: the cell's; in the user's: what the notebook that came
+            back has in its place.
+        output: Printed and displayed text in its order; `[image]` stands for an image.
+        errors: In the owner's process: stderr.
+        left_out: In the owner's process: MIME types that it displays and no user gets.
+    """
+
+    number: int
+    source: str = ""
+    output: str = ""
+    errors: str = ""
+    left_out: tuple[str, ...] = ()
+
+
 class NotedCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """How one call into the package ended.
 
@@ -146,6 +185,10 @@ class Ended(_Message, frozen=True, tag=21):
         calls: Calls into the package, in their order.
         walls: In the user's process, after loading: what stands around the vault.
         missing_walls: The same: what stands around one in an enclave, and not here.
+        cells: Of a notebook: those that ran; for the user as they are in the notebook that came
+            back.
+        notebook: In the user's process: the path of that notebook, below the workspace; empty if
+            there is none.
     """
 
     output: str = ""
@@ -161,6 +204,8 @@ class Ended(_Message, frozen=True, tag=21):
     calls: tuple[NotedCall, ...] = ()
     walls: tuple[str, ...] = ()
     missing_walls: tuple[str, ...] = ()
+    cells: tuple[ShownCell, ...] = ()
+    notebook: str = ""
 
 
 class Compared(_Message, frozen=True, tag=22):
@@ -181,7 +226,7 @@ class CannotTry(_Message, frozen=True, tag=23):
     message: str
 
 
-TrialRequest = OpenForUser | OpenPlain | RunCell | RunTrialScript | CompareValue
+TrialRequest = OpenForUser | OpenPlain | RunCell | RunTrialScript | CompareValue | RunPlainNotebook
 TrialReply = Ended | Compared | CannotTry
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -197,6 +242,21 @@ def clipped(text: str) -> str:
     left = len(text) - _MAX_TEXT_CHARS
     half = _MAX_TEXT_CHARS // 2
     return f"{text[:half]}\n[... {left} characters left out ...]\n{text[-half:]}"
+
+
+def fitting_cells(cells: Sequence[ShownCell]) -> tuple[ShownCell, ...]:
+    """Return `cells` as one message may carry them: of those for which no room is left, no text."""
+    room = _MAX_CELLS_CHARS
+    fitting = []
+    for cell in cells:
+        source, output, errors = map(clipped, (cell.source, cell.output, cell.errors))
+        length = len(source) + len(output) + len(errors)
+        if length > room:
+            source, output, errors = "", f"[... {length} characters left out ...]", ""
+        else:
+            room -= length
+        fitting.append(ShownCell(cell.number, source, output, errors, cell.left_out))
+    return tuple(fitting)
 
 
 def encode_trial(message: TrialRequest | TrialReply) -> bytes:

@@ -104,15 +104,14 @@ def test_a_script_that_is_not_there(folder: Path) -> None:
     )
 
 
-def test_a_notebook_is_refused(folder: Path) -> None:
-    cell = {"cell_type": "code", "source": "1", "metadata": {}, "outputs": []}
-    notebook = {"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [cell]}
-    (folder / "app" / "report.ipynb").write_text(json.dumps(notebook))
-    (folder / "app" / "enclave.toml").write_text('[scripts]\nr = { file = "report.ipynb" }\n')
-    for name in ("r", "report.ipynb"):
-        result = try_package(folder, folder / "app", "--script", name)
-        assert (result.returncode, result.stdout) == (1, "")
-        assert "enclave-owner: report.ipynb is a notebook, and try has no Jupyter" in result.stderr
+def test_a_script_that_no_user_can_run(folder: Path) -> None:
+    (folder / "app" / "other.py").write_text("print(1)")
+    result = try_package(folder, folder / "app", "--script", "other.py")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"enclave-owner: other.py is not declared in [scripts] of {folder}/app/enclave.toml, so "
+        "no user can run it; declared: classify.py\n"
+    )
 
 
 def test_another_workspace(folder: Path) -> None:

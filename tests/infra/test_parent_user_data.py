@@ -5,7 +5,6 @@ stays as it is. Stand-ins, which note that they were called: dnf, systemctl, aws
 for what only Amazon Linux and AWS have; python3.12 is the tests' own version.
 """
 
-import base64
 import os
 import shlex
 import shutil
@@ -18,10 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from enclave_infra.tools_bundle import write_bundle
-from tests.support.deployed_stack import moto_account
+from tests.support.parent_user_data import parent_user_data, write_parent_tools
 from tests.support.project_wheel import ROOT
-from tests.support.wheelhouse import fill_wheelhouse
 
 _PYTHON = Path(os.path.realpath(sys.executable))
 pytestmark = [
@@ -62,27 +59,8 @@ class Machine:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     directory = tmp_path_factory.mktemp("tools")
-    fill_wheelhouse(directory / "wheels", "parent")
-    digest = write_bundle(directory / "wheels", directory / "tools.zip")
-    yield directory / "tools.zip", digest
+    yield write_parent_tools(directory)
     shutil.rmtree(directory)
-
-
-def _user_data(digest: str) -> str:
-    with moto_account("222222222222") as host:
-        subnet = host.client("ec2").describe_subnets()["Subnets"][0]
-        stack = host.deploy(
-            "parent-instance",
-            SubnetId=subnet["SubnetId"],
-            VpcId=subnet["VpcId"],
-            EnclaveCpus="4",
-            EnclaveMemoryMib="8192",
-            OwnerKeyArns="arn:aws:kms:eu-central-1:111111111111:key/k",
-            SharingBucket="sharing",
-            ToolsLocation="sharing/tools/parent.zip",
-            ToolsSha256=digest,
-        )
-    return base64.b64decode(stack.resources["Instance"]["UserData"]).decode()
 
 
 def _stand_in(path: Path, command: str = "true") -> None:
@@ -125,7 +103,7 @@ def machine(
 ) -> Iterator[Machine]:
     tools, digest = bundle
     root = tmp_path_factory.mktemp("machine")
-    yield _run(root, _user_data(digest), tools)
+    yield _run(root, parent_user_data(digest), tools)
     shutil.rmtree(root)
 
 
@@ -189,7 +167,7 @@ def test_nothing_is_left_behind(machine: Machine) -> None:
 def test_other_tools_than_announced_fail_the_stack(
     bundle: tuple[Path, str], tmp_path: Path
 ) -> None:
-    failed = _run(tmp_path, _user_data("0" * 64), bundle[0])
+    failed = _run(tmp_path, parent_user_data("0" * 64), bundle[0])
     shutil.rmtree(tmp_path / "etc")  # a copy of this machine's
     assert failed.exit_code == 1
     assert failed.calls[-1].startswith("cfn-signal --exit-code 1 ")

@@ -14,9 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,6 +25,7 @@ from tests.support.nitro_home import NitroHome
 from tests.support.project_wheel import ROOT
 from tests.support.sealed_package import seal_package
 from tests.support.under_unit import SYSTEMD_ANALYZE, under_unit
+from tests.support.user_notebook import UserNotebook
 
 _GATEWAY, _GROUP, _ANNA, _BERT, _STRANGER = 64101, 64102, 64103, 64104, 64105
 
@@ -41,34 +40,6 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not _readable_for_others(),
     reason="only root becomes other users, and these must be able to read this environment",
 )
-
-_NOTEBOOK = """
-import json, sys
-from jupyter_client.manager import KernelManager
-manager = KernelManager(kernel_name="enclave")
-manager.start_kernel()
-client = manager.client()
-client.start_channels()
-client.wait_for_ready(timeout=60)
-info = manager.get_connection_info()
-print(json.dumps({"ip": info["ip"], "id": manager.provisioner._enclave_kernel_id}), flush=True)
-for line in sys.stdin:
-    if line.strip() == "end":
-        break
-    # After a gateway's end each of a client's connections comes back by itself: what a cell prints
-    # before iopub has is lost, as it is with any Jupyter kernel.
-    for attempt in range(6):
-        try:
-            client.execute_interactive(line, timeout=5, output_hook=lambda m: print(
-                json.dumps(m["content"].get("text", "")), flush=True)
-                if m["msg_type"] == "stream" else None)
-            break
-        except TimeoutError:
-            client.wait_for_ready(timeout=60)
-client.stop_channels()
-manager.shutdown_kernel(now=True)
-print("ended", flush=True)
-"""
 
 
 class Shared(NitroHome):
@@ -133,32 +104,8 @@ class Shared(NitroHome):
         return process
 
 
-@dataclass
-class Notebook:
-    """A user's Jupyter process with one kernel."""
-
-    process: "subprocess.Popen[str]"
-    info: dict[str, Any]
-
-    def run(self, code: str) -> Any:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(f"{code}\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, self.process.communicate()[1]
-        return json.loads(line)
-
-    def close(self) -> None:
-        out, err = self.process.communicate("end\n", timeout=60)
-        assert "ended" in out, err
-
-
-def _notebook(shared: Shared, uid: int) -> Notebook:
-    process = shared.popen(uid, [sys.executable, "-c", _NOTEBOOK])
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, process.communicate()[1]
-    return Notebook(process, json.loads(line))
+def _notebook(shared: Shared, uid: int) -> UserNotebook:
+    return UserNotebook(sys.executable, lambda command: shared.popen(uid, list(command)))
 
 
 def _kernels_seen_by(shared: Shared, uid: int) -> set[str]:

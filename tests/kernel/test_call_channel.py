@@ -1,7 +1,9 @@
 """Frames over a real socketpair: any cut of the stream, large buffers, limits, the end."""
 
+import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,3 +143,34 @@ def test_announcements_over_the_limit_are_refused(data: bytes) -> None:
         channel.receive()
     sender.close()
     channel.close()
+
+
+def test_who_waits_for_long_takes_no_processor_time(pair: tuple[CallChannel, CallChannel]) -> None:
+    left, right = pair
+    answer = threading.Timer(0.5, lambda: left.send(Release(())))
+    answer.start()
+    began = time.thread_time()
+    right.receive()
+    assert time.thread_time() - began < 0.1
+    answer.join()
+
+
+def test_a_closed_channel_reads_no_file_that_took_its_number() -> None:
+    ours, theirs = socket.socketpair()
+    channel = CallChannel(ours)
+    number = ours.fileno()
+    channel.close()
+    other, sender = socket.socketpair()
+    if sender.fileno() == number:
+        other, sender = sender, other
+    try:
+        os.dup2(other.fileno(), number)
+        sender.send(encode_call_head(Release((1,))))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            channel.receive()
+        assert os.read(number, 65536) == encode_call_head(Release((1,)))
+    finally:
+        if number != other.fileno():
+            os.close(number)
+        for sock in (theirs, other, sender):
+            sock.close()

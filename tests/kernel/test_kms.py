@@ -2,16 +2,12 @@
 
 import base64
 import hashlib
-import http.server
 import json
 import os
-import secrets
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,42 +18,36 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from enclave_infra.local_cloud.cms_encoding import CmsShape, encrypt_cms
 from enclave_kernel.key_release_errors import (
     EnclaveClockError,
     KeyReleaseDeniedError,
     KeyReleaseError,
     KeyUnavailableError,
     KmsCredentialsError,
-    KmsThrottledError,
-    KmsUnreachableError,
     PackageExpiredError,
 )
-from enclave_kernel.kms import release_data_key
-from enclave_kernel.nsm import NsmClient
-from enclave_kernel.rsa_pool import RsaPool
 from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.attestation_document import decode_signed_document
-from enclave_protocol.errors import EnclaveError
 from enclave_protocol.key_slot import KeySlot
-from enclave_protocol.kms_cms import CmsFormatError, CmsOpenError
 from enclave_protocol.messages import Credentials
 from enclave_protocol.package_errors import PackageFormatError, PackageTamperedError
 from enclave_protocol.package_header import (
     PackageHeader,
     decode_header,
     encode_header,
-    encryption_context,
 )
-from enclave_protocol.package_label import encode_label
 from tests.support.attestation_documents import make_documents
 from tests.support.example_package import FILES, make_label
+from tests.support.key_release import (
+    ReleaseServices,
+    check_one_line,
+    false_kms,
+    release_services,
+)
 from tests.support.local_services import (
     HOST_CREDENTIALS,
     OWNER_CREDENTIALS,
     TEST_PCR0,
-    LocalCloudProcess,
-    SoftwareNsmProcess,
     local_cloud,
     release_policy,
     software_nsm,
@@ -65,97 +55,43 @@ from tests.support.local_services import (
 from tests.support.process_memory import occurrences
 
 
-@dataclass(frozen=True)
-class Services:
-    nsm: SoftwareNsmProcess
-    cloud: LocalCloudProcess
-    pool: RsaPool
-    directory: Path
-
-    def package(self, policy: str, **label: Any) -> tuple[PackageHeader, bytes]:
-        """What `enclave-owner encrypt` does up to the body."""
-        arn = self.cloud.owner.create_key(Policy=policy)["KeyMetadata"]["Arn"]
-        return self.package_under(arn, **label)
-
-    def package_under(self, arn: str, **label: Any) -> tuple[PackageHeader, bytes]:
-        key = secrets.token_bytes(32)
-        usage = label.pop("usage", None)
-        full = make_label(FILES, data_key=key, **label)
-        if usage is not None:
-            full = msgspec.structs.replace(full, policy=usage)
-        context = encryption_context(full, encode_label(full))
-        answer = self.cloud.owner.encrypt(KeyId=arn, Plaintext=key, EncryptionContext=context)
-        return decode_header(encode_header(full, KeySlot(arn, answer["CiphertextBlob"]))), key
-
-    def release(
-        self,
-        header: PackageHeader,
-        *,
-        nsm: SoftwareNsmProcess | None = None,
-        credentials: Credentials = HOST_CREDENTIALS,
-        endpoint_url: str | None = None,
-        clock: TrustedClock | None = None,
-    ) -> bytearray:
-        with NsmClient.open((nsm or self.nsm).endpoint) as client:
-            return release_data_key(
-                header,
-                nsm=client,
-                keys=self.pool,
-                credentials=credentials,
-                endpoint_url=endpoint_url or self.cloud.endpoint_url,
-                clock=clock or TrustedClock(),
-            )
-
-
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    directory = tmp_path_factory.mktemp("services")
-    with (
-        software_nsm(directory) as nsm,
-        local_cloud(directory, root_cert=nsm.root_cert) as cloud,
-        RsaPool(2) as pool,
-    ):
-        yield Services(nsm, cloud, pool, directory)
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReleaseServices]:
+    with release_services(tmp_path_factory.mktemp("services")) as services:
+        yield services
 
 
-def _one_line(error: EnclaveError, *needles: str) -> None:
-    text = str(error)
-    assert "\n" not in text
-    for needle in needles:
-        assert needle in text
-
-
-def test_released_to_the_approved_enclave(services: Services) -> None:
+def test_released_to_the_approved_enclave(services: ReleaseServices) -> None:
     header, data_key = services.package(release_policy(TEST_PCR0))
     released = services.release(header)
     assert isinstance(released, bytearray)
     assert released == data_key
 
 
-def test_primitive_cms_is_opened_too(services: Services, tmp_path: Path) -> None:
+def test_primitive_cms_is_opened_too(services: ReleaseServices, tmp_path: Path) -> None:
     with local_cloud(tmp_path, root_cert=services.nsm.root_cert, cms_shape="primitive") as cloud:
         other = replace(services, cloud=cloud)
         header, data_key = other.package(release_policy(TEST_PCR0))
         assert other.release(header) == data_key
 
 
-def test_wrong_pcr0_in_the_policy(services: Services) -> None:
+def test_wrong_pcr0_in_the_policy(services: ReleaseServices) -> None:
     header, _ = services.package(release_policy("0b" * 48))
     with pytest.raises(KeyReleaseDeniedError) as caught:
         services.release(header)
-    _one_line(caught.value, TEST_PCR0, header.kms_key_arn, "key policy")
+    check_one_line(caught.value, TEST_PCR0, header.kms_key_arn, "key policy")
 
 
-def test_another_image_is_denied_and_named(services: Services, tmp_path: Path) -> None:
+def test_another_image_is_denied_and_named(services: ReleaseServices, tmp_path: Path) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     root_dir = services.directory / "root"
     with software_nsm(tmp_path, pcr0="0c" * 48, root_dir=root_dir) as other:
         with pytest.raises(KeyReleaseDeniedError) as caught:
             services.release(header, nsm=other)
-        _one_line(caught.value, "0c" * 48)
+        check_one_line(caught.value, "0c" * 48)
 
 
-def test_debug_enclave_is_denied(services: Services, tmp_path: Path) -> None:
+def test_debug_enclave_is_denied(services: ReleaseServices, tmp_path: Path) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     with (
         software_nsm(tmp_path, debug=True, root_dir=services.directory / "root") as debug,
@@ -164,7 +100,7 @@ def test_debug_enclave_is_denied(services: Services, tmp_path: Path) -> None:
         services.release(header, nsm=debug)
 
 
-def test_without_recipient_the_policy_refuses(services: Services) -> None:
+def test_without_recipient_the_policy_refuses(services: ReleaseServices) -> None:
     """What root on the parent instance tries: the same credentials, no attestation."""
     header, _ = services.package(release_policy(TEST_PCR0))
     host = services.cloud.host
@@ -176,23 +112,23 @@ def test_without_recipient_the_policy_refuses(services: Services) -> None:
         )
 
 
-def test_the_owner_may_not_decrypt_either(services: Services) -> None:
+def test_the_owner_may_not_decrypt_either(services: ReleaseServices) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     with pytest.raises(KeyReleaseDeniedError):
         services.release(header, credentials=OWNER_CREDENTIALS)
 
 
-def test_altered_label(services: Services) -> None:
+def test_altered_label(services: ReleaseServices) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     label = msgspec.structs.replace(header.label, file_count=header.label.file_count + 1)
     altered = decode_header(encode_header(label, header.slot))
     with pytest.raises(PackageTamperedError) as caught:
         services.release(altered)
-    _one_line(caught.value, "altered")
+    check_one_line(caught.value, "altered")
 
 
 @pytest.mark.parametrize("position", [0, 2, 10, -1])
-def test_altered_wrapped_key(services: Services, position: int) -> None:
+def test_altered_wrapped_key(services: ReleaseServices, position: int) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     wrapped = bytearray(header.wrapped_key)
     wrapped[position] ^= 1
@@ -204,7 +140,7 @@ def test_altered_wrapped_key(services: Services, position: int) -> None:
         )
 
 
-def test_wrapped_key_of_another_package_under_the_same_key(services: Services) -> None:
+def test_wrapped_key_of_another_package_under_the_same_key(services: ReleaseServices) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     other, _ = services.package_under(header.kms_key_arn, name="other")
     with pytest.raises(PackageTamperedError):
@@ -215,7 +151,7 @@ def test_wrapped_key_of_another_package_under_the_same_key(services: Services) -
         )
 
 
-def test_wrapped_key_of_another_kms_key(services: Services) -> None:
+def test_wrapped_key_of_another_kms_key(services: ReleaseServices) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     other, _ = services.package(release_policy(TEST_PCR0))
     with pytest.raises(PackageTamperedError):
@@ -226,7 +162,7 @@ def test_wrapped_key_of_another_kms_key(services: Services) -> None:
         )
 
 
-def test_no_such_key(services: Services) -> None:
+def test_no_such_key(services: ReleaseServices) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     arn = header.kms_key_arn[:-12] + "0" * 12
     slot = replace(header.slot, kms_key_arn=arn)
@@ -234,14 +170,14 @@ def test_no_such_key(services: Services) -> None:
         services.release(decode_header(encode_header(header.label, slot)))
 
 
-def test_key_slot_without_a_key_arn(services: Services) -> None:
+def test_key_slot_without_a_key_arn(services: ReleaseServices) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     slot = replace(header.slot, kms_key_arn="arn:aws:s3:::bucket")
     with pytest.raises(PackageFormatError):
         services.release(replace(header, slot=slot))
 
 
-def test_disabled_and_deleted_keys(services: Services) -> None:
+def test_disabled_and_deleted_keys(services: ReleaseServices) -> None:
     header, data_key = services.package(release_policy(TEST_PCR0))
     arn = header.kms_key_arn
     services.cloud.owner.disable_key(KeyId=arn)
@@ -254,7 +190,7 @@ def test_disabled_and_deleted_keys(services: Services) -> None:
         services.release(header)
 
 
-def test_unknown_and_temporary_credentials(services: Services) -> None:
+def test_unknown_and_temporary_credentials(services: ReleaseServices) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     for wrong in (
         Credentials("AKIAUNKNOWN000000000", "x" * 40),
@@ -263,11 +199,11 @@ def test_unknown_and_temporary_credentials(services: Services) -> None:
     ):
         with pytest.raises(KmsCredentialsError) as caught:
             services.release(header, credentials=wrong)
-        _one_line(caught.value, "renew them")
+        check_one_line(caught.value, "renew them")
         assert wrong.secret_access_key not in str(caught.value)
 
 
-def test_a_clock_that_is_wrong(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_wrong(services: ReleaseServices, monkeypatch: pytest.MonkeyPatch) -> None:
     """Signed for real, an hour ago: the local cloud refuses it as AWS does."""
     header, data_key = services.package(release_policy(TEST_PCR0))
     assert services.release(header) == data_key
@@ -277,18 +213,18 @@ def test_a_clock_that_is_wrong(services: Services, monkeypatch: pytest.MonkeyPat
     )
     with pytest.raises(EnclaveClockError) as caught:
         services.release(header)
-    _one_line(caught.value, "clock", "chronyc")
+    check_one_line(caught.value, "clock", "chronyc")
 
 
-def test_document_under_another_root(services: Services, tmp_path: Path) -> None:
+def test_document_under_another_root(services: ReleaseServices, tmp_path: Path) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     with software_nsm(tmp_path) as stranger, pytest.raises(KeyReleaseError) as caught:
         services.release(header, nsm=stranger)
-    _one_line(caught.value, "ValidationException", "root")
+    check_one_line(caught.value, "ValidationException", "root")
 
 
 @pytest.mark.parametrize("minutes", [6, 60])
-def test_stale_document(services: Services, minutes: int) -> None:
+def test_stale_document(services: ReleaseServices, minutes: int) -> None:
     """A captured document, replayed by the parent instance to KMS itself."""
     header, _ = services.package(release_policy(TEST_PCR0))
     key = rsa.generate_private_key(65537, 2048)
@@ -318,65 +254,23 @@ def test_stale_document(services: Services, minutes: int) -> None:
                 services.cloud.host.decrypt(**request)
 
 
-def test_kms_down(services: Services) -> None:
-    header, _ = services.package(release_policy(TEST_PCR0))
-    with pytest.raises(KmsUnreachableError) as caught:
-        services.release(header, endpoint_url="http://127.0.0.1:1")
-    _one_line(caught.value, "http://127.0.0.1:1", "check the endpoint")
-
-
-@pytest.mark.parametrize("url", ["nonsense", "http://"])
-def test_impossible_endpoint(services: Services, url: str) -> None:
-    header, _ = services.package(release_policy(TEST_PCR0))
-    with pytest.raises(KmsUnreachableError):
-        services.release(header, endpoint_url=url, clock=TrustedClock())
-
-
-@contextmanager
-def _endpoint(status: int, body: bytes) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An HTTP endpoint that gives one answer to everything, and keeps what it was asked."""
-    asked: list[dict[str, Any]] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            content = self.rfile.read(int(self.headers["Content-Length"]))
-            asked.append({"headers": dict(self.headers), "body": json.loads(content)})
-            self.send_response(status)
-            self.send_header("Content-Type", "application/x-amz-json-1.1")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            return
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", asked
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def _expiring(services: Services, expires: str) -> PackageHeader:
+def _expiring(services: ReleaseServices, expires: str) -> PackageHeader:
     policy = msgspec.structs.replace(make_label(FILES).policy, expires=expires)
     return services.package(release_policy(TEST_PCR0), usage=policy)[0]
 
 
 @pytest.mark.parametrize("expires", ["2020-01-01T00:00:00Z", "2026-01-01T00:00:00+02:00"])
 def test_an_expired_package_gets_no_key_and_kms_is_not_asked(
-    services: Services, expires: str
+    services: ReleaseServices, expires: str
 ) -> None:
     header = _expiring(services, expires)
-    with _endpoint(200, b"{}") as (url, asked), pytest.raises(PackageExpiredError) as caught:
+    with false_kms(200, b"{}") as (url, asked), pytest.raises(PackageExpiredError) as caught:
         services.release(header, endpoint_url=url)
-    _one_line(caught.value, f"expired at {expires}")
+    check_one_line(caught.value, f"expired at {expires}")
     assert not asked
 
 
-def test_expiry_goes_by_the_documents_time(services: Services) -> None:
+def test_expiry_goes_by_the_documents_time(services: ReleaseServices) -> None:
     """Once it was later, an older document makes nothing valid again."""
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     header = _expiring(services, tomorrow.isoformat(timespec="seconds"))
@@ -388,7 +282,7 @@ def test_expiry_goes_by_the_documents_time(services: Services) -> None:
 
 
 @pytest.mark.parametrize("expires", ["soon", "2099-01-01T00:00:00"])
-def test_an_expiry_that_is_none_is_refused(services: Services, expires: str) -> None:
+def test_an_expiry_that_is_none_is_refused(services: ReleaseServices, expires: str) -> None:
     header = _expiring(services, "2099-01-01T00:00:00Z")
     policy = msgspec.structs.replace(header.label.policy, expires=expires)
     label = msgspec.structs.replace(header.label, policy=policy)
@@ -396,7 +290,7 @@ def test_an_expiry_that_is_none_is_refused(services: Services, expires: str) -> 
         services.release(replace(header, label=label))
 
 
-def test_every_release_is_in_the_owners_log(services: Services) -> None:
+def test_every_release_is_in_the_owners_log(services: ReleaseServices) -> None:
     """As CloudTrail has it: which package and version, under which label, to which image."""
     header, _ = services.package(release_policy(TEST_PCR0), name="logged")
     denied, _ = services.package(release_policy("0b" * 48), name="denied")
@@ -423,75 +317,7 @@ def test_every_release_is_in_the_owners_log(services: Services) -> None:
         assert base64.b64encode(secret).decode() not in "".join(lines)
 
 
-def test_what_is_sent(services: Services) -> None:
-    header, _ = services.package(release_policy(TEST_PCR0))
-    refusal = json.dumps({"__type": "AccessDeniedException", "message": "no"}).encode()
-    with _endpoint(400, refusal) as (url, asked):
-        for _ in range(2):
-            with pytest.raises(KeyReleaseDeniedError):
-                services.release(header, endpoint_url=url, clock=TrustedClock())
-    keys = set()
-    for request in asked:
-        body = request["body"]
-        assert body["KeyId"] == header.kms_key_arn
-        assert body["EncryptionContext"] == header.encryption_context
-        recipient = body["Recipient"]
-        assert recipient["KeyEncryptionAlgorithm"] == "RSAES_OAEP_SHA_256"
-        document = base64.b64decode(recipient["AttestationDocument"])
-        keys.add(decode_signed_document(document).document.public_key)
-        assert "/us-east-1/kms/aws4_request" in request["headers"]["Authorization"]
-    assert len(asked) == len(keys) == 2  # a fresh key for every release
-
-
-_STRANGER = rsa.generate_private_key(65537, 2048).public_key()
-
-
-@pytest.mark.parametrize(
-    ("status", "answer", "error"),
-    [
-        (400, {"__type": "ExpiredTokenException", "message": "expired"}, KmsCredentialsError),
-        (400, {"__type": "ThrottlingException", "message": "Rate exceeded"}, KmsThrottledError),
-        (400, {"__type": "RequestExpired", "message": "Request has expired"}, EnclaveClockError),
-        (
-            400,
-            {"__type": "InvalidSignatureException", "message": "Signature not yet current: x"},
-            EnclaveClockError,
-        ),
-        (400, {"__type": "InvalidSignatureException", "message": "no match"}, KmsCredentialsError),
-        (400, {"__type": "SomethingNew", "message": "two\nlines"}, KeyReleaseError),
-        (500, {"__type": "KMSInternalException"}, KmsUnreachableError),
-        (200, {"KeyId": "arn:aws:kms:us-east-1:1:key/other"}, KmsUnreachableError),
-        (200, {"KeyId": None, "Plaintext": "AAAA"}, KmsUnreachableError),
-        (200, {"KeyId": None}, CmsFormatError),
-        (200, {"KeyId": None, "CiphertextForRecipient": "AAAA"}, CmsFormatError),
-        (200, {"KeyId": None, "CiphertextForRecipient": "A"}, KmsUnreachableError),
-        (
-            200,
-            {
-                "KeyId": None,
-                "CiphertextForRecipient": base64.b64encode(
-                    encrypt_cms(_STRANGER, bytes(32), CmsShape.CONSTRUCTED)
-                ).decode(),
-            },
-            CmsOpenError,
-        ),
-        (200, b"<html>", KmsUnreachableError),
-    ],
-)
-def test_answers_of_a_false_or_failing_endpoint(
-    services: Services, status: int, answer: Any, error: type[EnclaveError]
-) -> None:
-    header, _ = services.package(release_policy(TEST_PCR0))
-    if isinstance(answer, dict):
-        known = {"KeyId": header.kms_key_arn} if answer.get("KeyId", 0) is None else {}
-        answer = json.dumps(answer | known).encode()
-    with _endpoint(status, answer) as (url, asked), pytest.raises(error) as caught:
-        services.release(header, endpoint_url=url, clock=TrustedClock())
-    _one_line(caught.value)
-    assert len(asked) == (3 if error is KmsThrottledError or status == 500 else 1)
-
-
-def test_a_wrapped_value_that_is_no_data_key(services: Services) -> None:
+def test_a_wrapped_value_that_is_no_data_key(services: ReleaseServices) -> None:
     header, _ = services.package(release_policy(TEST_PCR0))
     answer = services.cloud.owner.encrypt(
         KeyId=header.kms_key_arn,
@@ -527,7 +353,7 @@ with NsmClient.open(endpoint) as nsm, RsaPool(1) as pool:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's memory needs root")
-def test_the_one_copy_of_the_key_is_the_one_to_wipe(services: Services) -> None:
+def test_the_one_copy_of_the_key_is_the_one_to_wipe(services: ReleaseServices) -> None:
     header, data_key = services.package(release_policy(TEST_PCR0))
     credentials = HOST_CREDENTIALS.access_key_id, HOST_CREDENTIALS.secret_access_key
     arguments = [services.nsm.endpoint, services.cloud.endpoint_url, *credentials, header.raw.hex()]
@@ -546,7 +372,7 @@ def test_the_one_copy_of_the_key_is_the_one_to_wipe(services: Services) -> None:
     assert process.returncode == 0
 
 
-def test_the_environment_is_not_read(services: Services, tmp_path: Path) -> None:
+def test_the_environment_is_not_read(services: ReleaseServices, tmp_path: Path) -> None:
     """Variables and files that redirect, impersonate or break an ordinary AWS client."""
     header, data_key = services.package(release_policy(TEST_PCR0))
     config = tmp_path / "config"

@@ -13,7 +13,7 @@ from tests.support.eif_files import CMDLINE, KERNEL, RAMDISK, eif
 from tests.support.enclave_home import EnclaveHome
 from tests.support.project_wheel import ROOT
 
-__all__ = ["IMAGE_MIB", "NitroHome", "new_nitro_home"]
+__all__ = ["IMAGE_MIB", "NitroHome", "new_nitro_home", "nitro_cli_program", "nitro_image"]
 
 IMAGE_MIB = 3
 _PROGRAM = """#!{python}
@@ -22,6 +22,19 @@ sys.path.insert(0, {root!r})
 from tests.support.nitro_cli import main
 main()
 """
+
+
+def nitro_cli_program() -> str:
+    """Return the text of an executable that is the stand-in for nitro-cli."""
+    return _PROGRAM.format(python=sys.executable, root=str(ROOT))
+
+
+def nitro_image(content: bytes, *, other_machine: bool = False) -> bytes:
+    """Return an image of `IMAGE_MIB` MiB for this machine."""
+    arm64 = (platform.machine() == "aarch64") is not other_machine
+    padded = content.ljust(IMAGE_MIB * 2**20 - 4096, b"\0")
+    sections = [(KERNEL, b"kernel"), (CMDLINE, b"reboot=k"), (RAMDISK, padded)]
+    return eif(sections, flags=int(arm64))
 
 
 class NitroHome(EnclaveHome):
@@ -38,7 +51,7 @@ class NitroHome(EnclaveHome):
         self.allocator = root / "etc" / "nitro_enclaves" / "allocator.yaml"
         self.program = self.stand_in / "bin" / "nitro-cli"
         self.program.parent.mkdir(parents=True)
-        self.program.write_text(_PROGRAM.format(python=sys.executable, root=str(ROOT)))
+        self.program.write_text(nitro_cli_program())
         self.program.chmod(0o755)
         (self.stand_in / "root.pem").symlink_to("root/root.pem")
         self.allocator.parent.mkdir(parents=True)
@@ -58,10 +71,7 @@ class NitroHome(EnclaveHome):
 
     def write_image(self, content: bytes, *, other_machine: bool = False) -> None:
         """Write an image of `IMAGE_MIB` MiB for this machine."""
-        arm64 = (platform.machine() == "aarch64") is not other_machine
-        padded = content.ljust(IMAGE_MIB * 2**20 - 4096, b"\0")
-        sections = [(KERNEL, b"kernel"), (CMDLINE, b"reboot=k"), (RAMDISK, padded)]
-        self.image.write_bytes(eif(sections, flags=int(arm64)))
+        self.image.write_bytes(nitro_image(content, other_machine=other_machine))
 
     def up(self, *arguments: str, image: bool = True) -> "tuple[int, str]":
         """Run `enclave up`; return its exit code and all that it printed."""

@@ -2,7 +2,8 @@
 
 As with nitro-cli, that process is left behind by `run-enclave`: its end is the enclave's end, and
 the enclave's end is its end. In place of the machine it runs a software NSM with the image's PCRs
-and our supervisor.
+and our supervisor. Where `nitro_hardware` serves, these are its children and no longer that
+process's: as a machine's inside, they are then under no rule that the process is under.
 """
 
 import contextlib
@@ -17,14 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from enclave_parent_gateway.process_identity import ProcessIdentity
 from enclave_protocol.vsock_ports import SUPERVISOR_PORT
 
-__all__ = ["StandInMachine"]
+__all__ = ["HARDWARE", "HEARTBEAT", "StandInMachine"]
 
+HARDWARE = "hardware.sock"
+"""Of `nitro_hardware`, in the stand-in's directory."""
+HEARTBEAT = b"\xb7"
 _BOOT_TIMEOUT_S = 60.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PASSABLE = 0o711
@@ -50,6 +55,7 @@ class StandInMachine:
         cpus: As asked for.
         debug: The console can be read, and the PCRs are zero.
         measurements: Of the image.
+        console: Where its console goes; a file of the registry if not given.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class StandInMachine:
         cpus: int,
         debug: bool,
         measurements: dict[str, str],
+        console: str | None = None,
     ) -> None:
         self._directory = directory
         self._cid = cid
@@ -82,7 +89,7 @@ class StandInMachine:
             "State": "RUNNING",
             "Flags": "DEBUG_MODE" if debug else "NONE",
             "Measurements": {"HashAlgorithm": "Sha384 { ... }"} | measurements,
-            "console": str(self._files / f"{self._id}.console"),
+            "console": console or str(self._files / f"{self._id}.console"),
         }
 
     def start(self) -> dict[str, Any] | None:
@@ -108,43 +115,45 @@ class StandInMachine:
             null = os.open(os.devnull, os.O_RDWR)
             for number in range(3):
                 os.dup2(null, number)
-            _prctl(_PR_SET_CHILD_SUBREAPER, 1)
             signal.signal(signal.SIGTERM, self._terminate)
-            place = Path(tempfile.mkdtemp(prefix="enclave-", dir=_outside()))
-            place.chmod(_PASSABLE)
             try:
-                self._boot(place, report)
+                if (hardware := self._directory / HARDWARE).exists():
+                    self._hold_elsewhere(hardware, report)
+                else:
+                    self.run(lambda: self._register(report), lambda: not self._terminated)
             finally:
                 self._file().unlink(missing_ok=True)
-                self._power_off()
-                for path in (self._socket, self._nsm):
-                    path.unlink(missing_ok=True)
-                shutil.rmtree(place, ignore_errors=True)
         finally:
             os._exit(0)
 
-    def _file(self) -> Path:
-        return self._files / f"{self._id}.json"
+    def _hold_elsewhere(self, hardware: Path, report: int) -> None:
+        """Have `nitro_hardware` run it, as long as this process lives and is not told to end."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(hardware))
+            wanted = {
+                "name": self._entry["EnclaveName"],
+                "cid": self._cid,
+                "memory_mib": self._entry["MemoryMiB"],
+                "cpus": self._entry["NumberOfCPUs"],
+                "debug": self._debug,
+                "measurements": self._measurements,
+                "console": self._entry["console"],
+            }
+            sock.sendall(json.dumps(wanted).encode() + b"\n")
+            if sock.recv(1) != HEARTBEAT:
+                return
+            self._register(report)
+            sock.settimeout(0.02)
+            with contextlib.suppress(OSError):
+                while not self._terminated:
+                    with contextlib.suppress(TimeoutError):
+                        if not sock.recv(1):
+                            return
+                sock.shutdown(socket.SHUT_WR)
+                sock.settimeout(_BOOT_TIMEOUT_S)
+                sock.recv(1)
 
-    def _terminate(self, *_: object) -> None:
-        self._terminated = True
-
-    def _boot(self, place: Path, report: int) -> None:
-        nsm = self._spawn(
-            "enclave_infra.software_nsm",
-            *("--socket", str(self._nsm), "--root-dir", str(self._directory / "root")),
-            *("--pcr0", self._measurements["PCR0"], *(["--debug"] if self._debug else [])),
-        )
-        if not self._wait(self._nsm.exists, nsm):
-            return
-        supervisor = self._spawn(
-            "enclave_kernel",
-            *("--listen", f"unix:{self._socket}", "--nsm", f"unix:{self._nsm}"),
-            *("--runtime-dir", str(place), "--development", "--hide", str(self._directory)),
-        )
-        # What the enclave's init says with its heartbeat.
-        if not self._wait(self._accepts, supervisor):
-            return
+    def _register(self, report: int) -> None:
         identity = ProcessIdentity.of(os.getpid())
         self._entry |= {"ProcessID": identity.pid, "ticks": identity.start_ticks}
         temporary = self._files / f".{self._id}"
@@ -152,13 +161,57 @@ class StandInMachine:
         temporary.replace(self._file())
         os.write(report, json.dumps(self._entry).encode())
         os.close(report)
-        while not self._terminated and supervisor.poll() is None and nsm.poll() is None:
+
+    def _file(self) -> Path:
+        return self._files / f"{self._id}.json"
+
+    def _terminate(self, *_: object) -> None:
+        self._terminated = True
+
+    def run(self, booted: Callable[[], object], wanted: Callable[[], bool]) -> None:
+        """Run what is inside, as children of this process; return when all of it has ended.
+
+        Args:
+            booted: Called once, when the supervisor accepts; not if it does not come up.
+            wanted: Asked again and again; when it says no, the machine is switched off.
+        """
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        place = Path(tempfile.mkdtemp(prefix="enclave-", dir=_outside()))
+        place.chmod(_PASSABLE)
+        try:
+            self._boot(place, booted, wanted)
+        finally:
+            self._power_off()
+            for path in (self._socket, self._nsm):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _boot(self, place: Path, booted: Callable[[], object], wanted: Callable[[], bool]) -> None:
+        nsm = self._spawn(
+            "enclave_infra.software_nsm",
+            *("--socket", str(self._nsm), "--root-dir", str(self._directory / "root")),
+            *("--pcr0", self._measurements["PCR0"], *(["--debug"] if self._debug else [])),
+        )
+        if not self._wait(self._nsm.exists, nsm, wanted):
+            return
+        supervisor = self._spawn(
+            "enclave_kernel",
+            *("--listen", f"unix:{self._socket}", "--nsm", f"unix:{self._nsm}"),
+            *("--runtime-dir", str(place), "--development", "--hide", str(self._directory)),
+        )
+        # What the enclave's init says with its heartbeat.
+        if not self._wait(self._accepts, supervisor, wanted):
+            return
+        booted()
+        while wanted() and supervisor.poll() is None and nsm.poll() is None:
             time.sleep(0.02)
 
-    def _wait(self, ready: Any, process: "subprocess.Popen[bytes]") -> bool:
+    def _wait(
+        self, ready: Any, process: "subprocess.Popen[bytes]", wanted: Callable[[], bool]
+    ) -> bool:
         deadline = time.monotonic() + _BOOT_TIMEOUT_S
         while not ready():
-            if process.poll() is not None or self._terminated or time.monotonic() > deadline:
+            if process.poll() is not None or not wanted() or time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
         return True

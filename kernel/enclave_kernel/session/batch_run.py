@@ -230,6 +230,7 @@ class _Display:
         self._credit = credit
 
     def show(self, message: Progress | Text) -> None:
+        """Send one on; text waits until the command has room for it."""
         if isinstance(message, Progress):
             self._send(RunBar(message.bar, message.done, message.total, message.state))
             return
@@ -255,6 +256,7 @@ class _Outputs:
         self._clock = clock
 
     def feed(self, data: memoryview) -> None:
+        """Send the next part of the archive, in pieces; waits until there is room for each."""
         # What comes now is sent by the vault itself: the script has ended.
         self._clock.stop()
         for start in range(0, data.nbytes, PIECE_BYTES):

@@ -1,7 +1,8 @@
 """Ctrl-C while a call is in a vault: passed on, with a deadline, and the stream left whole."""
 
+# `signal` itself makes enums of numbers and handlers: as long as all else of a call takes here.
+import _signal  # type: ignore[import-not-found]  # of CPython, as `_thread`
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -56,11 +57,11 @@ class CallInterrupt:
         # Before anybody looks at `happened`: who presses from now on is heard by the vault.
         self._entered = True
         if threading.current_thread() is threading.main_thread():
-            previous = signal.getsignal(signal.SIGINT)
+            previous = _signal.getsignal(_signal.SIGINT)
             # Where SIGINT is ignored, or not Python's, it stays so.
             if callable(previous):
                 self._previous = previous
-                signal.signal(signal.SIGINT, self.on_interrupt)
+                _signal.signal(_signal.SIGINT, self.on_interrupt)
         return self
 
     def __exit__(
@@ -73,7 +74,7 @@ class CallInterrupt:
         if self._events is not None:
             self._events.put(False)
         if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+            _signal.signal(_signal.SIGINT, self._previous)
 
     def on_interrupt(self, signum: int, frame: FrameType | None) -> None:
         """Handle SIGINT."""

@@ -31,11 +31,17 @@ _NOTEBOOK_OUTPUT: Final = "/output"
 
 
 class ScriptFailedError(EnclaveError):
-    """A script ended with another exit code than 0."""
+    """A script ended with another exit code than 0.
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    Attributes:
+        exit_code: Which.
+        notebook: Path of what a notebook showed until then, below the workspace.
+    """
+
+    def __init__(self, message: str, exit_code: int, notebook: str | None = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.notebook = notebook
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,12 @@ class ScriptResult:
     Attributes:
         written: Paths of the files it wrote, below the workspace.
         workspace: The folder that `/` means.
+        notebook: Of these files the executed notebook; None for a script.
     """
 
     written: tuple[str, ...]
     workspace: Path
+    notebook: str | None = None
 
 
 def run_script(
@@ -123,9 +131,10 @@ def run_script(
         finally:
             files.close()
             client.close()
+    path = None if notebook is None else notebook.path
     if ended.exit_code:
-        raise _failed(ended, failure, script, None if notebook is None else notebook.path)
-    return ScriptResult(written, workspace)
+        raise _failed(ended, failure, script, path)
+    return ScriptResult(written, workspace, path)
 
 
 def script_failure(ended: ScriptEnded, package: str) -> BaseException | None:
@@ -143,4 +152,4 @@ def _failed(
         line += f": {type(failure).__name__}: {failure}"
     if notebook is not None:
         line += f"; what it showed until then is in /{plain_text(notebook)}"
-    return ScriptFailedError(line, ended.exit_code)
+    return ScriptFailedError(line, ended.exit_code, notebook)

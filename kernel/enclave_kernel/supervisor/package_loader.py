@@ -75,6 +75,7 @@ class _Vault:
     loaded: float = field(default_factory=time.monotonic)
 
     def describe(self) -> VaultInfo:
+        """Return what the kernel and `enclave status` may know of it."""
         seen = self.meter.seen
         return VaultInfo(
             package=self.package.name,

@@ -13,6 +13,7 @@ from enclave_kernel.session.script_run import ScriptFailedError, run_script
 from enclave_kernel.trial.cell_shell import new_shell
 from enclave_kernel.trial.local_vaults import LocalVaults
 from enclave_kernel.trial.noted_client import NotedClient, line_of
+from enclave_kernel.trial.returned_notebook import returned_cells
 from enclave_kernel.vault.self_check import missing_walls
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.trial_messages import (
@@ -97,10 +98,11 @@ class UserSide:
     def run_script(self, request: RunTrialScript) -> Ended:
         """Run a script as `%run_encrypted` does, its files put where the trial wants them."""
         failure: EnclaveError | None = None
+        notebook: str | None = None
         with self._shell.capture() as captured:
             try:
                 with contextlib.chdir(self._folder):
-                    run_script(
+                    result = run_script(
                         self._opening.file_name,
                         request.file,
                         request.arguments,
@@ -109,6 +111,9 @@ class UserSide:
                         lambda _stage, _share: None,
                         Path(self._opening.results),
                     )
+                    notebook = result.notebook
+            except ScriptFailedError as error:
+                failure, notebook = error, error.notebook
             except EnclaveError as error:
                 failure = error
         ended = Ended(
@@ -118,6 +123,9 @@ class UserSide:
             walls=self._vaults.walls,
             missing_walls=missing_walls(self._vaults.walls),
         )
+        if notebook is not None:
+            cells = returned_cells(Path(self._opening.results) / notebook)
+            ended = msgspec.structs.replace(ended, cells=cells, notebook=notebook)
         if failure is None:
             return ended
         line = line_of(failure)

@@ -247,6 +247,7 @@ class _TextBudget:
         self._said_at = -math.inf
 
     def begin_call(self) -> None:
+        """Give the next call its own text; what may be sent at once stays as used as it is."""
         # What may be sent at once is the vault's and not the call's: many short calls are no
         # way around it.
         self.left_out = 0

@@ -3,20 +3,21 @@
 nbformat and IPython are imported when there is a notebook to read, and not before.
 """
 
-import ast
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from enclave_protocol.manifest import did_you_mean
-from enclave_protocol.notebook_parameters import NotebookArguments, NotebookParameterError
+from enclave_protocol.notebook_parameter_names import check_parameter_names, parameter_names
+from enclave_protocol.notebook_parameters import (
+    PARAMETERS_TAG,
+    NotebookArguments,
+)
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.script_messages import MAX_CELLS
 
 __all__ = ["CodeCell", "NotebookFormatError", "check_parameters", "read_cells"]
 
-_PARAMETERS_TAG: Final = "parameters"
 _VERSION: Final = 4
 
 
@@ -85,42 +86,29 @@ def _cell(cell: Mapping[str, Any]) -> tuple[str, bool]:
     source = cell["source"]
     if not isinstance(source, str):
         raise TypeError("a cell's source is no text")
-    return source, _PARAMETERS_TAG in cell["metadata"].get("tags", ())
+    return source, PARAMETERS_TAG in cell["metadata"].get("tags", ())
 
 
 def check_parameters(cells: tuple[CodeCell, ...], arguments: NotebookArguments) -> None:
     """Check that the parameters are the notebook's: names that its tagged cell assigns.
 
-    Any other name could be one the owner's code relies on, such as a limit or a function.
-
     Raises:
         NotebookParameterError: One is not.
     """
-    known: set[str] = set()
+    known: Collection[str] = ()
     for cell in cells:
         if cell.has_parameters:
             known = _assigned(cell.source)
-    for name in arguments.parameters:
-        if name not in known:
-            listed = ", ".join(sorted(known)) or "it has none"
-            raise NotebookParameterError(
-                f"its notebook has no parameter {name!r}{did_you_mean(name, known)}; "
-                f"parameters: {listed}"
-            )
+    check_parameter_names(arguments.parameters, known)
 
 
-def _assigned(source: str) -> set[str]:
+def _assigned(source: str) -> Collection[str]:
     from IPython.core.inputtransformer2 import TransformerManager
 
     # A line of magic among the values is Python as well.
     transformer: Any = TransformerManager()  # type: ignore[no-untyped-call]
     try:
-        statements = ast.parse(transformer.transform_cell(source)).body
+        python = transformer.transform_cell(source)
     except (SyntaxError, ValueError, RecursionError):
-        return set()
-    names = set()
-    for statement in statements:
-        if isinstance(statement, ast.Assign | ast.AnnAssign):
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            names |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return {name for name in names if not name.startswith("_")}
+        return ()
+    return parameter_names(python)

@@ -53,6 +53,7 @@ class _Bytes(io.RawIOBase):
         return True
 
     def write(self, data: Any, /) -> int:
+        """Send bytes as text; what is no UTF-8 shows as the replacement character."""
         raw = bytes(data)
         self._write(self._decoder.decode(raw))
         return len(raw)

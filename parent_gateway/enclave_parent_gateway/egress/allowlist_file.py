@@ -4,7 +4,6 @@ JSON, replaced as a whole. Without a file the default holds: KMS, nothing else. 
 be read is an error, and never the default: it may have been meant to be stricter.
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -20,6 +19,7 @@ from enclave_parent_gateway.egress.allowlist import (
 )
 from enclave_parent_gateway.egress.errors import AllowlistError
 from enclave_parent_gateway.runtime_dir import FileLock
+from enclave_parent_gateway.whole_file import replace_file
 
 __all__ = ["FILE_NAME", "AllowlistFile"]
 
@@ -84,13 +84,8 @@ class AllowlistFile:
         return changed
 
     def _write(self, allowlist: Allowlist) -> None:
-        temporary = self.path.with_suffix(".new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(_Stored(allowlist.rules))))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        stored = msgspec.json.encode(_Stored(allowlist.rules))
+        replace_file(self.path, msgspec.json.format(stored))
 
 
 def _check(rules: Iterable[Rule]) -> None:

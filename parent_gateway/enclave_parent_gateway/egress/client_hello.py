@@ -31,15 +31,18 @@ class _Cursor:
         self._at = 0
 
     def take(self, count: int) -> bytes:
+        """Return the next `count` bytes."""
         if len(self._data) - self._at < count:
             raise ClientHelloError("the TLS ClientHello is malformed")
         self._at += count
         return self._data[self._at - count : self._at]
 
     def number(self, width: int) -> int:
+        """Return the unsigned number in the next `width` bytes, big-endian."""
         return int.from_bytes(self.take(width), "big")
 
     def vector(self, width: int) -> bytes:
+        """Return the bytes whose count is in the next `width` bytes (RFC 8446, section 3.4)."""
         return self.take(self.number(width))
 
     @property

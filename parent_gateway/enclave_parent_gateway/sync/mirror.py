@@ -188,6 +188,7 @@ class _Pass:
         self._totals = Totals()
 
     def run(self) -> Outcome:
+        """Do all of it, and return what became of it."""
         plan = self._plan
         sizes = [(work.local if work.action is Action.PUSH else work.remote) for work in plan.files]
         self._totals.bytes = sum(entry.size for entry in sizes if entry is not None)

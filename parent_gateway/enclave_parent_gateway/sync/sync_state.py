@@ -11,6 +11,7 @@ import msgspec
 
 from enclave_parent_gateway.errors import GatewayError
 from enclave_parent_gateway.process_identity import ProcessIdentity
+from enclave_parent_gateway.whole_file import replace_file
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.workspace.names import check_rel
 
@@ -71,11 +72,7 @@ def read_sync_state(path: Path) -> SyncState | None:
 
 def write_sync_state(path: Path, state: SyncState) -> None:
     """Replace the file as a whole."""
-    temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(state))
-    temporary.replace(path)
+    replace_file(path, msgspec.json.encode(state))
 
 
 def folder_in_workspace(path: Path, directory: str) -> str | None:
