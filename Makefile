@@ -32,7 +32,8 @@ bench: .venv/.ready ## Measure against the stock kernel, openssl, rsync, RPyC, m
 	@command -v rsync >/dev/null || .ci/apt-install rsync
 	@$(PYTHON) -c 'import rpyc' 2>/dev/null || \
 		$(PYTHON) -m pip install --quiet --quiet -e '.[bench]'
-	@missed=0; for name in kernel package_crypto vault_call release relay proxy sync sync_live; do \
+	@.ci/image-tools && .ci/vm-tools
+	@missed=0; for name in kernel package_crypto vault_call release relay proxy sync sync_live vm; do \
 		$(PYTHON) -m benchmarks.$$name || missed=1; \
 	done; exit $$missed
 

@@ -3,13 +3,17 @@
     python -m benchmarks.vm [--image FILE.eif] [--rounds 20] [--size-mib 8] [--json]
 
 Needs what `make test-vm` installs. Where QEMU emulates (TCG, the default), seconds say little about
-an enclave on EC2: they are printed under the accelerator's name. One goal holds anywhere: the base
-image is under 180 MiB. Exits with 1 if it is missed.
+an enclave on EC2: they are printed under the accelerator's name, beside how many times longer the
+same start of Python takes in the machine than outside. One goal holds anywhere: the base image is
+under 180 MiB. The other, the supervisor ready within 3 s of init, is for a machine at the speed of
+hardware: with an emulated one the time divided by that factor is printed, and judged by nobody.
+Exits with 1 if a goal is missed.
 """
 
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -26,7 +30,21 @@ from benchmarks.own_enclave import BIN, BenchmarkError, command, evaluate
 
 _MIB: Final = 2**20
 _IMAGE_GOAL_MIB: Final = 180
+_READY_GOAL_S: Final = 3.0
+_BEGAN: Final = re.compile(r"init began ([\d.]+) s after this machine's start")
+_READY: Final = re.compile(r"ready ([\d.]+) s after this machine's start")
+_START_ROUNDS: Final = 5
+_PYTHON_START: Final = """
+import statistics, subprocess, sys, time
+def start():
+    began = time.perf_counter()
+    code = "import asyncio, ssl, msgspec, cryptography.x509, botocore.session"
+    subprocess.run([sys.executable, "-I", "-c", code], check=True)
+    return time.perf_counter() - began
+"""
+"""Most of what a supervisor does until it is ready is to import this."""
 _TIMEOUT_S: Final = 300.0
+_EMULATED: Final = "tcg"
 
 
 def _timed(action: Callable[[], object]) -> float:
@@ -69,7 +87,10 @@ def _measure_kernel(began: float, rounds: int, size: int) -> dict[str, float]:
         first = time.perf_counter()
         client.wait_for_ready(timeout=_TIMEOUT_S)
         evaluate(client, "1")
+        inside, outside = _python_start_s(client)
         return {
+            "python_start_s": inside,
+            "python_start_outside_s": outside,
             "boot_to_kernel_info_s": first - began,
             "launch_s": first - launched,
             "round_trip_s": statistics.median(
@@ -83,6 +104,29 @@ def _measure_kernel(began: float, rounds: int, size: int) -> dict[str, float]:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+def _boot_s(console: str) -> float:
+    """Return seconds from init's start to the supervisor's readiness, by the machine's clock."""
+    began, ready = _BEGAN.search(console), _READY.search(console)
+    if began is None or ready is None:
+        raise BenchmarkError(
+            "the console does not say when init began and the supervisor was ready"
+        )
+    return float(ready[1]) - float(began[1])
+
+
+def _python_start_s(client: BlockingKernelClient) -> tuple[float, float]:
+    """Return seconds that the same start of Python takes in the machine, and here."""
+    wanted = f"statistics.median(start() for _ in range({_START_ROUNDS}))"
+    # The first one reads the files.
+    evaluate(client, "start()", _PYTHON_START)
+    inside = float(evaluate(client, wanted))
+    here = f"{_PYTHON_START}\nstart()\nprint({wanted})"
+    outside = subprocess.run(
+        [sys.executable, "-c", here], check=True, capture_output=True, text=True
+    ).stdout
+    return inside, float(outside)
 
 
 def _measure_mirror(folder: Path, size: int) -> float:
@@ -114,16 +158,18 @@ def measure(image: Path, rounds: int, size: int) -> dict[str, Any]:
             sys.stderr.write(command("enclave", "up"))
             up = time.perf_counter() - began
             booted = json.loads((runtime / "enclave.ready").read_text())
+            ready = _boot_s((runtime / "log" / "console.log").read_text(errors="replace"))
             found = _measure_kernel(began, rounds, size)
             into = _measure_mirror(folder, size)
             status = json.loads(command("enclave", "status", "--json"))
         finally:
             down = _timed(lambda: sys.stderr.write(command("enclave", "down")))
     return {
-        "accelerator": os.environ.get("ENCLAVE_QEMU_ACCELERATOR") or "tcg",
+        "accelerator": os.environ.get("ENCLAVE_QEMU_ACCELERATOR") or _EMULATED,
         "image_mib": image.stat().st_size / _MIB,
         "pcr0": status["pcrs"]["0"],
-        "init_s": float(booted["booted_s"]),
+        "sign_of_life_s": float(booted["booted_s"]),
+        "init_to_ready_s": ready,
         "up_s": up,
         "down_s": down,
         "into_enclave_bytes_per_s": into,
@@ -131,13 +177,38 @@ def measure(image: Path, rounds: int, size: int) -> dict[str, Any]:
     }
 
 
+def _factor(found: dict[str, Any]) -> float:
+    return float(found["python_start_s"] / found["python_start_outside_s"])
+
+
+def _missed(found: dict[str, Any]) -> bool:
+    late = found["accelerator"] != _EMULATED and found["init_to_ready_s"] > _READY_GOAL_S
+    return bool(late or found["image_mib"] >= _IMAGE_GOAL_MIB)
+
+
 def _print(found: dict[str, Any]) -> None:
     print(f"QEMU, {found['accelerator']}; PCR0 {found['pcr0'][:16]}...\n")
     goal = f"goal: under {_IMAGE_GOAL_MIB}"
+    ready, factor = found["init_to_ready_s"], _factor(found)
+    at_speed = (
+        f"{ready / factor:.1f} s at this machine's own speed, if all takes {factor:.0f} times"
+    )
+    if found["accelerator"] != _EMULATED:
+        at_speed = f"goal: at most {_READY_GOAL_S:.0f}"
     rows = [
         ("image", f"{found['image_mib']:.1f} MiB", goal),
-        ("machine's start to the image's sign of life", f"{found['init_s']:.1f} s", ""),
-        ("from there to its answer, attested", f"{found['up_s'] - found['init_s']:.1f} s", ""),
+        ("machine's start to the image's sign of life", f"{found['sign_of_life_s']:.1f} s", ""),
+        (
+            "from there to its answer, attested",
+            f"{found['up_s'] - found['sign_of_life_s']:.1f} s",
+            "",
+        ),
+        ("init's start to the supervisor's readiness", f"{ready:.1f} s", at_speed),
+        (
+            "a start of Python, in the machine and outside",
+            f"{found['python_start_s']:.2f} s",
+            f"{found['python_start_outside_s']:.2f} s: {factor:.0f} times",
+        ),
         ("enclave up, whole", f"{found['up_s']:.1f} s", ""),
         ("the same to the first kernel_info_reply", f"{found['boot_to_kernel_info_s']:.1f} s", ""),
         ("a kernel's launch to kernel_info_reply", f"{found['launch_s'] * 1e3:.0f} ms", ""),
@@ -152,7 +223,7 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure, print, and end with 1 if the image is too large."""
+    """Measure, print, and end with 1 if a goal is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vm", description=__doc__)
     parser.add_argument("--image", type=Path, help="default: a base development image, built here")
     parser.add_argument("--rounds", type=int, default=20)
@@ -169,7 +240,7 @@ def main() -> None:
         print(json.dumps(found))
     else:
         _print(found)
-    sys.exit(int(found["image_mib"] >= _IMAGE_GOAL_MIB))
+    sys.exit(int(_missed(found)))
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ print(json.dumps({
     "found": found,
     "function": ocr.read_text(page),
     "rgb": ocr.read_text(rgb),
-    "strict": ocr.Reader(min_confidence=0.9).read(page)["text"],
+    "strict": ocr.Reader(min_confidence=0.98).read(page)["text"],
     "refused": [message(i) for i in ("/etc/passwd", page / 255, page[0], page[:0])],
     "signatures": {
         "Reader": str(inspect.signature(ocr.Reader)),

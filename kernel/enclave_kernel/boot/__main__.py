@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -34,11 +35,12 @@ _RUNTIME: Final = Path("/run/enclave")
 
 def main() -> int:
     """Boot; return only where this is not process 1."""
+    began_s = _began_s()
     os.umask(0o077)
     first = os.getpid() == 1
     code = 1
     try:
-        code = _boot()
+        code = _boot(began_s)
     except (EnclaveError, OSError) as error:
         print(f"enclave: boot failed: {error}", file=sys.stderr, flush=True)  # noqa: T201
     finally:
@@ -47,7 +49,16 @@ def main() -> int:
     return code
 
 
-def _boot() -> int:
+def _began_s() -> float:
+    """Return when this program began, in seconds since the machine's start.
+
+    Of process 1 the kernel tells only when it became a process, long before it became this one;
+    what it spent in user mode it spent as this one, and until now it waited for nothing else.
+    """
+    return time.monotonic() - os.times().user
+
+
+def _boot(began_s: float) -> int:
     """Follow THREATS section C, "Boot, before anything else"; return the supervisor's exit code."""
     # 1. What the next steps need: /proc, /dev, /sys; then the root becomes a mount of its own.
     mount_kernel_file_systems()
@@ -55,7 +66,7 @@ def _boot() -> int:
     cover_root()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     settings = read_settings()
-    _log.info("%s boots", settings.name)
+    _log.info("%s boots; init began %.2f s after this machine's start", settings.name, began_s)
     # 2. Drivers, of the measured image only, and then no module ever again.
     _log.info("modules: %s", " ".join(load_modules()) or "none")
     forbid_modules()

@@ -28,6 +28,7 @@ from enclave_kernel.supervisor.counters import Counters
 from enclave_kernel.supervisor.egress import Egress
 from enclave_kernel.supervisor.kernel_process import KernelProcesses
 from enclave_kernel.supervisor.kernel_table import Kernel, KernelTable, UnknownKernelError
+from enclave_kernel.supervisor.memory_share import memory_share
 from enclave_kernel.supervisor.package_loader import PackageLoader
 from enclave_kernel.supervisor.publisher_check import PublisherCheck
 from enclave_kernel.supervisor.stream_listener import StreamListener
@@ -415,7 +416,7 @@ class Supervisor:
 
 
 def _groups_for_kernels(limit_bytes: int | None) -> ControlGroups | None:
-    """Return what limits kernels; without a limit asked for, three quarters of the memory each.
+    """Return what limits kernels; without a limit asked for, `memory_share` each.
 
     Raises:
         ControlGroupError: A limit was asked for and cannot be held.
@@ -425,9 +426,8 @@ def _groups_for_kernels(limit_bytes: int | None) -> ControlGroups | None:
         return ControlGroups(name, GroupLimits(limit_bytes, tasks=_MAX_TASKS))
     if os.geteuid() != 0:
         return None
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        return ControlGroups(name, GroupLimits(memory // 4 * 3, tasks=_MAX_TASKS))
+        return ControlGroups(name, GroupLimits(memory_share(), tasks=_MAX_TASKS))
     except ControlGroupError as error:
         _log.warning("kernels are limited without control groups: %s", error)
         return None

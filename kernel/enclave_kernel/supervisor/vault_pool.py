@@ -16,6 +16,7 @@ from enclave_kernel.isolation.control_groups import (
     ControlGroups,
     GroupLimits,
 )
+from enclave_kernel.supervisor.memory_share import memory_share
 from enclave_kernel.supervisor.user_ids import UserIds
 from enclave_kernel.vault_process import VaultDeath, VaultProcess
 from enclave_protocol.errors import EnclaveError
@@ -31,8 +32,8 @@ _MAX_TASKS = 1024
 class VaultPool:
     """Spawns vaults, and keeps one empty one waiting once `prepare_spare` was called.
 
-    A vault may use three quarters of the memory: one that needs more dies alone, and leaves the
-    supervisor enough to say so.
+    A vault may use its `memory_share`: one that needs more dies alone, and leaves the supervisor
+    enough to say so.
 
     Args:
         directory: Where vaults have their private directories.
@@ -53,8 +54,7 @@ class VaultPool:
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self.walls: tuple[str, ...] | None = None
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self._memory_limit = memory // 4 * 3
+        self._memory_limit = memory_share()
         self._groups = self._make_groups()
         # One thread that lives as long as the pool: a vault dies with the thread that made it.
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="vault-spawner")
