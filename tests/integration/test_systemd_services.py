@@ -311,12 +311,13 @@ def test_stop_leaves_nothing(enclave: SystemdMachine) -> None:
     assert _processes(enclave) == []
     environment = f"ENCLAVE_NITRO_STAND_IN={STAND_IN}"
     assert json.loads(enclave.check("env", environment, "nitro-cli", "describe-enclaves")) == []
-    # What stays: the key by which an enclave knows its gateway, whose the notebooks are that are
-    # still open, and a lock file, which is empty.
+    # What stays: the key by which an enclave knows its gateway, a lock file, which is empty, and
+    # of notebooks that are still open whose they are, and the keys to tell them what happened.
     left = {path.name for path in enclave.path("/run/enclave").iterdir()}
     assert left == {"gateway.key", "k", "lock", "log", "slot_owners.json"}
-    for folder in ("k", "log"):
-        assert not list(enclave.path(f"/run/enclave/{folder}").iterdir())
+    assert not list(enclave.path("/run/enclave/log").iterdir())
+    (voice,) = enclave.path("/run/enclave/k").iterdir()
+    assert voice.suffix == ".voice" and voice.stat().st_mode & 0o777 == 0o600
     kept = {path.name for path in enclave.path("/var/lib/enclave").iterdir()}
     assert "enclave.eif" in kept and not [name for name in kept if name.endswith(".sock")]
     assert not list(enclave.path(STAND_IN).glob("*_901"))
