@@ -140,4 +140,4 @@ class Callers:
         return uid in (_ROOT, self._own)
 
     def _write(self) -> None:
-        replace_file(self._file, msgspec.json.encode(self._owners))
+        replace_file(self._file, msgspec.json.encode(self._owners), durable=False)

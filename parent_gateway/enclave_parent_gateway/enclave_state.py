@@ -116,4 +116,4 @@ def write_state(path: Path, state: EnclaveState, mode: int = 0o600) -> None:
         state: What to write.
         mode: Who may read it: `EnclavePaths.file_mode`.
     """
-    replace_file(path, msgspec.json.format(msgspec.json.encode(state)), mode)
+    replace_file(path, msgspec.json.format(msgspec.json.encode(state)), mode, durable=False)

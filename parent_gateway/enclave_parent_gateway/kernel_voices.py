@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from enclave_parent_gateway.last_word import KernelVoice
+from enclave_parent_gateway.whole_file import replace_file
 from enclave_protocol.messages import KernelId
 
 __all__ = ["KeptKernel", "KernelVoices"]
@@ -58,16 +59,11 @@ class KernelVoices:
             kernel_id: Of the kernel that is launched in it.
             voice: Its keys.
         """
-        path = self._path(slot)
-        temporary = path.with_suffix(".voice-new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        kept = msgspec.msgpack.encode(_Kept(kernel_id, voice))
         try:
-            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(msgspec.msgpack.encode(_Kept(kernel_id, voice)))
-            temporary.replace(path)
+            replace_file(self._path(slot), kept, durable=False)
         except OSError as error:
             log.warning("the keys of kernel %s are not kept: %s", kernel_id, error.strerror)
-            temporary.unlink(missing_ok=True)
 
     def forget(self, slot: str) -> None:
         """Remove a slot's file, if there is one."""

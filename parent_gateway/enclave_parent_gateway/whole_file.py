@@ -10,16 +10,19 @@ from pathlib import Path
 __all__ = ["replace_file"]
 
 
-def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+def replace_file(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
     """Put `data` in the place of what the file held, if it was there.
 
-    Whoever reads meanwhile, is killed meanwhile or loses power finds the old file or the new one,
-    and nothing between. Whether two may write at once is for the callers to say: the last one wins.
+    Whoever reads meanwhile, is killed meanwhile or, if it is durable, loses power finds the old
+    file or the new one, and nothing between. Whether two may write at once is for the callers to
+    say: the last one wins.
 
     Args:
         path: The file; its folder is there.
         data: All of the new content.
         mode: Who may read it, whatever the umask.
+        durable: Wait until the disk has it. What a reboot ends anyway does not need that, and a
+            process that was started and is not yet written down must not wait for a disk.
 
     Raises:
         OSError: It cannot be written; the file is as it was, and nothing lies beside it.
@@ -32,12 +35,18 @@ def replace_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
     finally:

@@ -157,4 +157,5 @@ def test_v10_no_command_for_files() -> None:
         *("StatusRequest", "EnclaveStatus", "LaunchKernel", "KernelLaunched", "SignalKernel"),
         *("KernelEnded", "CredentialsRequest", "Credentials", "Attest", "Attested", "Shutdown"),
         *("Done", "Failed", "EgressWanted", "PublisherKey", "PinnedKey", "Ping"),
+        "KernelCells",
     }

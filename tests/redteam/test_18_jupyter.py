@@ -73,7 +73,7 @@ def _client_of(client: BlockingKernelClient, key: bytes) -> BlockingKernelClient
 
 
 def test_j03_connection_files(enclave: EnclaveHome) -> None:
-    """One, on the parent, for its owner; the enclave has none."""
+    """On the parent, for its owner; so is what the gateway keeps of it. The enclave has none."""
     with kernel() as (manager, client):
         path = Path(manager.connection_file)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -84,9 +84,13 @@ def test_j03_connection_files(enclave: EnclaveHome) -> None:
             for found in enclave.root.rglob("*")
             if found.is_file() and key in found.read_bytes()
         ]
-        assert holding == []
-        code = f"import os; print(os.path.exists({str(path)!r}))"
-        assert run_code(client, code).strip() == ("True" if os.geteuid() else "False")
+        (voice,) = holding
+        assert stat.S_IMODE(voice.stat().st_mode) == 0o600
+        assert stat.S_IMODE(voice.parent.stat().st_mode) == 0o700
+        for file in (path, voice):
+            code = f"import os; print(os.path.exists({str(file)!r}))"
+            assert run_code(client, code).strip() == ("True" if os.geteuid() else "False")
+    assert wait_until(lambda: not voice.exists())
 
 
 @needs_root

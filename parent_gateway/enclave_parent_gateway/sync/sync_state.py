@@ -72,7 +72,7 @@ def read_sync_state(path: Path) -> SyncState | None:
 
 def write_sync_state(path: Path, state: SyncState) -> None:
     """Replace the file as a whole."""
-    replace_file(path, msgspec.json.encode(state))
+    replace_file(path, msgspec.json.encode(state), durable=False)
 
 
 def folder_in_workspace(path: Path, directory: str) -> str | None:
