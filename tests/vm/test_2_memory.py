@@ -74,6 +74,6 @@ def test_a_vault_that_needs_too_much_dies_alone(
         assert limit > 256
         below = run_cell(client, f"greedy.eat({limit - _MARGIN_MIB})", 120)
         assert below.error is None, below.error
-        assert int(run_code(client, _AVAILABLE, 60)) > _MARGIN_MIB
+        assert int(run_code(client, _AVAILABLE, 60)) > _MARGIN_MIB // 2
         assert run_code(client, "print(other.mean([1, 2, 3]))", 60).strip() == "2.0"
     assert vm.status()["state"] == "up"
