@@ -31,3 +31,11 @@ def own_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[EnclaveHome]:
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("ENCLAVE_BACKEND", raising=False)
         yield home
+
+
+@pytest.fixture
+def up(own_home: EnclaveHome) -> EnclaveHome:
+    """An enclave of one test's own that is up."""
+    done = own_home.run("up")
+    assert done.returncode == 0, done.stderr
+    return own_home

@@ -29,6 +29,7 @@ from enclave_parent_gateway.runtime_dir import EnclavePaths
 from enclave_parent_gateway.transport import connect
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
 from tests.support.nitro_home import NitroHome, new_nitro_home
+from tests.support.notebook_cells import unasked
 
 _NOTICED_WITHIN_S = 2.0
 
@@ -53,16 +54,6 @@ def any_home(
     yield home
 
 
-def _told(client: BlockingKernelClient, deadline: float) -> str:
-    """Return what reaches a client unasked, on iopub's stderr."""
-    while (left := deadline - time.monotonic()) > 0:
-        with suppress(queue.Empty):
-            message = client.get_iopub_msg(timeout=left)
-            if message["msg_type"] == "stream" and message["content"]["name"] == "stderr":
-                return str(message["content"]["text"])
-    return ""
-
-
 def test_every_notebook_is_told(any_home: EnclaveHome) -> None:
     pids = any_home.status()["pids"]
     victim = pids.get("enclave") or pids["supervisor"]
@@ -73,7 +64,7 @@ def test_every_notebook_is_told(any_home: EnclaveHome) -> None:
         os.kill(victim, signal.SIGKILL)
         deadline = time.monotonic() + _NOTICED_WITHIN_S
         for _, client in notebooks:
-            text = _told(client, deadline)
+            text = unasked(client, deadline)
             assert "The enclave has ended" in text, any_home.run("logs").stdout
             assert "enclave up" in text
         # A moment later where a cell is under way: that ends first.
@@ -133,7 +124,7 @@ def test_status_says_so_and_up_brings_it_back(nitro_home: NitroHome) -> None:
         for _ in range(2):
             with pytest.raises(Exception, match="enclave up --backend nitro"):
                 manager.restart_kernel(now=True)
-        assert "The enclave has ended" in _told(client, time.monotonic() + 4)
+        assert "The enclave has ended" in unasked(client, time.monotonic() + 4)
         again = run_code(client, "x", timeout_s=5)
         assert again.startswith(ERROR_NAME)
 
@@ -158,7 +149,7 @@ def test_nobody_takes_the_last_word_for_a_kernel(nitro_home: NitroHome) -> None:
     assert nitro_home.up()[0] == 0
     with kernel() as (_, client):
         os.kill(nitro_home.status()["pids"]["enclave"], signal.SIGKILL)
-        assert _told(client, time.monotonic() + 4)
+        assert unasked(client, time.monotonic() + 4)
         client.kernel_info()
         with pytest.raises(queue.Empty):
             client.get_shell_msg(timeout=1)
@@ -288,7 +279,7 @@ def test_streams_that_stay_open_and_silent(own_home: EnclaveHome) -> None:
             run_code(client, "x = 1")
             wire.die()
             began = time.monotonic()
-            assert "The enclave has ended" in _told(client, began + _NOTICED_WITHIN_S)
+            assert "The enclave has ended" in unasked(client, began + _NOTICED_WITHIN_S)
     finally:
         inner.rename(outer)
         wire.close()

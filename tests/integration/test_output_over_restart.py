@@ -4,11 +4,9 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from jupyter_client.session import Session
@@ -18,13 +16,6 @@ from tests.support.notebook_cells import start_cell
 
 _EVERY_S = 0.1
 _LINES = 120
-
-
-@pytest.fixture
-def up(own_home: EnclaveHome) -> Iterator[EnclaveHome]:
-    done = own_home.run("up")
-    assert done.returncode == 0, done.stderr
-    yield own_home
 
 
 def _another(manager: KernelManager) -> BlockingKernelClient:

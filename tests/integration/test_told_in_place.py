@@ -10,13 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.blocking.client import BlockingKernelClient
 
 from enclave_parent_gateway.backends.gateway_daemon import spawn_gateway
 from enclave_parent_gateway.enclave_state import EnclaveState, read_state, write_state
@@ -24,7 +21,7 @@ from enclave_parent_gateway.last_word import ERROR_NAME
 from enclave_parent_gateway.process_identity import stop_process
 from enclave_parent_gateway.runtime_dir import EnclavePaths
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
-from tests.support.notebook_cells import finish_cell, start_cell
+from tests.support.notebook_cells import finish_cell, start_cell, unasked
 
 _TOLD_WITHIN_S = 2.0
 _ENDED = "The enclave has ended, and with it this kernel and its variables"
@@ -34,13 +31,6 @@ def _one_cell(code: str) -> str:
     cell = {"cell_type": "code", "id": "one", "source": code, "metadata": {}, "outputs": []}
     notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}}
     return json.dumps(notebook | {"cells": [cell | {"execution_count": None}]})
-
-
-@pytest.fixture
-def up(own_home: EnclaveHome) -> Iterator[EnclaveHome]:
-    done = own_home.run("up")
-    assert done.returncode == 0, done.stderr
-    yield own_home
 
 
 def _restart_gateway(home: EnclaveHome) -> None:
@@ -56,15 +46,6 @@ def _restart_gateway(home: EnclaveHome) -> None:
 
 def _kill_enclave(home: EnclaveHome) -> None:
     os.kill(home.status()["pids"]["supervisor"], signal.SIGKILL)
-
-
-def _told(client: BlockingKernelClient, deadline: float) -> str:
-    while (left := deadline - time.monotonic()) > 0:
-        with suppress(queue.Empty):
-            message = client.get_iopub_msg(timeout=left)
-            if message["msg_type"] == "stream" and message["content"]["name"] == "stderr":
-                return str(message["content"]["text"])
-    return ""
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["same gateway", "another gateway"])
@@ -111,7 +92,7 @@ def test_after_a_restart_of_the_gateway_every_notebook_is_told(up: EnclaveHome) 
         os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + _TOLD_WITHIN_S
         for client in (one, other):
-            assert _ENDED in _told(client, deadline), up.run("logs").stdout
+            assert _ENDED in unasked(client, deadline), up.run("logs").stdout
         assert "the enclave has ended; 2 notebooks are told" in up.run("logs").stdout
 
 
@@ -126,7 +107,7 @@ def test_what_has_ended_before_is_not_answered_again(up: EnclaveHome) -> None:
         assert answered == {first, second}
         time.sleep(0.3)
         _kill_enclave(up)
-        assert _ENDED in _told(client, time.monotonic() + 4)
+        assert _ENDED in unasked(client, time.monotonic() + 4)
         with pytest.raises(queue.Empty):
             client.get_shell_msg(timeout=1)
 
@@ -189,7 +170,7 @@ def test_the_gateway_dies_with_the_enclave_and_comes_back_alone(up: EnclaveHome)
         paths = EnclavePaths(up.runtime, up.runtime / "state")
         gateway = spawn_gateway(paths, state, 0.0)
         write_state(up.runtime / "enclave.json", state.with_process("gateway", gateway.identity))
-        assert _ENDED in _told(client, time.monotonic() + 5), up.run("logs").stdout
+        assert _ENDED in unasked(client, time.monotonic() + 5), up.run("logs").stdout
 
 
 def test_a_gateway_whose_enclave_is_not_up_yet_tells_nobody(own_home: EnclaveHome) -> None:

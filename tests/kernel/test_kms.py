@@ -38,10 +38,10 @@ from enclave_protocol.package_header import (
 )
 from tests.support.attestation_documents import make_documents
 from tests.support.example_package import FILES, make_label
+from tests.support.false_kms import false_kms
 from tests.support.key_release import (
     ReleaseServices,
     check_one_line,
-    false_kms,
     release_services,
 )
 from tests.support.local_services import (

@@ -21,10 +21,10 @@ from enclave_kernel.trusted_clock import TrustedClock
 from enclave_protocol.attestation_document import decode_signed_document
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.kms_cms import CmsFormatError, CmsOpenError
+from tests.support.false_kms import false_kms
 from tests.support.key_release import (
     ReleaseServices,
     check_one_line,
-    false_kms,
     release_services,
 )
 from tests.support.local_services import TEST_PCR0, release_policy

@@ -6,14 +6,14 @@ It runs in its own process: moto's state and its switch for IAM checks are globa
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import botocore.session
+
+from tests.support.false_kms import false_kms
 
 REGION = "eu-central-1"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
@@ -61,29 +61,8 @@ def refusing_kms(code: str, message: str) -> AbstractContextManager[str]:
 @contextmanager
 def answering_kms(status: int, answer: dict[str, str]) -> Iterator[str]:
     """Yield the address of an endpoint that answers every request with this."""
-    body = json.dumps(answer).encode()
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            self.send_header("Content-Type", "application/x-amz-json-1.1")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Keep the test's output clean."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with false_kms(status, json.dumps(answer).encode()) as (url, _):
+        yield url
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Cells as a front-end sees them: what was printed, and the error as it is shown."""
 
+import queue
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ __all__ = [
     "one_line",
     "run_cell",
     "start_cell",
+    "unasked",
     "vault_pid",
     "vault_pids",
 ]
@@ -145,3 +148,13 @@ def vault_pid(home: EnclaveHome, number: int) -> int:
         if pid == number or f"Uid:\t{number}\t{number}\t{number}\t{number}" in lines:
             return pid
     raise AssertionError(f"no vault {number} runs")
+
+
+def unasked(client: BlockingKernelClient, deadline: float) -> str:
+    """Return what reaches a client unasked, on iopub's stderr; "" if nothing does by then."""
+    while (left := deadline - time.monotonic()) > 0:
+        with suppress(queue.Empty):
+            message = client.get_iopub_msg(timeout=left)
+            if message["msg_type"] == "stream" and message["content"]["name"] == "stderr":
+                return str(message["content"]["text"])
+    return ""

@@ -21,6 +21,7 @@ from enclave_kernel.isolation.mounts import (
     MS_REMOUNT,
     SAFE,
     mount,
+    root_kind,
 )
 
 __all__ = ["close_root", "cover_root", "mount_control_groups", "mount_kernel_file_systems"]
@@ -103,10 +104,8 @@ def close_root() -> None:
 
 
 def _is_initramfs() -> bool:
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    last = [line for line in lines if line.split(" ")[4] == "/"][-1:]
-    # Without a line the root lies outside of what this process sees, as after nitro-cli's chroot.
-    return bool(last) and last[0].partition(" - ")[2].split(" ")[0] in (_ROOTFS, "ramfs", "tmpfs")
+    # Without one the root lies outside of what this process sees, as after nitro-cli's chroot.
+    return root_kind() in (_ROOTFS, "ramfs", "tmpfs")
 
 
 def _mount_once(

@@ -30,6 +30,7 @@ __all__ = [
     "make_proc",
     "mount",
     "own_mounts",
+    "root_kind",
 ]
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
@@ -110,3 +111,14 @@ def mount(
         raise LockdownError(
             f"mounting {target} failed while the walls were put up: {os.strerror(code)}"
         ) from OSError(code, os.strerror(code))
+
+
+def root_kind(mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """Return the type of the root file system; None if it lies outside of what this process sees.
+
+    Args:
+        mounts: As in proc(5), "/proc/pid/mountinfo"; of several at `/` the last one counts.
+    """
+    lines = mounts.read_text().splitlines()
+    last = [line for line in lines if line.split(" ")[4] == "/"][-1:]
+    return last[0].partition(" - ")[2].split(" ")[0] if last else None

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from enclave_kernel.isolation.mounts import root_kind
+
 __all__ = ["memory_share"]
 
 _ROOT: Final = Path("/")
@@ -22,14 +24,8 @@ def memory_share(root: Path = _ROOT, mounts: Path = _MOUNTS) -> int:
         mounts: Its mounts, as in proc(5), "/proc/pid/mountinfo".
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if _in_memory(mounts):
+    # A ramfs does not tell its size.
+    if root_kind(mounts) in ("rootfs", "tmpfs"):
         status = os.statvfs(root)
         memory -= (status.f_blocks - status.f_bfree) * status.f_frsize
     return memory // 4 * 3
-
-
-def _in_memory(mounts: Path) -> bool:
-    """Say whether the root is a tmpfs that tells its size; a ramfs tells none."""
-    lines = [line.split(" ") for line in mounts.read_text().splitlines()]
-    last = [line for line in lines if len(line) > 4 and line[4] == "/"][-1:]
-    return bool(last) and last[0][last[0].index("-") + 1] in ("rootfs", "tmpfs")
