@@ -4,7 +4,6 @@ Runs in a process forked from the zygote. No connection file is written, and the
 to listeners that the supervisor made, so a client can connect before this process is up.
 """
 
-import atexit
 import os
 import socket
 import sys
@@ -13,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from ipykernel.control import ControlThread
 from ipykernel.heartbeat import Heartbeat
 from ipykernel.kernelapp import IPKernelApp
 from traitlets import default
 from traitlets.config import Config
 
 from enclave_kernel import process_control, session_messages
+from enclave_kernel.end_of_main import end_main
 from enclave_kernel.isolation.notebook_network import PROXY_ENVIRON
 from enclave_kernel.isolation.notebook_root import HOME, WORKSPACE
 from enclave_kernel.isolation.notebook_walls import WallsSpec, check_notebook_walls
@@ -41,6 +42,7 @@ from enclave_protocol.messages import CHANNELS, MessageError
 __all__ = ["EnclaveKernelApp", "run_kernel"]
 
 _EXTENSION = "enclave_kernel.session.magics"
+_CONTROL_END_S = 5.0
 _SHELL_INSIDE = "inproc://enclave-shell"
 _OWN_ENVIRON = {
     "HOME": str(HOME),
@@ -221,9 +223,22 @@ def run_kernel(
         flush_after_cells(app.shell, link)
     link.send(session_messages.encode(KernelReady()))
     app.start()  # type: ignore[no-untyped-call]
-    # As at the end of any interpreter, which os._exit in the zygote's child skips.
-    atexit._run_exitfuncs()
+    _end_control(app.control_thread)
+    # os._exit in the zygote's child skips it.
+    end_main()
     return 0
+
+
+def _end_control(thread: ControlThread | None) -> None:
+    """Wait until the request to shut down is answered, in its own thread.
+
+    That thread flushes output through the thread of iopub, which `atexit` stops. A flush that comes
+    in between is never done, and waited for 10 s (ipykernel 7.4, `OutStream.flush_timeout`).
+    """
+    if thread is not None:
+        # It is not told yet where it was not a request that ended this process.
+        thread.stop()
+        thread.join(_CONTROL_END_S)
 
 
 def _enter_directory(folder: str, workspace: Path | None) -> None:

@@ -9,11 +9,12 @@ import gc
 import sys
 from typing import TYPE_CHECKING
 
+from enclave_kernel.end_of_main import end_main
 from enclave_kernel.vault.notebook_cells import check_parameters, read_cells
 from enclave_kernel.vault.notebook_outputs import NotebookOutputs
 from enclave_kernel.vault.package_runner import PackageRunner
 from enclave_kernel.vault.script_files import OutputRefusedError
-from enclave_kernel.vault.script_run import ScriptRun, leave_main
+from enclave_kernel.vault.script_run import ScriptRun
 from enclave_kernel.vault.standard_output import StandardOutput
 from enclave_protocol.notebook_parameters import (
     NotebookArguments,
@@ -132,7 +133,7 @@ def _leave(runner: PackageRunner) -> BaseException | None:
     """End what the cells left running; return what came of that."""
     try:
         # The shell is among what is called at exit: it forgets its names.
-        runner.run(leave_main)
+        runner.run(end_main)
         runner.run(gc.collect)
     except BaseException as error:
         return error

@@ -1,10 +1,8 @@
-"""One run of a script or a notebook: what it is about, and how its code comes to an end."""
+"""One run of a script or a notebook: what it is about, and what its code finds and leaves."""
 
 import _sitebuiltins
-import atexit
 import builtins
 import gc
-import threading
 from dataclasses import dataclass
 
 from enclave_kernel.call_channel import CallChannel
@@ -17,7 +15,7 @@ from enclave_protocol.manifest import Script
 from enclave_protocol.package_label import Label
 from enclave_protocol.script_messages import workspace_path
 
-__all__ = ["ScriptRun", "add_site_names", "collect_main", "leave_main"]
+__all__ = ["ScriptRun", "add_site_names", "collect_main"]
 
 
 @dataclass(frozen=True)
@@ -57,17 +55,6 @@ def add_site_names() -> None:
     """Add the names that Python's `site` adds, which vaults do without: scripts call `exit`."""
     names = {name: _sitebuiltins.Quitter(name, "") for name in ("exit", "quit")}
     vars(builtins).update(names, help=_sitebuiltins._Helper())
-
-
-def leave_main() -> None:
-    """Do what Python does when `__main__` has ended: wait for threads, then call `atexit`."""
-    # Pools first: their idle threads would be waited for, and end only when they are told.
-    for call in reversed(getattr(threading, "_threading_atexits", ())):
-        call()
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
-    atexit._run_exitfuncs()
 
 
 def collect_main(namespace: dict[str, object], path: str) -> None:

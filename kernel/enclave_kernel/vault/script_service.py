@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from enclave_kernel.call_channel import CallChannel
+from enclave_kernel.end_of_main import end_main
 from enclave_kernel.trusted_clock import TrustedClock
 from enclave_kernel.vault.budget import CallBudget
 from enclave_kernel.vault.call_output import CallOutput
@@ -20,7 +21,7 @@ from enclave_kernel.vault.incidents import Incidents
 from enclave_kernel.vault.package_runner import PackageRunner
 from enclave_kernel.vault.program_run import run_program
 from enclave_kernel.vault.script_files import InputFiles, collect_outputs
-from enclave_kernel.vault.script_run import ScriptRun, add_site_names, collect_main, leave_main
+from enclave_kernel.vault.script_run import ScriptRun, add_site_names, collect_main
 from enclave_kernel.vault.standard_output import StandardOutput
 from enclave_protocol.manifest import PROGRAM_SUFFIX
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
@@ -137,7 +138,7 @@ def _execute(importer: PackageImporter, file: str) -> None:
         # The owner's own code, verified; it is what this process is for.
         exec(code, module.__dict__)  # noqa: S102
     finally:
-        leave_main()
+        end_main()
         collect_main(module.__dict__, path)
 
 
