@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
+from jupyter_client.session import Session
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
@@ -54,7 +55,10 @@ def _metrics(home: EnclaveHome) -> dict[tuple[str, ...], float]:
 
 def _usage(manager: KernelManager) -> dict[str, Any]:
     """Ask as jupyter-resource-usage's KernelUsageHandler does, which JupyterLab's panel asks."""
-    client = manager.client()
+    # Of its own, as a notebook's page has: a client that connects under the name of another takes
+    # its connections over, and `stop_channels` connects what never was.
+    session = Session(key=manager.session.key, signature_scheme=manager.session.signature_scheme)
+    client = manager.client(session=session)
     channel = client.control_channel
     request = client.session.msg("usage_request", {})
     channel.send(request)
