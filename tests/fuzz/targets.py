@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from enclave_kernel import session_messages
 from enclave_kernel.call_channel import CallChannel
-from enclave_kernel.session_messages import LoadPackage, decode_from_session
+from enclave_kernel.session_messages import CellsPending, LoadPackage, decode_from_session
 from enclave_parent_gateway.egress.client_hello import check_client_hello
 from enclave_parent_gateway.egress.destination import Destination, parse_destination
 from enclave_parent_gateway.egress.errors import ClientHelloError, EgressError
@@ -47,11 +47,13 @@ from enclave_protocol.messages import (
     Challenge,
     Credentials,
     Envelope,
+    KernelCells,
     LaunchKernel,
     MessageError,
     Open,
     OpenChannel,
     OpenControl,
+    PendingCell,
     PinnedKey,
     PublisherKey,
     StatusRequest,
@@ -334,6 +336,7 @@ def _control(data: bytes) -> None:
 
 def _control_seeds() -> list[bytes]:
     launch = LaunchKernel("ab", bytes(32), "hmac-sha256", "/", {"TZ": "UTC"}, ("--debug",))
+    cells = (PendingCell((b"id",), "request", "session"),)
     bodies: tuple[Body, ...] = (
         launch,
         StatusRequest(),
@@ -341,6 +344,7 @@ def _control_seeds() -> list[bytes]:
         Credentials("id", "secret"),
         PublisherKey("ACME Analytics", "0f" * 32, pin=True),
         PinnedKey(""),
+        KernelCells("ab", cells),
     )
     envelopes = [encode(Envelope(body, request_id=number)) for number, body in enumerate(bodies)]
     opens: list[Open] = [OpenControl(PROTOCOL_VERSION), OpenChannel("ab", "shell")]
@@ -349,6 +353,7 @@ def _control_seeds() -> list[bytes]:
         encode(Challenge(bytes(32))),
         encode(Attested(b"x")),
         session_messages.encode(LoadPackage(1, "x.encrypted", b"header", unsigned=True)),
+        session_messages.encode(CellsPending(cells)),
         *envelopes,
     ]
 

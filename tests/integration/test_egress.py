@@ -266,9 +266,9 @@ def test_while_the_gateway_is_gone(own_home: EnclaveHome) -> None:
     with kernel(cwd="/") as (_, client):
         pid = own_home.status()["pids"]["gateway"]
         # The channels go with the gateway: the cell is under way when it dies.
-        start_cell(client, f"import time; time.sleep(3); said = []\n{_ASK}")
+        start_cell(client, f"import time; time.sleep(1); said = []\n{_ASK}")
         os.kill(pid, signal.SIGKILL)
-        time.sleep(4)
+        time.sleep(2.5)
         assert own_home.run("up").returncode == 0
         # Its channels connect again: what is printed before they did is lost.
         client.wait_for_ready(timeout=30)

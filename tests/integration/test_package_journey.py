@@ -7,11 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
 from tests.support.grader_package import publish_grader, publish_slow
@@ -153,14 +151,38 @@ def test_nbconvert_executes_a_notebook(enclave: EnclaveHome, folder: Path) -> No
     assert enclave.status()["kernels"] == []
 
 
-def test_a_notebook_with_parameters_is_executed(folder: Path) -> None:
-    # As papermill does it: a cell with the parameters, and nbclient.
-    path = {"metadata": {"path": str(folder)}}
-    for row, expected in (([1, 1, 1], "[6.]\n"), ([0, 0, 2], "[6.]\n"), ([2, 0, 0], "[2.]\n")):
-        cells = (f"row = {row}", _CELLS[0], "print(grader.Grader().grade([row]))")
-        client: Any = NotebookClient(notebook(*cells), timeout=60, resources=path)
-        executed = client.execute()
-        assert printed(executed)[2] == expected
+def _papermill(
+    enclave: EnclaveHome, folder: Path, *options: str
+) -> tuple[int, str, nbformat.NotebookNode]:
+    """Run `papermill grade.ipynb done.ipynb` in `folder`."""
+    command = [sys.executable, "-m", "papermill", "grade.ipynb", "done.ipynb", *options]
+    result = subprocess.run(
+        command,
+        cwd=folder,
+        env=enclave.environ,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    executed = nbformat.read(folder / "done.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    return result.returncode, result.stderr, executed
+
+
+def test_papermill_passes_parameters(enclave: EnclaveHome, folder: Path) -> None:
+    made = notebook("row = [0, 0, 0]", _CELLS[0], "print(grader.Grader().grade([row]))")
+    made.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(made, folder / "grade.ipynb")  # type: ignore[no-untyped-call]
+    for row, expected in (("[1, 1, 1]", "[6.]\n"), ("[2, 0, 0]", "[2.]\n")):
+        status, errors, executed = _papermill(enclave, folder, "-y", f"row: {row}")
+        assert status == 0, errors
+        assert printed(executed) == ["", "", _LOADED.format("grader"), expected]
+    status, errors, executed = _papermill(enclave, folder, "-p", "row", "none")
+    assert status == 1
+    # The owner's error in the user's words, in the terminal and in the notebook.
+    (error,) = (one for one in executed.cells[-1].outputs if one.output_type == "error")
+    assert error.ename == "PackageCallError" and error.evalue in errors
+    assert enclave.status()["kernels"] == []
 
 
 def test_two_notebooks_use_one_package(enclave: EnclaveHome, folder: Path) -> None:

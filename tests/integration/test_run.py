@@ -423,11 +423,12 @@ def test_unsigned_packages_need_a_word(desk: Desk) -> None:
 
 
 def test_an_expired_package(desk: Desk) -> None:
-    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 4))
+    end = int(time.time()) + 4
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(end))
     manifest = f'[package]\nname = "old"\nversion = "1"\n[policy]\nexpires = "{soon}"\n'
     script = '[scripts]\nsay = { file = "say.py" }\n'
     desk.encrypt("old", {"enclave.toml": manifest + script, "say.py": "print('said')\n"})
-    time.sleep(4.5)
+    time.sleep(max(0.0, end + 0.5 - time.time()))
     done = desk.run("-s", "say", file="old.encrypted")
     assert (done.returncode, done.stdout) == (125, "") and "expired" in done.stderr
 

@@ -112,6 +112,38 @@ def test_what_has_ended_before_is_not_answered_again(up: EnclaveHome) -> None:
             client.get_shell_msg(timeout=1)
 
 
+# Another notebook's client, its session, and a cell that this one has long been answered.
+_LIE = """
+from enclave_kernel.session_messages import CellsPending, encode
+from enclave_protocol.messages import PendingCell
+
+link = get_ipython().kernel.supervisor_link
+lie = CellsPending((PendingCell(({identity!r},), {message_id!r}, {session!r}),))
+get_ipython().kernel._cells.link = None
+for _ in range(5000):
+    link.send(encode(CellsPending(())))
+    link.send(encode(lie))
+print("said")
+"""
+
+
+def test_a_notebook_lies_about_its_own_cells_only(up: EnclaveHome) -> None:
+    with kernel() as (_, victim), kernel() as (_, liar):
+        request = victim.execute("1")
+        assert finish_cell(victim, request).error is None
+        session = victim.session
+        lie = {"identity": session.bsession, "message_id": request, "session": session.session}
+        assert run_code(liar, _LIE.format(**lie)) == "said\n"
+        assert run_code(victim, "print(2)") == "2\n"
+        while victim.shell_channel.msg_ready():
+            victim.get_shell_msg(timeout=1)
+        time.sleep(0.2)
+        _kill_enclave(up)
+        assert _ENDED in unasked(victim, time.monotonic() + 4)
+        with pytest.raises(queue.Empty):
+            victim.get_shell_msg(timeout=1)
+
+
 @pytest.mark.parametrize("restarted", [False, True], ids=["same gateway", "another gateway"])
 def test_nbclient_ends_with_the_reason(up: EnclaveHome, restarted: bool, tmp_path: Path) -> None:
     """What nbconvert and papermill run notebooks with."""

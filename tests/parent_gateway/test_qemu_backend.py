@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from enclave_parent_gateway.backends.qemu_machine import ACCELERATORS, machine_command
+from enclave_parent_gateway.backends.qemu_machine import (
+    ACCELERATORS,
+    NSM_DEVICE,
+    machine_command,
+)
 from tests.support.eif_files import CMDLINE, KERNEL, RAMDISK, eif
 from tests.support.enclave_home import EnclaveHome
 
@@ -65,8 +69,9 @@ def test_programs_that_are_not_installed(own_home: EnclaveHome, image: Path) -> 
     assert "docs/qemu.md" in line
 
 
+@pytest.mark.parametrize("nsm", [False, True])
 @pytest.mark.parametrize("accelerator", ACCELERATORS)
-def test_the_machine_has_no_other_device(accelerator: str) -> None:
+def test_the_machine_has_no_other_device(accelerator: str, nsm: bool) -> None:
     command = machine_command(
         Path("/run/a,b"),
         console=Path("/log"),
@@ -74,10 +79,11 @@ def test_the_machine_has_no_other_device(accelerator: str) -> None:
         cpus=2,
         cmdline="quiet",
         accelerator=accelerator,
+        nsm=nsm,
     )
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(command)
     devices = [command[n + 1].split(",")[0] for n, word in enumerate(command) if word == "-device"]
-    assert devices == ["vhost-user-vsock-pci", "virtio-rng-pci"]
+    assert devices == ["vhost-user-vsock-pci", "virtio-rng-pci", *([NSM_DEVICE] if nsm else [])]
     assert not {"-net", "-nic", "-netdev", "-drive", "-virtfs", "-monitor"} & set(command)
     # A comma in a path would begin another option.
     assert "socket,id=vsock,path=/run/a,,b/device.sock" in command

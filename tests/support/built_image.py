@@ -17,7 +17,7 @@ from pathlib import Path
 from enclave_infra.image.debian_lock import ARCHITECTURES, read_lock
 from tests.support.project_wheel import ROOT
 
-__all__ = ["IMAGES", "LOCKS", "build", "built_image", "debian_lock"]
+__all__ = ["IMAGES", "LOCKS", "build", "built_image", "debian_lock", "install_programs"]
 
 IMAGES = ROOT / ".cache" / "images"
 LOCKS = ROOT / "infra" / "enclave_infra" / "image" / "locks"
@@ -31,7 +31,7 @@ def built_image(*options: str, name: str = "base") -> Path:
 
     Beside it are its .spdx.json and, if `--tar` is not among the options, nothing else.
     """
-    _install_programs()
+    install_programs()
     with _lock():
         lock = debian_lock()
         folder = IMAGES / _key(lock, options)
@@ -106,7 +106,8 @@ def _make_room() -> None:
         folder.rmdir()
 
 
-def _install_programs() -> None:
+def install_programs() -> None:
+    """Install what a build runs, where it is missing."""
     subprocess.run([ROOT / ".ci" / "image-tools"], check=True, timeout=_TIMEOUT_S)
 
 

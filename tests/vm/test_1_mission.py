@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from enclave_parent_gateway.backends.qemu_machine import offers
 from enclave_protocol.eif import measure_eif
 from tests.support.enclave_home import kernel, run_code
 from tests.support.grader_package import publish_grader
@@ -50,6 +51,11 @@ def test_the_image_that_was_given_is_up(vm: VmHome) -> None:
     assert attested.returncode == 0, attested.stderr
     assert msgspec.json.decode(attested.stdout)["expected_pcrs"] == {"0": [pcr0]}
     assert "NOT CONFIDENTIAL (qemu backend)" in vm.run("status").stdout
+
+
+def test_which_devices_qemu_has() -> None:
+    assert offers("virtio-rng-pci")
+    assert not offers("virtio-rng")
 
 
 def test_the_walls_of_vaults_and_notebooks_stand(vm: VmHome) -> None:

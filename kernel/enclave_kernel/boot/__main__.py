@@ -18,7 +18,7 @@ from enclave_kernel.boot.first_process import end_enclave, run_supervisor
 from enclave_kernel.boot.hardening import close_devices, close_kernel, forbid_modules
 from enclave_kernel.boot.heartbeat import HeartbeatError, send_heartbeat
 from enclave_kernel.boot.kernel_modules import load_modules, parent_cid
-from enclave_kernel.boot.nsm_seed import seed_entropy, set_clock
+from enclave_kernel.boot.nsm_seed import is_signed_by_aws, seed_entropy, set_clock
 from enclave_kernel.boot.settings import BootSettings, read_settings
 from enclave_kernel.isolation.notebook_network import raise_loopback
 from enclave_kernel.nsm import NsmClient
@@ -93,11 +93,7 @@ def _arguments(settings: BootSettings) -> list[str]:
     arguments = ["--listen", f"vsock:{SUPERVISOR_PORT}", "--runtime-dir", str(_RUNTIME)]
     if settings.development:
         arguments.append("--development")
-    if _NSM.exists():
-        with NsmClient.open(str(_NSM)) as nsm:
-            seed_entropy(nsm)
-            moved_s = set_clock(nsm)
-        _log.info("entropy from the NSM; clock moved by %.0f s", moved_s)
+    if _NSM.exists() and _take_from_nsm(settings):
         return arguments
     if settings.software_nsm:
         stand = stand_in(settings.software_nsm)
@@ -107,6 +103,21 @@ def _arguments(settings: BootSettings) -> list[str]:
             arguments += ["--kms-endpoint-url", stand.kms_endpoint_url]
     # Without any NSM the supervisor says so and ends: a production image releases no keys here.
     return arguments
+
+
+def _take_from_nsm(settings: BootSettings) -> bool:
+    """Take entropy and time; return whether the NSM's documents are to be used.
+
+    Those of QEMU's NSM are signed by nobody: a development image has its own beside it.
+    """
+    with NsmClient.open(str(_NSM)) as nsm:
+        seed_entropy(nsm)
+        if settings.software_nsm and not is_signed_by_aws(nsm.attest()):
+            _log.warning("entropy from an NSM whose documents AWS has not signed")
+            return False
+        moved_s = set_clock(nsm)
+    _log.info("entropy from the NSM; clock moved by %.0f s", moved_s)
+    return True
 
 
 def _use_console() -> None:

@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from typing import Final
 
 from enclave_protocol.vsock_ports import HEARTBEAT_BYTE, HEARTBEAT_PORT
 
-__all__ = ["ACCELERATORS", "VSOCK_SOCKET", "machine_command", "main"]
+__all__ = ["ACCELERATORS", "NSM_DEVICE", "VSOCK_SOCKET", "machine_command", "main", "offers"]
 
 log = logging.getLogger("enclave_parent_gateway.backends.qemu_machine")
 
@@ -32,6 +33,10 @@ VSOCK_SOCKET: Final = "vsock.sock"
 """In the machine's folder: where streams to the machine begin; `VSOCK_SOCKET_PORT` is where one
 of the machine's own to that port would arrive."""
 ACCELERATORS: Final = ("tcg", "kvm")
+NSM_DEVICE: Final = "virtio-nsm-pci"
+"""Since QEMU 9.2, where it is built with libcbor; Debian's is not."""
+_QEMU: Final = "qemu-system-x86_64"
+_HELP_S: Final = 30.0
 _CPU: Final = {"tcg": "max", "kvm": "host"}
 """All that there is: numpy asks for x86-64-v2. One fault is known: Debian 12's QEMU 7.2 leaves
 garbage in the flags after an emulated CMPXCHG16B, which Linux 6.12 does not survive; 6.1 does."""
@@ -63,10 +68,28 @@ def device_command(folder: Path) -> list[str]:
     ]
 
 
+def offers(device: str) -> bool:
+    """Return whether this machine's QEMU was built with a device, by its name for `-device`."""
+    command = [_QEMU, "-device", "help"]
+    try:
+        listed = subprocess.run(command, capture_output=True, timeout=_HELP_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        # What is wrong with it shows when it is started.
+        return False
+    return f'name "{device}",'.encode() in listed.stdout
+
+
 def machine_command(
-    folder: Path, *, console: Path, memory_mib: int, cpus: int, cmdline: str, accelerator: str
+    folder: Path,
+    *,
+    console: Path,
+    memory_mib: int,
+    cpus: int,
+    cmdline: str,
+    accelerator: str,
+    nsm: bool = False,
 ) -> list[str]:
-    """Return the command line of QEMU: a console, a vsock, entropy, and no other device.
+    """Return the command line of QEMU: a console, a vsock, entropy, and no other device but NSM.
 
     Args:
         folder: With kernel, initrd and the vsock device's socket.
@@ -75,9 +98,10 @@ def machine_command(
         cpus: How many CPUs.
         cmdline: The kernel's command line.
         accelerator: One of `ACCELERATORS`.
+        nsm: Add QEMU's Nitro Secure Module, whose documents nobody signs.
     """
     return [
-        "qemu-system-x86_64",
+        _QEMU,
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         # q35 and not microvm: Linux calibrates its clocks with HPET and PM timer, which microvm
@@ -94,6 +118,7 @@ def machine_command(
         *("-device", "vhost-user-vsock-pci,chardev=vsock"),
         *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
         *("-device", "virtio-rng-pci,rng=entropy"),
+        *(("-device", NSM_DEVICE) if nsm else ()),
     ]
 
 
@@ -230,6 +255,7 @@ def main() -> int:
         cpus=options.cpus,
         cmdline=options.cmdline,
         accelerator=options.accelerator,
+        nsm=offers(NSM_DEVICE),
     )
     return asyncio.run(_run(_Machine(options.folder, command)))
 

@@ -7,6 +7,8 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from enclave_infra.image.debian_packages import describe_package, fetch_kernel
 from enclave_infra.image.image_view import ImageView, view_image
 from enclave_infra.image.kernel_files import debian_kernel
 from enclave_protocol.eif import EifError, read_eif
-from tests.support.built_image import LOCKS, build, built_image, debian_lock
+from tests.support.built_image import LOCKS, build, built_image, debian_lock, install_programs
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -29,8 +31,61 @@ _COMPILERS = {"gcc", "cc", "g++", "c++", "clang", "as", "ld", "make", "tcc", "ru
 _OTHER = {"su", "sudo", "login", "passwd", "mount", "apt", "dpkg", "perl", "sshd", "ldconfig"}
 
 
+_Build = Future["subprocess.CompletedProcess[str]"]
+
+
+def _build_elsewhere(folder: Path, lock: Path) -> "subprocess.CompletedProcess[str]":
+    elsewhere = folder / "another place"
+    elsewhere.mkdir()
+    return build(
+        elsewhere / "x.eif",
+        f"--debian-lock={lock}",
+        # Nothing kept by the first one, other folders, another umask, language and time zone.
+        environ={"TMPDIR": str(elsewhere), "TZ": "Pacific/Apia", "LANG": "tr_TR.UTF-8"},
+        cache=elsewhere / "cache",
+    )
+
+
+def _build_for_graviton(folder: Path, lock: Path) -> "subprocess.CompletedProcess[str]":
+    contents = {"Image": b"kernel", "cmdline": b"reboot=k root=/dev/ram0\n", "nsm.ko": b"driver"}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return build(
+        folder / "graviton.eif",
+        f"--debian-lock={lock}",
+        "--arch=aarch64",
+        f"--kernel-dir={folder}",
+    )
+
+
+_ALSO_BUILT = {
+    "test_another_build_elsewhere_is_the_same_image": _build_elsewhere,
+    "test_graviton_with_the_kernel_of_nitro_cli": _build_for_graviton,
+}
+
+
 @pytest.fixture(scope="module")
-def image() -> Path:
+def builds(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Path, _Build]]]:
+    """What the tests of this run build beside the image of all, by name: where, and the outcome.
+
+    One after the other in a thread, as a build keeps one processor busy, and the tests another.
+    """
+    install_programs()
+    lock = debian_lock()
+    selected = {item.name for item in request.session.items}
+    with ThreadPoolExecutor(1) as pool:
+        started = {}
+        for name, make in _ALSO_BUILT.items():
+            if name in selected:
+                folder = tmp_path_factory.mktemp("build")
+                started[name] = (folder, pool.submit(make, folder, lock))
+        yield started
+
+
+@pytest.fixture(scope="module")
+def image(builds: object) -> Path:
     return built_image()
 
 
@@ -51,29 +106,6 @@ def files(view: ImageView) -> dict[str, bytes]:
 
 def test_size(image: Path) -> None:
     assert image.stat().st_size < _MAX_BASE_BYTES
-
-
-def test_another_build_elsewhere_is_the_same_image(image: Path, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "another place"
-    elsewhere.mkdir()
-    result = build(
-        elsewhere / "x.eif",
-        f"--debian-lock={debian_lock()}",
-        # Nothing kept by the first one, other folders, another umask, language and time zone.
-        environ={"TMPDIR": str(elsewhere), "TZ": "Pacific/Apia", "LANG": "tr_TR.UTF-8"},
-        cache=elsewhere / "cache",
-    )
-    assert result.returncode == 0, result.stderr
-    assert (elsewhere / "x.eif").read_bytes() == image.read_bytes()
-    ours, theirs = (Path(f"{path}.spdx.json") for path in (image, elsewhere / "x.eif"))
-    assert ours.read_bytes() == theirs.read_bytes()
-    pcrs = dict(line.split() for line in result.stdout.splitlines())
-    assert pcrs["PCR0"] == view_image(image).eif.pcrs[0].hex()
-    assert sorted(path.name for path in elsewhere.iterdir()) == [
-        "cache",
-        "x.eif",
-        "x.eif.spdx.json",
-    ]
 
 
 class _Flipped(io.RawIOBase):
@@ -207,19 +239,31 @@ def test_described_by_the_command(image: Path, view: ImageView) -> None:
     ]
 
 
-def test_graviton_with_the_kernel_of_nitro_cli(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_another_build_elsewhere_is_the_same_image(
+    image: Path, builds: dict[str, tuple[Path, _Build]]
+) -> None:
+    folder, building = builds["test_another_build_elsewhere_is_the_same_image"]
+    elsewhere, result = folder / "another place", building.result()
+    assert result.returncode == 0, result.stderr
+    assert (elsewhere / "x.eif").read_bytes() == image.read_bytes()
+    ours, theirs = (Path(f"{path}.spdx.json") for path in (image, elsewhere / "x.eif"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    pcrs = dict(line.split() for line in result.stdout.splitlines())
+    assert pcrs["PCR0"] == view_image(image).eif.pcrs[0].hex()
+    assert sorted(path.name for path in elsewhere.iterdir()) == [
+        "cache",
+        "x.eif",
+        "x.eif.spdx.json",
+    ]
+
+
+def test_graviton_with_the_kernel_of_nitro_cli(builds: dict[str, tuple[Path, _Build]]) -> None:
     """Built with foreign packages, checked in structure: nothing here runs it.
 
     The kernel's files are named and laid out as nitro-cli's, which could not be had here.
     """
-    blobs = tmp_path_factory.getbasetemp() / "blobs"
-    blobs.mkdir()
-    contents = {"Image": b"kernel", "cmdline": b"reboot=k root=/dev/ram0\n", "nsm.ko": b"driver"}
-    for name, content in contents.items():
-        (blobs / name).write_bytes(content)
-    path = blobs / "graviton.eif"
-    lock = f"--debian-lock={debian_lock()}"
-    result = build(path, lock, "--arch=aarch64", f"--kernel-dir={blobs}")
+    folder, building = builds["test_graviton_with_the_kernel_of_nitro_cli"]
+    path, result = folder / "graviton.eif", building.result()
     assert result.returncode == 0, result.stderr
     graviton = view_image(path)
     assert graviton.eif.arm64
