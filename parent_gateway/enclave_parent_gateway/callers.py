@@ -57,7 +57,7 @@ class Callers:
         self._file = paths.runtime / "slot_owners.json"
         self._own = os.geteuid()
         self._owners: dict[str, int] = {}
-        with suppress(OSError, msgspec.MsgspecError), self._file.open("rb") as file:
+        with suppress(OSError, msgspec.MsgspecError, ValueError), self._file.open("rb") as file:
             # Damaged: every kernel that is found again is this user's, and nobody else's.
             self._owners = msgspec.json.decode(file.read(_MAX_FILE_BYTES), type=dict[str, int])
 

@@ -92,7 +92,7 @@ def read_state(path: Path) -> EnclaveState | None:
         return None
     try:
         return msgspec.json.decode(data, type=EnclaveState)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise RuntimeDirError(
             f"{path} is not a state file of this version ({error}); stop the processes named in "
             "it, then remove it"

@@ -144,7 +144,7 @@ class PublisherPins:
             raise PublisherPinsError(f"{path} cannot be read: {error.strerror}") from error
         try:
             pins = msgspec.json.decode(data, type=list[Pin])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             # Not an empty list: every key would be new again, and accepted.
             raise PublisherPinsError(
                 f"{path} holds no pinned keys of this version ({error}); repair it, or remove it "

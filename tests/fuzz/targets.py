@@ -235,7 +235,7 @@ def _mutate_label(source: random.Random, data: bytes) -> bytes:
         return mutate_bytes(source, data)
     try:
         root = msgspec.json.decode(data)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return mutate_bytes(source, data)
     for _ in range(source.randint(1, 3)):
         place = root

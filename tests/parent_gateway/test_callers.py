@@ -117,8 +117,9 @@ def test_owners_outlive_the_gateway(callers: Callers, paths: EnclavePaths) -> No
     assert (paths.runtime / "slot_owners.json").stat().st_mode & 0o077 == 0
 
 
-def test_damaged_owners(callers: Callers, paths: EnclavePaths) -> None:
-    (paths.runtime / "slot_owners.json").write_text('{"a": "b"}')
+@pytest.mark.parametrize("content", [b'{"a": "b"}', b'{"\xe8": 1}', b""])
+def test_damaged_owners(callers: Callers, paths: EnclavePaths, content: bytes) -> None:
+    (paths.runtime / "slot_owners.json").write_bytes(content)
     assert Callers(paths).owner(_SLOT) == _OWN
 
 

@@ -87,7 +87,13 @@ def test_what_is_not_booted(tmp_path: Path, data: bytes, said: str) -> None:
     assert not (folder / "image.eif").exists()
 
 
-@pytest.mark.parametrize("metadata", [b"{", b"[]", b'{"ImageName": "a\\u001bb"}'])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        *(b"{", b"[]", b'{"ImageName": "a\\u001bb"}', b'{"ImageName": "\xe8"}'),
+        *(b'{"\xe8": 1}', b'{"a":' + b"[" * 5000),
+    ],
+)
 def test_a_name_that_is_none(tmp_path: Path, metadata: bytes) -> None:
     folder = tmp_path / "vm"
     folder.mkdir()

@@ -19,9 +19,11 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["enclave.json"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"backend": "local", "pid": 1}'])
-def test_other_content_is_refused(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"backend": "local", "pid": 1}', b'{"backend": "\xe8"}']
+)
+def test_other_content_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "enclave.json"
-    path.write_text(content)
+    path.write_bytes(content)
     with pytest.raises(RuntimeDirError, match="not a state file"):
         read_state(path)

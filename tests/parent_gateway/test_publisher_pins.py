@@ -55,7 +55,13 @@ def test_what_is_no_publisher(pins: PublisherPins, publisher: str) -> None:
         pins.trust(publisher, ONE)
 
 
-@pytest.mark.parametrize("data", [b"", b"[", b"{}", b"[1]", b'[{"publisher":"A"}]', bytes(2**20)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"[", b"{}", b"[1]", b'[{"publisher":"A"}]', bytes(2**20)),
+        b'[{"publisher":"\xe8"}]',
+    ],
+)
 def test_a_damaged_file_accepts_nothing(pins: PublisherPins, tmp_path: Path, data: bytes) -> None:
     pins.pin_new("ACME", ONE)
     path = tmp_path / "state" / "publishers.json"

@@ -211,8 +211,8 @@ def make_devices() -> Outcomes:
     for name, major, minor in (("mem", 1, 1), ("nsm", 10, 258), ("null", 1, 3)):
 
         def make(name: str = name, major: int = major, minor: int = minor) -> None:
-            path = os.path.join(tempfile.mkdtemp(), name)
-            os.mknod(path, 0o20600, os.makedev(major, minor))
+            with tempfile.TemporaryDirectory() as folder:
+                os.mknod(f"{folder}/{name}", 0o20600, os.makedev(major, minor))
 
         attempt(tried, f"mknod {name}", make)
     for path in ("/dev/nsm", "/dev/vsock", "/dev/mem", "/dev/ptmx"):

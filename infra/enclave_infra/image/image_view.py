@@ -44,7 +44,7 @@ class ImageView:
         """The metadata, which nobody measured; empty if there is none that can be read."""
         try:
             return msgspec.json.decode(self._text(METADATA), type=dict[str, Any])
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             return {}
 
     def sections(self) -> Iterator[tuple[int, int, int]]:

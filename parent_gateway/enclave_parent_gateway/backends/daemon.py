@@ -90,7 +90,7 @@ class Daemon:
             if newline:
                 try:
                     fields = msgspec.json.decode(line, type=dict[str, object])
-                except msgspec.MsgspecError as error:
+                except (msgspec.MsgspecError, ValueError) as error:
                     raise EnclaveStartError(
                         f"the {self.name} did not print a ready line; see: enclave logs"
                     ) from error

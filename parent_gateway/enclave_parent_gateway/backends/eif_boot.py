@@ -157,6 +157,6 @@ def _text(cmdline: bytes) -> str:
 def _name(metadata: bytes) -> str:
     try:
         name = msgspec.json.decode(metadata, type=_Metadata).name
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return "unnamed"
     return name if name.isprintable() and len(name) <= 100 else "unnamed"

@@ -100,5 +100,5 @@ def read_log(path: Path) -> Iterator[LogEntry]:
     for file in (previous(path), path):
         with suppress(FileNotFoundError), file.open("rb") as lines:
             for line in lines:
-                with suppress(msgspec.MsgspecError):
+                with suppress(msgspec.MsgspecError, ValueError):
                     yield decoder.decode(line)

@@ -64,7 +64,7 @@ def read_sync_state(path: Path) -> SyncState | None:
         return None
     try:
         return msgspec.json.decode(data, type=SyncState)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise GatewayError(
             f"{path} is not of this version; type: enclave down && enclave up"
         ) from (error)

@@ -123,6 +123,13 @@ def test_compare_of_the_same_image(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (1, 'metadata ImageName: "x" | "y"\n')
 
 
+@pytest.mark.parametrize("metadata", [b'{"\xe8":1}', b"{", b"[" * 5000, b""])
+def test_metadata_that_cannot_be_read(tmp_path: Path, metadata: bytes) -> None:
+    image = _image(tmp_path / "a.eif", metadata=metadata)
+    for result in (_run("describe", image), _run("compare", image, image)):
+        assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
