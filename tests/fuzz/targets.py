@@ -233,21 +233,24 @@ def _mutate_label(source: random.Random, data: bytes) -> bytes:
     """Change some JSON values, so that the result is canonical JSON, or some bytes."""
     if source.random() < 0.3:
         return mutate_bytes(source, data)
-    try:
+    # What an earlier mutant was made of need not be JSON, or may be nested too deeply.
+    with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
         root = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return mutate_bytes(source, data)
-    for _ in range(source.randint(1, 3)):
-        place = root
-        while True:
-            key = source.choice(sorted(place))
-            if not isinstance(place[key], dict) or not place[key] or source.random() < 0.2:
-                break
-            place = place[key]
-        place[key] = source.choice(_JSON_VALUES)
-        if not place or not isinstance(root, dict):
-            break
-    return msgspec.json.encode(root, order="sorted")
+        for _ in range(source.randint(1, 3)):
+            _change_value(source, root)
+        return msgspec.json.encode(root, order="sorted")
+    return mutate_bytes(source, data)
+
+
+def _change_value(source: random.Random, root: object) -> None:
+    place = root
+    while isinstance(place, dict) and place:
+        key = source.choice(sorted(place))
+        inner = place[key]
+        if not isinstance(inner, dict) or not inner or source.random() < 0.2:
+            place[key] = source.choice(_JSON_VALUES)
+            return
+        place = inner
 
 
 _JSON_VALUES: Final[tuple[Any, ...]] = (
