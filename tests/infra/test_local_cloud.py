@@ -127,7 +127,9 @@ def test_wrong_key_id(cloud: LocalCloudProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    "blob", [b"x", b"\1\0\0", b"\1\xff\xffarn", wrap(bytes(32), "arn:aws:kms:x", {}, b"x")]
+    "blob",
+    [b"x", b"\1\0\0", b"\1\xff\xffarn", wrap(bytes(32), "arn:aws:kms:x", {}, b"x")],
+    ids=["one byte", "no name", "long name", "unknown key"],
 )
 def test_blobs_of_nobody(cloud: LocalCloudProcess, blob: bytes) -> None:
     code = error_code(cloud.owner.decrypt, CiphertextBlob=blob)

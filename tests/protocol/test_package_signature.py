@@ -216,15 +216,22 @@ ED25519_KEY = PUBLISHER.signer.public_key
 P384_KEY = p384()[0].public_key
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "public_key"),
-    [
-        *((ED25519, P384_KEY), (ECDSA_P384, ED25519_KEY), (ECDSA_P384, other_curve())),
-        *((ED25519, ED25519_KEY.upper()), (ED25519, ED25519_KEY + "00"), (ED25519, "")),
-        *((ED25519, ED25519_KEY[:-2]), (ED25519, " " + ED25519_KEY), (ED25519, "zz")),
-        *((ED25519, ED25519_KEY[24:]), (ECDSA_P384, P384_KEY[:48] + "00")),
-    ],
-)
+WRONG_KEYS = {
+    "P-384 as Ed25519": (ED25519, P384_KEY),
+    "Ed25519 as P-384": (ECDSA_P384, ED25519_KEY),
+    "P-256 as P-384": (ECDSA_P384, other_curve()),
+    "capital letters": (ED25519, ED25519_KEY.upper()),
+    "a byte more": (ED25519, ED25519_KEY + "00"),
+    "a byte less": (ED25519, ED25519_KEY[:-2]),
+    "nothing": (ED25519, ""),
+    "a space": (ED25519, " " + ED25519_KEY),
+    "no digits": (ED25519, "zz"),
+    "raw": (ED25519, ED25519_KEY[24:]),
+    "no point": (ECDSA_P384, P384_KEY[:48] + "00"),
+}
+
+
+@pytest.mark.parametrize(("algorithm", "public_key"), WRONG_KEYS.values(), ids=WRONG_KEYS)
 def test_a_key_has_one_encoding_and_one_algorithm(algorithm: Any, public_key: str) -> None:
     with pytest.raises(PackageFormatError, match="public key"):
         check_signer(Signer(algorithm, public_key), "ACME")
