@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from enclave_encryption.compiled_files import check_compiled
+from enclave_encryption.compiled_files import check_compiled, check_programs
 from enclave_encryption.errors import ExportError, OwnerError
 from enclave_encryption.export_check import check_exports
 from enclave_encryption.package_code import PackageCode
@@ -100,6 +100,7 @@ def plan_package(directory: Path) -> PackagePlan:
     )
     check_exports(manifest, code, paths)
     check_compiled(tree, manifest)
+    check_programs(scripts, tree)
     check_notebooks(scripts, tree)
     return PackagePlan(tree, manifest, text or "", code, incident_key)
 

@@ -17,6 +17,7 @@ import queue
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import types
@@ -29,6 +30,7 @@ from enclave_encryption.plain_errors import ended_by, error_line, whole_tracebac
 from enclave_encryption.value_differences import value_differences
 from enclave_protocol.errors import EnclaveError
 from enclave_protocol.frame import FrameDecoder, encode_frame
+from enclave_protocol.manifest import Script
 from enclave_protocol.trial_messages import (
     Compared,
     CompareValue,
@@ -114,10 +116,15 @@ class PlainSide:
         return self._loop.run_until_complete(value)
 
     def run_script(self, request: RunTrialScript) -> Ended:
-        """Run a script of the directory as `python FILE` would; `sys.exit` is its exit code."""
+        """Run a script of the directory as `python FILE` would; `sys.exit` is its exit code.
+
+        What is no Python is a compiled program, and is run as one.
+        """
         sys.argv[:] = [request.file, *request.arguments]
         os.chdir(self._opening.directory)
         path = f"{self._opening.directory}/{request.file}"
+        if Script(request.file).is_program:
+            return self._ended(lambda: _as_program(path), path)
         return self._ended(lambda: _as_script(path), path)
 
     def run_notebook(self, request: RunPlainNotebook) -> Ended:
@@ -236,6 +243,11 @@ class _NotedExports:
 def _as_script(path: str) -> object:
     runpy.run_path(path, run_name="__main__")
     return _NOTHING
+
+
+def _as_program(path: str) -> object:
+    code = subprocess.run(sys.argv, executable=path, check=False).returncode
+    raise SystemExit(code if code >= 0 else 128 - code)
 
 
 def _crossed(value: object) -> object:

@@ -29,7 +29,7 @@ from enclave_encryption.trial_view import (
     steps_object,
 )
 from enclave_protocol.incident import INCIDENT_KEY_NAME, is_incident
-from enclave_protocol.manifest import MANIFEST_NAME, PROGRAM_SUFFIX
+from enclave_protocol.manifest import MANIFEST_NAME
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 
 if TYPE_CHECKING:
@@ -249,10 +249,6 @@ def _script_file(plan: PackagePlan, script: str) -> str:
     if script in scripts:
         script = scripts[script].file
     files = sorted(declared.file for declared in scripts.values())
-    if script in files and script.endswith(PROGRAM_SUFFIX):
-        raise OwnerError(
-            f"{script} is a compiled program, which try does not run: run it on your own machine"
-        )
     if script not in files:
         if any(file.entry.path == script for file in plan.tree.files):
             raise OwnerError(

@@ -28,7 +28,6 @@ __all__ = [
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
     "NAME_PATTERN",
-    "PROGRAM_SUFFIX",
     "VERSION_PATTERN",
     "ExportedClass",
     "Exports",
@@ -43,8 +42,6 @@ __all__ = [
 ]
 
 MANIFEST_NAME: Final = "enclave.toml"
-PROGRAM_SUFFIX: Final = ".so"
-"""A compiled program is a shared library with a `main` (docs/spec/scripts.md, "Programs")."""
 MAX_MANIFEST_BYTES: Final = 256 * 1024
 """As much as a label may hold: a longer manifest could never be published."""
 
@@ -124,7 +121,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A runnable file of the package and what of its output the user sees.
 
     Attributes:
-        file: Its path in the package: Python, a notebook, or a compiled program (`PROGRAM_SUFFIX`).
+        file: Its path in the package: Python, a notebook, or else a compiled program.
         output: `text` is what it prints; `all` also what it writes to stderr.
         env: Names of environment variables that its user may set; left out for none.
     """
@@ -138,6 +135,11 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def variables(self) -> tuple[str, ...]:
         """Names in `env`."""
         return () if isinstance(self.env, msgspec.UnsetType) else self.env
+
+    @property
+    def is_program(self) -> bool:
+        """Whether it is a compiled program (docs/spec/scripts.md, "Programs")."""
+        return not self.file.endswith((".py", NOTEBOOK_SUFFIX))
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -386,15 +388,10 @@ def _check_script(name: str, script: Script, policy: Policy) -> None:
     if not NAME_PATTERN.fullmatch(name):
         raise ManifestError(f"[scripts]: {name!r} is not a script name")
     parts = script.file.split("/")
-    known = script.file.endswith((".py", NOTEBOOK_SUFFIX, PROGRAM_SUFFIX))
-    if any(part in ("", ".", "..") for part in parts) or not known:
+    if any(part in ("", ".", "..") for part in parts) or (script.is_program and not policy.native):
         raise ManifestError(
             f"[scripts] {name}.file is {script.file!r}, expected the path of a .py or .ipynb file "
-            "inside the package, or of a program built as a shared library (.so)"
-        )
-    if script.file.endswith(PROGRAM_SUFFIX) and not policy.native:
-        raise ManifestError(
-            f"[scripts] {name}.file is compiled code: set native = true in [policy]"
+            "inside the package, or of a compiled program with native = true in [policy]"
         )
     if script.env == ():
         raise ManifestError(f"[scripts] {name}.env names no variable; leave it out")

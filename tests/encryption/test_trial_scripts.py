@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,34 @@ def test_exit_codes_and_errors(folder: Path) -> None:
     step, code = _run(folder, "--script", "classify.py", "--", "-d", "/none/", "-m", "model.h5")
     assert code == 1
     assert "/none is not in the workspace" in step["user"]["error"]
+
+
+def test_a_compiled_program(folder: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    source = (
+        "#include <stdio.h>\n"
+        "int main(int count, char **words) {\n"
+        '    printf("%s has %d\\n", words[0], count);\n'
+        f'    fprintf(stderr, "{_SECRET}\\n");\n'
+        '    return fopen(words[1], "r") ? 7 : 8;\n'
+        "}\n"
+    )
+    (folder / "tool.c").write_text(source)
+    app = folder / "app"
+    command = [compiler, "-o", str(app / "tool"), str(folder / "tool.c")]
+    subprocess.run(command, check=True)
+    (app / "enclave.toml").write_text(
+        '[scripts]\ntool = { file = "tool" }\n[policy]\nnative = true\n'
+    )
+    step, code = _run(folder, "--script", "tool", "--", "/dataset/a.txt")
+    assert code == 1
+    owner, user = step["owner"], step["user"]
+    assert owner["stdout"] == "tool has 2\n" and user["output"] == "tool has 2"
+    assert owner["exit_code"] == user["exit_code"] == 7
+    assert owner["stderr"] == f"{_SECRET}\n" and _SECRET not in json.dumps(user)
+    assert step["notes"] == []
 
 
 def test_a_script_that_is_not_there(folder: Path) -> None:

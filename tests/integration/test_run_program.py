@@ -15,16 +15,47 @@ from tests.support.package_owner import PackageOwner, open_folder
 from tests.support.run_desk import Desk
 
 _SOURCE = r"""
+#define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 static volatile sig_atomic_t interrupted;
+static __thread int own = 20;
 static void note(int number) { interrupted = number; }
+static void *work(void *of_main) { own = 1; *(int *)of_main += 2; return of_main; }
+static int run_written(void) {
+    int file = open("/tmp/code", O_RDWR | O_CREAT, 0700);
+    int bad = write(file, "code", 4) != 4
+        || mmap(NULL, 4, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 0) == MAP_FAILED;
+    int reason = errno;
+    close(file);
+    errno = reason;
+    return bad;
+}
 int main(int argc, char **argv, char **envp) {
+    if (argc > 1 && !strcmp(argv[1], "about")) {
+        pthread_t thread;
+        void *answer = NULL;
+        int option = getopt(argc - 1, argv + 1, "o:");
+        pthread_create(&thread, NULL, work, &own);
+        pthread_join(thread, &answer);
+        char *memory = malloc(64 << 20), deep[4 << 20];
+        memset(memory, 1, 64 << 20);
+        memset(deep, 1, sizeof deep);
+        printf("%s %c %s %d %d %s %d\n", argv[0], option, optarg, own, *(int *)answer,
+               (char *)getauxval(AT_EXECFN) ? "named" : "", argv[argc] == NULL);
+        return memory[1] + deep[1];
+    }
     if (argc > 1 && !strcmp(argv[1], "walls")) {
         char *empty[] = {"/bin/true", NULL};
         execve("/bin/true", empty, empty);
@@ -33,6 +64,9 @@ int main(int argc, char **argv, char **envp) {
         int open = 0;
         for (int number = 3; number < 1000; number++) open += fcntl(number, F_GETFD) >= 0;
         printf("descriptors %d\n", open);
+        printf("dumpable %d\n", prctl(PR_GET_DUMPABLE));
+        printf("filter %d\n", prctl(PR_GET_SECCOMP));
+        printf("written code %d\n", run_written() && errno == EPERM);
         return 0;
     }
     if (argc > 1 && !strcmp(argv[1], "wait")) {
@@ -63,44 +97,57 @@ version = "1.0"
 [policy]
 native = true
 [scripts]
-tool = { file = "bin/tool.so", output = "all", env = ["MODE"] }
-quiet = { file = "quiet.so", output = "none" }
-nothing = { file = "nothing.so" }
+tool = { file = "bin/tool", output = "all", env = ["MODE"] }
+quiet = { file = "quiet", output = "none" }
+static = { file = "bin/static", output = "all" }
+fixed = { file = "bin/fixed", output = "all" }
+movable = { file = "bin/movable", output = "all" }
+foreign = { file = "bin/foreign" }
+homeless = { file = "bin/homeless" }
+cut = { file = "bin/cut" }
 """
+_KINDS = {
+    "tool": ["-pie", "-fPIE"],
+    "fixed": ["-no-pie", "-fno-pie"],
+    "static": ["-static", "-no-pie"],
+    "movable": ["-static-pie"],
+    "homeless": ["-Wl,--dynamic-linker=/lib/ld-musl-x86_64.so.1"],
+}
+
+
+def compiled(folder: Path, source: str, *flags: str) -> bytes:
+    """Return the program that the C compiler makes of `source`."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    (folder / "x.c").write_text(source)
+    command = [compiler, *flags, "-pthread", "-o", str(folder / "x"), str(folder / "x.c")]
+    subprocess.run(command, check=True)
+    (folder / "x.c").unlink()
+    program = (folder / "x").read_bytes()
+    (folder / "x").unlink()
+    return program
 
 
 @pytest.fixture(scope="module")
 def desk(enclave: EnclaveHome) -> Iterator[Desk]:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("there is no C compiler")
     status = enclave.status()
     owner = PackageOwner(status["kms_endpoint_url"])
     with open_folder() as folder:
         desk = Desk(enclave, folder, owner, owner.new_key(status["pcrs"]["0"]))
-        built = {}
-        for name, source in (("tool", _SOURCE), ("nothing", "int other(void) { return 0; }")):
-            (folder / "x.c").write_text("#include <fcntl.h>\n" + source)
-            command = [
-                compiler,
-                "-shared",
-                "-fPIC",
-                "-o",
-                str(folder / "x.so"),
-                str(folder / "x.c"),
-            ]
-            subprocess.run(command, check=True)
-            built[name] = (folder / "x.so").read_bytes()
-            (folder / "x.c").unlink()
-            (folder / "x.so").unlink()
+        built = {name: compiled(folder, _SOURCE, *flags) for name, flags in _KINDS.items()}
+        tool = built["tool"]
+        # The field e_machine, of the other processor that there are enclaves with.
+        other = {b"\x3e": b"\xb7", b"\xb7": b"\x3e"}[tool[18:19]]
         desk.encrypt(
             "application",
             {
                 "enclave.toml": _MANIFEST,
                 "model.txt": "6",
-                "bin/tool.so": built["tool"],
-                "quiet.so": built["tool"],
-                "nothing.so": built["nothing"],
+                "quiet": tool,
+                **{f"bin/{name}": program for name, program in built.items()},
+                "bin/foreign": tool[:18] + other + tool[19:],
+                "bin/cut": tool[:200],
             },
         )
         (folder / "value.txt").write_text("7")
@@ -110,24 +157,31 @@ def desk(enclave: EnclaveHome) -> Iterator[Desk]:
 def test_it_runs_like_a_script(desk: Desk) -> None:
     done = desk.run("-s", "tool", "-a", "/value.txt -o /output", "--env", "MODE=fast")
     assert done.returncode == 5, done.stderr
-    assert done.stdout == "bin/tool.so of /value.txt, MODE fast\n"
-    assert "careful\n" in done.stderr and "tool.so ended with exit code 5" in done.stderr
+    assert done.stdout == "bin/tool of /value.txt, MODE fast\n"
+    assert "careful\n" in done.stderr and "tool ended with exit code 5" in done.stderr
     assert (desk.folder / "output" / "result.txt").read_text() == "42"
-    quiet = desk.run("-s", "quiet.so", "-a", "/value.txt -o /output")
+    quiet = desk.run("-s", "quiet", "-a", "/value.txt -o /output")
     assert (quiet.returncode, quiet.stdout) == (5, "")
     assert "careful" not in quiet.stderr
     assert desk.is_clean()
 
 
+@pytest.mark.parametrize("kind", ["tool", "fixed", "static", "movable"])
+def test_however_it_is_linked(desk: Desk, kind: str) -> None:
+    """With the interpreter's own addresses, too; threads, its thread's data, heap and stack."""
+    done = desk.run("-s", kind, "-a", "about -o x")
+    assert (done.returncode, done.stdout) == (2, f"bin/{kind} o x 22 22 named 1\n"), done.stderr
+
+
 def test_its_walls_are_the_vaults(desk: Desk) -> None:
-    done = desk.run("-s", "tool", "-a", "walls")
-    root = os.geteuid() == 0
-    assert done.stdout == "exec 1\nsocket 1\ndescriptors 0\n" or not root, done.stderr
+    for kind in ("tool", "static"):
+        done = desk.run("-s", kind, "-a", "walls")
+        walls = "exec 1\nsocket 1\ndescriptors 0\ndumpable 0\nfilter 2\nwritten code 1\n"
+        assert done.stdout == walls or os.geteuid() != 0, done.stderr
 
 
 def test_how_it_ends(desk: Desk) -> None:
     assert desk.run("-s", "tool", "-a", "crash").returncode == 128 + signal.SIGABRT
-    assert desk.run("-s", "nothing").returncode == 127
     process = desk.start("-s", "tool", "-a", "wait")
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
@@ -137,6 +191,18 @@ def test_how_it_ends(desk: Desk) -> None:
     stopped = desk.run("-s", "tool", "-a", "wait", "--timeout", "1")
     assert stopped.returncode == 124 and "interrupted" in stopped.stdout
     assert wait_until(desk.is_clean)
+
+
+def test_what_cannot_run_here(desk: Desk) -> None:
+    reasons = {
+        "foreign": "bin/foreign: is compiled for ",
+        "homeless": "bin/homeless: needs /lib/ld-musl-x86_64.so.1, which is not in the image",
+        "cut": "bin/cut: ends within its table of segments",
+    }
+    for name, reason in reasons.items():
+        done = desk.run("-s", name)
+        assert done.returncode == 125 and reason in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_in_a_notebook(desk: Desk) -> None:

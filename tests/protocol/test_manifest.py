@@ -101,7 +101,7 @@ def test_defaults_deny() -> None:
         ("\nscore = ", "\nscoer = ", "did you mean 'score'?"),
         ("returns a float64", "\\u001b[31m", "do not print"),
         ('"ml_algorithm.py"', '"../x.py"', "inside the package"),
-        ('"ml_algorithm.py"', '"run.sh"', "a .py or .ipynb file"),
+        ('"ml_algorithm.py"', '"run"', "a compiled program with native = true in [policy]"),
         ('"ml_algorithm.py"', '"../x.ipynb"', "inside the package"),
         ('"credit-scorer"', '"../scorer"', "[package] name"),
         ('"1.2.0"', '"1/2"', "[package] version"),

@@ -74,8 +74,15 @@ _IOCTLS: Final = frozenset(
         0x5451,  # FIOCLEX
     }
 )
-_ARCH_PRCTL_OPTIONS: Final = frozenset({0x1021, 0x1022, 0x1023})
-"""ARCH_GET_XCOMP_SUPP, ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM: matrix units of newer CPUs."""
+_ARCH_PRCTL_OPTIONS: Final = frozenset(
+    {
+        # ARCH_SET_FS: a compiled program has a C library of its own, with its own thread's data.
+        # It sets one register, which since Linux 5.9 a plain instruction does as well.
+        0x1002,
+        # ARCH_GET_XCOMP_SUPP, ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM: matrix units.
+        *(0x1021, 0x1022, 0x1023),
+    }
+)
 _SOL_SOCKET: Final = 1
 _SOCKET_OPTIONS: Final = frozenset({2, 7, 8, 16, 20, 21})
 """SO_REUSEADDR, SO_SNDBUF, SO_RCVBUF, SO_PASSCRED, SO_RCVTIMEO, SO_SNDTIMEO."""

@@ -31,6 +31,7 @@ from enclave_kernel.isolation.mounts import (
     mount,
 )
 from enclave_kernel.isolation.seccomp import ARCHITECTURES
+from enclave_kernel.vault.line_buffers import LINE_BUFFERS
 
 __all__ = ["PACKAGE_FOLDER", "enter_own_root", "move_root", "pivot_root"]
 
@@ -45,7 +46,10 @@ _MAX_INODES: Final = 131_072
 """Twice what a package may hold in files: its folders and temporary files fit beside them."""
 
 _LIBRARIES: Final = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
-_DATA: Final = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
+_DATA: Final = (
+    *("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo"),
+    LINE_BUFFERS,
+)
 
 
 def enter_own_root(

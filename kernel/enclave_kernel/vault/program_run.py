@@ -1,16 +1,15 @@
-"""Runs a compiled program of a package: a shared library with a `main`, in a process of its own.
+"""Runs a compiled program of a package, in a process of its own.
 
 A vault never replaces its process image (THREATS section C, step 13, and T-09): with exec a process
 would be dumpable again, and the filter could not tell one program from another. So the program is
-built as a shared library and loaded, as compiled modules are, from the package's own folder; what
-it may do is what the vault may do. It runs in a fork: whatever becomes of it, the vault lives on to
-tell, and its output passes the same filter as a script's.
+mapped into a fork of the vault's process, from the package's own folder, and takes it over; what it
+may do is what the vault may do. Whatever becomes of it, the vault lives on to tell, and its output
+passes the same filter as a script's.
 
 Source: docs/decisions/programs_without_exec.md; docs/spec/scripts.md, "Programs".
 """
 
 import codecs
-import ctypes
 import os
 import signal
 import sys
@@ -18,29 +17,30 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
+from enclave_kernel.vault.program_start import Program, start_program
+
 __all__ = ["run_program"]
 
 _PORTION_BYTES: Final = 65536
 _DRAIN_S: Final = 1.0
 """What the program left running may hold its output open; that is not waited for."""
-_LINE_BUFFERED: Final = 1
-_NOT_LOADABLE, _NO_MAIN = 126, 127
-"""What shells say of a file that is no program, and of none."""
+_NOT_LOADABLE: Final = 126
+"""What shells say of a file that is no program."""
 _FIRST_OTHER: Final = 3
 
 
-def run_program(path: str, arguments: Sequence[str], *, output: str) -> NoReturn:
+def run_program(program: Program, arguments: Sequence[str], *, output: str) -> NoReturn:
     """Run a program to its end.
 
     Args:
-        path: The library's.
+        program: What to run.
         arguments: Its `argv`, the name first.
         output: The script's policy: `text` passes what it prints to `sys.stdout`, `all` also what
             it writes to stderr to `sys.stderr`.
 
     Raises:
         SystemExit: With the program's exit code; 128 and the number of the signal that ended it,
-            126 if it cannot be loaded, 127 if it has no `main`.
+            126 if it cannot be loaded.
     """
     shown = {1: sys.stdout.write} if output in ("text", "all") else {}
     if output == "all":
@@ -48,7 +48,7 @@ def run_program(path: str, arguments: Sequence[str], *, output: str) -> NoReturn
     pipes = {number: os.pipe() for number in shown}
     pid = os.fork()
     if pid == 0:
-        _become(path, arguments, {number: ends[1] for number, ends in pipes.items()})
+        _become(program, arguments, {number: ends[1] for number, ends in pipes.items()})
     readers = []
     for number, write in shown.items():
         os.close(pipes[number][1])
@@ -83,37 +83,13 @@ def _pass_on(descriptor: int, write: Callable[[str], object]) -> None:
     os.close(descriptor)
 
 
-def _become(path: str, arguments: Sequence[str], streams: dict[int, int]) -> NoReturn:
+def _become(program: Program, arguments: Sequence[str], streams: dict[int, int]) -> NoReturn:
     """Be the program; in the fork."""
-    code = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         for number, descriptor in streams.items():
             os.dup2(descriptor, number)
         # The socket to the notebook, above all: what comes over it is not for the program.
         os.closerange(_FIRST_OTHER, os.sysconf("SC_OPEN_MAX"))
-        code = _call_main(path, arguments)
+        start_program(program, arguments)
     finally:
-        os._exit(code & 0xFF)
-
-
-def _call_main(path: str, arguments: Sequence[str]) -> int:
-    libc = ctypes.CDLL(None)
-    # As on a terminal, so that the user sees a line when it is printed.
-    stdout = ctypes.c_void_p.in_dll(libc, "stdout")
-    libc.setvbuf(stdout, None, _LINE_BUFFERED, ctypes.c_size_t(0))
-    try:
-        main = ctypes.CDLL(path).main
-    except OSError:
-        return _NOT_LOADABLE
-    except AttributeError:
-        return _NO_MAIN
-    buffers = [ctypes.create_string_buffer(os.fsencode(argument)) for argument in arguments]
-    argv = (ctypes.c_char_p * (len(buffers) + 1))(
-        *(ctypes.cast(buffer, ctypes.c_char_p) for buffer in buffers), None
-    )
-    environ = ctypes.c_void_p.in_dll(libc, "environ")
-    main.restype = ctypes.c_int
-    code = int(main(len(buffers), argv, environ))
-    libc.fflush(None)
-    return code
+        os._exit(_NOT_LOADABLE)

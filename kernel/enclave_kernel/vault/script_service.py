@@ -20,10 +20,10 @@ from enclave_kernel.vault.importer import PackageImporter
 from enclave_kernel.vault.incidents import Incidents
 from enclave_kernel.vault.package_runner import PackageRunner
 from enclave_kernel.vault.program_run import run_program
+from enclave_kernel.vault.program_start import Program, find_program
 from enclave_kernel.vault.script_files import InputFiles, collect_outputs
 from enclave_kernel.vault.script_run import ScriptRun, add_site_names, collect_main
 from enclave_kernel.vault.standard_output import StandardOutput
-from enclave_protocol.manifest import PROGRAM_SUFFIX
 from enclave_protocol.notebook_parameters import NOTEBOOK_SUFFIX
 from enclave_protocol.package_errors import PackageError
 from enclave_protocol.package_label import Label
@@ -77,6 +77,9 @@ def run_script(
     inputs.finish(request.folders)
     # Before anything runs: the package's own files are beside the workspace.
     inputs.check_outputs(request.outputs, request.folders)
+    program = None
+    if script.is_program:
+        program = find_program(f"{importer.root}/{script.file}", script.file)
     notebook, arguments = None, request.arguments
     if script.file.endswith(NOTEBOOK_SUFFIX):
         # Late: a vault that runs no notebook needs neither IPython nor nbformat.
@@ -103,7 +106,7 @@ def run_script(
     add_site_names()
     runner.install()
     output.begin(request.request_id)
-    error = _run_file(run) if notebook is None else notebook.run(run)
+    error = _run_file(run, program) if notebook is None else notebook.run(run)
     output.end()
     ended = _ended(request.request_id, error, run)
     sent = 0 if notebook is None else notebook.bytes_sent
@@ -114,15 +117,14 @@ def run_script(
     channel.send(ended)
 
 
-def _run_file(run: ScriptRun) -> BaseException | None:
+def _run_file(run: ScriptRun, program: Program | None) -> BaseException | None:
     """Run a file as `python FILE` would, or a program; return what it let out."""
     file = run.script.file
     try:
-        if file.endswith(PROGRAM_SUFFIX):
-            path = f"{run.importer.root}/{file}"
-            run.runner.run(lambda: run_program(path, sys.argv, output=run.script.output))
-        else:
+        if program is None:
             run.runner.run(lambda: _execute(run.importer, file))
+        else:
+            run.runner.run(lambda: run_program(program, sys.argv, output=run.script.output))
     except BaseException as error:  # whatever a script lets out
         return error
     return None

@@ -72,6 +72,13 @@ def test_what_a_vault_never_calls(machine: str, name: str) -> None:
         assert verdict_of(machine, name, *arguments) == REFUSED
 
 
+def test_of_the_processor_a_program_sets_its_threads_register_only() -> None:
+    set_gs, set_fs, set_cpuid, shadow_stack = 0x1001, 0x1002, 0x1012, 0x5001
+    assert verdict_of("x86_64", "arch_prctl", set_fs, 2**47) == RET_ALLOW
+    for option in (set_gs, set_cpuid, shadow_stack, 0):
+        assert verdict_of("x86_64", "arch_prctl", option) == REFUSED
+
+
 def test_device_nodes_cannot_be_made_the_old_way() -> None:
     for name in ("mknod", "modify_ldt", "iopl", "ioperm", "uselib", "create_module"):
         assert verdict_of("x86_64", name) == REFUSED

@@ -4,6 +4,7 @@ import _ctypes
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,27 @@ def test_undeclared_it_is_refused_twice(
         load_sealed(link, seal_package(files, manifest), tmp_path)
     # The vault names no file of the owner's.
     assert offender not in str(refused.value)
+
+
+def test_a_program_has_to_be_one(tmp_path: Path) -> None:
+    manifest = MANIFEST.format(native="true") + (
+        '[scripts]\nlibrary = { file = "library.so" }\nshell = { file = "bin/run" }\n'
+        'tool = { file = "bin/tool" }\n'
+    )
+    files: dict[str, str | bytes] = {
+        "enclave.toml": manifest,
+        "fast/__init__.py": SOURCE,
+        "library.so": LIBRARY,
+        "bin/run": "#!/bin/sh\n",
+        "bin/tool": Path(sys.executable).read_bytes(),
+    }
+    source = write_package(tmp_path / "source", files)
+    with pytest.raises(SourceTreeError) as caught:
+        plan_package(source)
+    assert sorted(caught.value.problems) == [
+        "bin/run: is a script for another program, and a vault starts none",
+        "library.so: is a shared library: link it as a program",
+    ]
 
 
 def test_names_and_heads() -> None:

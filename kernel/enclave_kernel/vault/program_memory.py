@@ -1,0 +1,153 @@
+"""Maps a compiled program into this process, beside what is there, as the kernel does for exec.
+
+A program with fixed addresses may want those of the interpreter that runs this: it is mapped
+somewhere else, and moved by the last instructions before it starts (`program_start.py`).
+
+Source: Linux, fs/binfmt_elf.c; mmap(2), mremap(2).
+"""
+
+import ctypes
+import mmap
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from enclave_kernel.vault.program_file import ProgramFile, Segment
+
+__all__ = ["PROT_NONE", "MappedProgram", "Move", "map_anonymous", "map_program", "protect"]
+
+PROT_NONE: Final = 0
+"""Of mmap(2): what is there cannot be touched."""
+
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
+_FAILED: Final = ctypes.c_void_p(-1).value
+_ANONYMOUS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
+
+@dataclass(frozen=True)
+class Move:
+    """Memory that belongs somewhere else: one mapping, in bytes of whole pages."""
+
+    source: int
+    size: int
+    target: int
+
+
+@dataclass(frozen=True)
+class MappedProgram:
+    """A program in memory.
+
+    Attributes:
+        base: What its own addresses count from, once it is moved.
+        moves: What is left to do; nothing for a movable program.
+    """
+
+    base: int
+    moves: tuple[Move, ...]
+
+
+def map_program(path: str, program: ProgramFile) -> MappedProgram:
+    """Map the program at `path`.
+
+    Args:
+        path: Its file, where programs may be run.
+        program: What the file says.
+
+    Raises:
+        OSError: There is not enough memory, or nothing may be run from where the file is.
+    """
+    alignment = max(mmap.PAGESIZE, *(segment.alignment for segment in program.segments))
+    first = _page(program.segments[0].address)
+    span = _page_end(program.segments[-1].end) - first
+    room = map_anonymous(span + alignment, PROT_NONE, flags=_MAP_NORESERVE)
+    # As far from a multiple of the alignment as the file has it.
+    start = room + (first - room) % alignment
+    pieces = []
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for segment in program.segments:
+            pieces += _map_segment(descriptor, segment, start - first)
+    finally:
+        os.close(descriptor)
+    if not program.header.fixed:
+        return MappedProgram(start - first, ())
+    return MappedProgram(
+        0, tuple(Move(piece, size, piece - start + first) for piece, size in pieces)
+    )
+
+
+def map_anonymous(size: int, protection: int, *, flags: int = 0) -> int:
+    """Return the address of new memory.
+
+    Args:
+        size: Bytes.
+        protection: PROT_... of mmap(2).
+        flags: MAP_... besides MAP_PRIVATE and MAP_ANONYMOUS.
+
+    Raises:
+        OSError: There is not enough.
+    """
+    return _mmap(0, size, protection, _ANONYMOUS | flags)
+
+
+def protect(address: int, size: int, protection: int) -> None:
+    """Change what may be done with memory: address and size in bytes, of whole pages.
+
+    Raises:
+        OSError: mprotect(2) refuses.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), protection) != 0:
+        raise _error()
+
+
+def _map_segment(descriptor: int, segment: Segment, base: int) -> list[tuple[int, int]]:
+    """Map a segment over reserved memory; return the address and bytes of each mapping."""
+    start = base + _page(segment.address)
+    stored_end = base + segment.address + segment.stored
+    pieces = []
+    behind = start
+    if segment.stored:
+        behind = _page_end(stored_end)
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED
+        _mmap(start, behind - start, segment.protection, flags, descriptor, _page(segment.offset))
+        pieces.append((start, behind - start))
+    if segment.size > segment.stored:
+        if segment.stored:
+            ctypes.memset(stored_end, 0, behind - stored_end)
+        end = _page_end(base + segment.end)
+        if end > behind:
+            _mmap(behind, end - behind, segment.protection, _ANONYMOUS | _MAP_FIXED)
+            pieces.append((behind, end - behind))
+    return pieces
+
+
+def _mmap(
+    address: int, size: int, protection: int, flags: int, descriptor: int = -1, offset: int = 0
+) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    result = libc.mmap(
+        ctypes.c_void_p(address),
+        ctypes.c_size_t(size),
+        protection,
+        flags,
+        descriptor,
+        ctypes.c_long(offset),
+    )
+    if result == _FAILED or result is None:
+        raise _error()
+    return int(result)
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+def _page(address: int) -> int:
+    return address & -mmap.PAGESIZE
+
+
+def _page_end(address: int) -> int:
+    return _page(address + mmap.PAGESIZE - 1)
