@@ -14,8 +14,8 @@ demo: .venv/.ready ## From an encrypted package to a notebook's result, in demo-
 lab: .venv/.ready ## The same, with the notebook open in JupyterLab; Ctrl-C ends it
 	@$(PYTHON) examples/ocr/demo.py --lab
 
-test: .venv/.ready ## Run the test suite; PYTEST="-k name -x" passes options on
-	@$(PYTHON) -m pytest $(PYTEST)
+test: .venv/.ready ## Run the test suite, two tests at a time; PYTEST="-k name -x -n 0" passes options on
+	@$(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST)
 
 test-vm: .venv/.ready ## Run the tests in a virtual machine: a real image, real vsock (QEMU, no KVM)
 	@.ci/image-tools && .ci/vm-tools

@@ -39,7 +39,7 @@ class UsageReply:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._looked = clock()
-        self._cpu_s = cpu_seconds((os.getpid(),))
+        self._cpu_s = cpu_seconds(process_tree(os.getpid()))
         self._host = _host_ticks()
         self._own_percent = 0.0
         self._host_percent: float | None = None
