@@ -16,6 +16,7 @@ _ONE_AFTER_THE_OTHER: Final = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one process, so that its fixtures are made once."""
     for item in items:

@@ -41,6 +41,9 @@ _DUMPS: Final = re.compile(
     r"""
       (TORCH|TORCHINDUCTOR|TORCHDYNAMO|TORCH_COMPILE|AOT|PYTORCH|XLA|JAX|JAXLIB|MLIR|LLVM)_.*
     | (TF_XLA|TF_DUMP|TVM|TRITON|NUMBA|ORT|ONNXRUNTIME|OPENVINO|DNNL|ONEDNN)_.* | MKL_VERBOSE
+    | GMON_OUT_PREFIX | (GCOV|LLVM_PROFILE)_.* | [A-Z]*SAN_OPTIONS | OMP_TOOL.*  # of compilers
+    | GODEBUG | GOTRACEBACK | RUST_BACKTRACE | NODE_OPTIONS | (_JAVA|JAVA_TOOL|JDK_JAVA)_OPTIONS
+    | _STDBUF_.*
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -66,7 +69,7 @@ def refused_variable(name: str) -> str | None:
     if _INTERPRETER.fullmatch(name):
         return "changes the interpreter, the C library or whom they trust: no script takes it"
     if _DUMPS.fullmatch(name):
-        return "makes libraries show what they compile: no script takes it"
+        return "makes libraries or programs show what is inside: no script takes it"
     return None
 
 

@@ -368,7 +368,7 @@ def test_names_that_could_run_code_stay_in_the_enclave(desk: Desk) -> None:
         (("-s", "exit", "-a", "0 /missing/"), "/missing is not in the workspace"),
         (("-s", "exit", "--env", "PYTHONPATH=/x"), "changes the interpreter"),
         (("-s", "exit", "--env", "LD_PRELOAD=x"), "changes the interpreter"),
-        (("-s", "exit", "--env", "XLA_FLAGS=--xla_dump_to=/output"), "show what they compile"),
+        (("-s", "exit", "--env", "XLA_FLAGS=--xla_dump_to=/output"), "show what is inside"),
         (("-s", "exit", "--env", "MODE=1"), 'ask the owner for env = ["MODE"]'),
         (("-s", "exit", "--env", "OMP_NUM_THREADS=/x"), "not one that it can have"),
         (("-s", "exit", "--env", "NOT_SET_HERE"), "give NAME=VALUE"),

@@ -16,6 +16,7 @@ from tests.support.run_desk import Desk
 
 _SOURCE = r"""
 #define _GNU_SOURCE
+#include <alloca.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -55,6 +56,21 @@ int main(int argc, char **argv, char **envp) {
         printf("%s %c %s %d %d %s %d\n", argv[0], option, optarg, own, *(int *)answer,
                (char *)getauxval(AT_EXECFN) ? "named" : "", argv[argc] == NULL);
         return memory[1] + deep[1];
+    }
+    if (argc > 2 && !strcmp(argv[1], "deep")) {
+        volatile char *deep = alloca(atoi(argv[2]));
+        deep[0] = 1;
+        printf("survived\n");
+        return deep[0];
+    }
+    if (argc > 1 && !strcmp(argv[1], "code")) {
+#ifdef __x86_64__
+        unsigned char code[] = {0xb8, 42, 0, 0, 0, 0xc3};
+#else
+        unsigned int code[] = {0x52800540, 0xd65f03c0};
+        __builtin___clear_cache((char *)code, (char *)(code + 2));
+#endif
+        return ((int (*)(void))code)();
     }
     if (argc > 1 && !strcmp(argv[1], "walls")) {
         char *empty[] = {"/bin/true", NULL};
@@ -102,6 +118,7 @@ quiet = { file = "quiet", output = "none" }
 static = { file = "bin/static", output = "all" }
 fixed = { file = "bin/fixed", output = "all" }
 movable = { file = "bin/movable", output = "all" }
+stack = { file = "bin/stack", output = "all" }
 foreign = { file = "bin/foreign" }
 homeless = { file = "bin/homeless" }
 cut = { file = "bin/cut" }
@@ -111,6 +128,7 @@ _KINDS = {
     "fixed": ["-no-pie", "-fno-pie"],
     "static": ["-static", "-no-pie"],
     "movable": ["-static-pie"],
+    "stack": ["-static", "-Wl,-z,execstack"],
     "homeless": ["-Wl,--dynamic-linker=/lib/ld-musl-x86_64.so.1"],
 }
 
@@ -173,6 +191,16 @@ def test_however_it_is_linked(desk: Desk, kind: str) -> None:
     assert (done.returncode, done.stdout) == (2, f"bin/{kind} o x 22 22 named 1\n"), done.stderr
 
 
+def test_its_stack_is_one_of_exec(desk: Desk) -> None:
+    """8 MiB, and no step over its end reaches what lies below; with code on it where linked so."""
+    # As much again is in the frame of `main`.
+    done = desk.run("-s", "tool", "-a", "deep 3900000")
+    assert (done.returncode, done.stdout) == (1, "survived\n"), done.stderr
+    assert desk.run("-s", "tool", "-a", "deep 4300000").returncode == 128 + signal.SIGSEGV
+    assert desk.run("-s", "stack", "-a", "code").returncode == 42
+    assert desk.run("-s", "static", "-a", "code").returncode == 128 + signal.SIGSEGV
+
+
 def test_its_walls_are_the_vaults(desk: Desk) -> None:
     for kind in ("tool", "static"):
         done = desk.run("-s", kind, "-a", "walls")
@@ -196,7 +224,7 @@ def test_how_it_ends(desk: Desk) -> None:
 def test_what_cannot_run_here(desk: Desk) -> None:
     reasons = {
         "foreign": "bin/foreign: is compiled for ",
-        "homeless": "bin/homeless: needs /lib/ld-musl-x86_64.so.1, which is not in the image",
+        "homeless": "bin/homeless: needs the loader 'ld-musl-x86_64.so.1', which the image does",
         "cut": "bin/cut: ends within its table of segments",
     }
     for name, reason in reasons.items():

@@ -37,6 +37,10 @@ class Incidents:
         self._file_name = file_name
         self._notebook: tuple[dict[str, Any], str] | None = None
 
+    def forget_key(self) -> None:
+        """From now on ids are random: nothing of the package's Python will run."""
+        self._key = None
+
     def watch_notebook(self, namespace: dict[str, Any], path: str) -> None:
         """Know a notebook's cells by the namespace that they run in: they have no `__file__`.
 

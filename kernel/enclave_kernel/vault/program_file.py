@@ -16,7 +16,7 @@ from enclave_protocol.elf_header import ELF_HEADER_BYTES, ElfHeader, ProgramErro
 __all__ = ["ProgramFile", "Segment", "read_program_file"]
 
 _SEGMENT: Final = struct.Struct("<IIQQQQQQ")
-_LOAD, _INTERPRETER = 1, 3
+_LOAD, _INTERPRETER, _STACK = 1, 3, 0x6474E551
 _EXECUTE, _WRITE, _READ = 1, 2, 4
 _MAX_PATH_BYTES: Final = 4096
 _MAX_ADDRESS: Final = 2**46
@@ -58,11 +58,13 @@ class ProgramFile:
         header: What it is.
         segments: At least one, by address; none overlaps another.
         interpreter: Path of the loader that it names, "" for a static program.
+        executable_stack: It has code on its stack.
     """
 
     header: ElfHeader
     segments: tuple[Segment, ...]
     interpreter: str
+    executable_stack: bool
 
     @property
     def table_address(self) -> int:
@@ -95,17 +97,19 @@ def read_program_file(path: str) -> ProgramFile:
         if header.table_offset + header.table_bytes > length:
             raise ProgramError("ends within its table of segments")
         table = os.pread(descriptor, header.table_bytes, header.table_offset)
-        segments, interpreter = [], ""
+        segments, interpreter, executable_stack = [], "", False
         for kind, flags, offset, address, _, stored, size, alignment in _SEGMENT.iter_unpack(table):
             if kind == _INTERPRETER and offset + stored <= length:
                 path_bytes = os.pread(descriptor, min(stored, _MAX_PATH_BYTES), offset)
                 interpreter = os.fsdecode(path_bytes.partition(b"\0")[0])
+            elif kind == _STACK:
+                executable_stack = bool(flags & _EXECUTE)
             elif kind == _LOAD and size:
                 protection = _protection(flags)
                 segments.append(Segment(offset, address, stored, size, protection, alignment))
     if not _fit(segments, length):
         raise ProgramError("has a damaged table of segments")
-    return ProgramFile(header, tuple(segments), interpreter)
+    return ProgramFile(header, tuple(segments), interpreter, executable_stack)
 
 
 def _protection(flags: int) -> int:
@@ -123,11 +127,9 @@ def _fit(segments: list[Segment], length: int) -> bool:
             segment.end <= _MAX_ADDRESS
             and segment.stored <= segment.size
             and segment.offset + segment.stored <= length
-            and segment.offset % page == segment.address % page
+            and (not segment.stored or segment.offset % page == segment.address % page)
             and segment.alignment <= _MAX_ALIGNMENT
             and segment.alignment & (segment.alignment - 1) == 0
-            # What lies behind the stored part on its last page has to be made zero.
-            and (segment.stored == segment.size or bool(segment.protection & mmap.PROT_WRITE))
             for segment in segments
         )
         and all(one.end <= other.address for one, other in pairwise(segments))

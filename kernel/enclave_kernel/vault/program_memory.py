@@ -10,11 +10,20 @@ import ctypes
 import mmap
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from enclave_kernel.vault.program_file import ProgramFile, Segment
 
-__all__ = ["PROT_NONE", "MappedProgram", "Move", "map_anonymous", "map_program", "protect"]
+__all__ = [
+    "PROT_NONE",
+    "MappedProgram",
+    "Move",
+    "map_anonymous",
+    "map_program",
+    "page_end",
+    "protect",
+]
 
 PROT_NONE: Final = 0
 """Of mmap(2): what is there cannot be touched."""
@@ -58,21 +67,28 @@ def map_program(path: str, program: ProgramFile) -> MappedProgram:
     """
     alignment = max(mmap.PAGESIZE, *(segment.alignment for segment in program.segments))
     first = _page(program.segments[0].address)
-    span = _page_end(program.segments[-1].end) - first
+    span = page_end(program.segments[-1].end) - first
     room = map_anonymous(span + alignment, PROT_NONE, flags=_MAP_NORESERVE)
     # As far from a multiple of the alignment as the file has it.
     start = room + (first - room) % alignment
-    pieces = []
+    ranges: list[tuple[int, int]] = []
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for segment in program.segments:
-            pieces += _map_segment(descriptor, segment, start - first)
+            ranges += _map_segment(descriptor, segment, start - first)
     finally:
         os.close(descriptor)
     if not program.header.fixed:
         return MappedProgram(start - first, ())
+    # A segment may begin on the page that the one before it ends on, and has it then.
+    ends = [min(end, following) for (_, end), (following, _) in pairwise([*ranges, (2**64, 0)])]
     return MappedProgram(
-        0, tuple(Move(piece, size, piece - start + first) for piece, size in pieces)
+        0,
+        tuple(
+            Move(begin, end - begin, begin - start + first)
+            for (begin, _), end in zip(ranges, ends, strict=True)
+            if begin < end
+        ),
     )
 
 
@@ -102,24 +118,27 @@ def protect(address: int, size: int, protection: int) -> None:
 
 
 def _map_segment(descriptor: int, segment: Segment, base: int) -> list[tuple[int, int]]:
-    """Map a segment over reserved memory; return the address and bytes of each mapping."""
+    """Map a segment over reserved memory; return where each mapping begins and ends."""
     start = base + _page(segment.address)
     stored_end = base + segment.address + segment.stored
-    pieces = []
+    ranges = []
     behind = start
     if segment.stored:
-        behind = _page_end(stored_end)
-        flags = mmap.MAP_PRIVATE | _MAP_FIXED
-        _mmap(start, behind - start, segment.protection, flags, descriptor, _page(segment.offset))
-        pieces.append((start, behind - start))
-    if segment.size > segment.stored:
-        if segment.stored:
+        behind = page_end(stored_end)
+        size, flags, offset = behind - start, mmap.MAP_PRIVATE | _MAP_FIXED, _page(segment.offset)
+        if segment.size == segment.stored:
+            _mmap(start, size, segment.protection, flags, descriptor, offset)
+        else:
+            _mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, offset)
             ctypes.memset(stored_end, 0, behind - stored_end)
-        end = _page_end(base + segment.end)
+            protect(start, size, segment.protection)
+        ranges.append((start, behind))
+    if segment.size > segment.stored:
+        end = page_end(base + segment.end)
         if end > behind:
             _mmap(behind, end - behind, segment.protection, _ANONYMOUS | _MAP_FIXED)
-            pieces.append((behind, end - behind))
-    return pieces
+            ranges.append((behind, end))
+    return ranges
 
 
 def _mmap(
@@ -149,5 +168,6 @@ def _page(address: int) -> int:
     return address & -mmap.PAGESIZE
 
 
-def _page_end(address: int) -> int:
+def page_end(address: int) -> int:
+    """Return the address, or number of bytes, rounded up to whole pages."""
     return _page(address + mmap.PAGESIZE - 1)

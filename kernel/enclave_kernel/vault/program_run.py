@@ -15,7 +15,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final, NoReturn
+from types import FrameType
+from typing import Any, Final, NoReturn, Self
 
 from enclave_kernel.vault.program_start import Program, start_program
 
@@ -46,31 +47,63 @@ def run_program(program: Program, arguments: Sequence[str], *, output: str) -> N
     if output == "all":
         shown[2] = sys.stderr.write
     pipes = {number: os.pipe() for number in shown}
-    pid = os.fork()
-    if pid == 0:
-        _become(program, arguments, {number: ends[1] for number, ends in pipes.items()})
-    readers = []
-    for number, write in shown.items():
-        os.close(pipes[number][1])
-        reader = threading.Thread(target=_pass_on, args=(pipes[number][0], write), daemon=True)
-        reader.start()
-        readers.append(reader)
-    code = _wait(pid)
+    with _Interrupts() as interrupts:
+        pid = interrupts.fork()
+        if pid == 0:
+            _become(program, arguments, {number: ends[1] for number, ends in pipes.items()})
+        readers = []
+        for number, write in shown.items():
+            os.close(pipes[number][1])
+            reader = threading.Thread(target=_pass_on, args=(pipes[number][0], write), daemon=True)
+            reader.start()
+            readers.append(reader)
+        code = interrupts.wait()
     for reader in readers:
         reader.join(_DRAIN_S)
     raise SystemExit(code)
 
 
-def _wait(pid: int) -> int:
-    while True:
-        try:
-            _, status = os.waitpid(pid, 0)
-        except KeyboardInterrupt:
-            # It is the program's to answer.
+class _Interrupts:
+    """Sends the vault's SIGINT on to the program, whenever it comes: to answer is the program's."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._pending = False
+        self._outer: Any = None
+
+    def __enter__(self) -> Self:
+        self._outer = signal.signal(signal.SIGINT, self._pass_on)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._outer)
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+
+    def fork(self) -> int:
+        """Fork; the child has SIGINT blocked, so that one that comes early ends it later."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        pid = os.fork()
+        if pid == 0:
+            return 0
+        self._pid = pid
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if self._pending:
             os.kill(pid, signal.SIGINT)
-            continue
+        return pid
+
+    def wait(self) -> int:
+        """Return the child's exit code when it ends, as a shell tells it."""
+        _, status = os.waitpid(self._pid, 0)
+        self._pid = 0
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else 128 - code
+
+    def _pass_on(self, _signum: int, _frame: FrameType | None) -> None:
+        self._pending = True
+        if self._pid:
+            os.kill(self._pid, signal.SIGINT)
 
 
 def _pass_on(descriptor: int, write: Callable[[str], object]) -> None:

@@ -14,17 +14,17 @@ import signal
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Final, NoReturn
 
 from enclave_kernel.vault.line_buffers import LINE_BUFFERS, LINE_BUFFERS_ENVIRON
 from enclave_kernel.vault.program_file import ProgramFile, read_program_file
 from enclave_kernel.vault.program_memory import (
-    PROT_NONE,
     MappedProgram,
     map_anonymous,
     map_program,
+    page_end,
     protect,
 )
 from enclave_protocol.elf_header import ProgramError
@@ -33,36 +33,37 @@ __all__ = ["Program", "find_program", "start_program"]
 
 
 _CODE: Final = {
-    # mov rsp,rdx; mov r12,rsi; mov r13,rdi
+    # mov rsp,rdx; mov dword [rsp-8],0x1f80; ldmxcsr [rsp-8]; fninit; mov r12,rsi; mov r13,rdi
     # next: mov rdi,[r13]; test rdi,rdi; jz start; mov rsi,[r13+8]; mov rdx,rsi
     #       mov r10d,MREMAP_MAYMOVE|MREMAP_FIXED; mov r8,[r13+16]; mov eax,SYS_mremap; syscall
     #       cmp rax,[r13+16]; jne fail; add r13,24; jmp next
     # start: xor edx,edx; xor ebp,ebp; jmp r12
     # fail: mov edi,126; mov eax,SYS_exit_group; syscall
     "x86_64": bytes.fromhex(
-        "4889d4 4989f4 4989fd"
+        "4889d4 c74424f8801f0000 0fae5424f8 dbe3 4989f4 4989fd"
         "498b7d00 4885ff 7424 498b7508 4889f2"
         "41ba03000000 4d8b4510 b819000000 0f05"
         "493b4510 750d 4983c518 ebd3"
         "31d2 31ed 41ffe4"
         "bf7e000000 b8e7000000 0f05"
     ),
-    # mov sp,x2; mov x19,x0; mov x20,x1
+    # mov sp,x2; msr fpcr,xzr; msr fpsr,xzr; mov x19,x0; mov x20,x1
     # next: ldp x0,x1,[x19]; cbz x0,start; mov x2,x1; mov x3,#3; ldr x4,[x19,#16]
     #       mov x8,#216; svc #0; ldr x4,[x19,#16]; cmp x0,x4; b.ne fail; add x19,x19,#24; b next
     # start: mov x0,#0; mov x29,#0; mov x30,#0; br x20
     # fail: mov x0,#126; mov x8,#94; svc #0
     "aarch64": struct.pack(
-        "<22I",
-        *(0x9100005F, 0xAA0003F3, 0xAA0103F4),
+        "<24I",
+        *(0x9100005F, 0xD51B441F, 0xD51B443F, 0xAA0003F3, 0xAA0103F4),
         *(0xA9400660, 0xB4000160, 0xAA0103E2, 0xD2800063, 0xF9400A64),
         *(0xD2801B08, 0xD4000001, 0xF9400A64, 0xEB04001F, 0x540000E1, 0x91006273, 0x17FFFFF5),
         *(0xD2800000, 0xD280001D, 0xD280001E, 0xD61F0280),
         *(0xD2800FC0, 0xD2800BC8, 0xD4000001),
     ),
 }
-"""start(moves, entry, stack): does the moves, takes the stack, and jumps; it touches no memory but
-its own page and the stack, as what else there was may be gone."""
+"""start(moves, entry, stack): takes the stack, sets floating-point arithmetic as a process begins
+with, does the moves, and jumps. It touches no memory but its own pages and the stack, as what else
+there was may be gone."""
 _STACK_BYTES: Final = 8 << 20
 """What a limit of stacks is on most machines; also the most that is taken here."""
 _AT_NULL, _AT_PHDR, _AT_PHENT, _AT_PHNUM, _AT_PAGESZ, _AT_BASE, _AT_FLAGS = 0, 3, 4, 5, 6, 7, 8
@@ -72,8 +73,9 @@ _AT_SYSINFO_EHDR, _AT_MINSIGSTKSZ = 33, 51
 _OF_THE_KERNEL: Final = (_AT_HWCAP, _AT_HWCAP2, _AT_CLKTCK, _AT_SYSINFO_EHDR, _AT_MINSIGSTKSZ)
 _RANDOM_BYTES: Final = 16
 _STACK_ALIGNMENT: Final = 16
-_MAP_STACK: Final = 0x20000 | 0x4000
-"""And MAP_NORESERVE: most of it is never used."""
+_MAP_STACK: Final = 0x20000 | 0x4000 | 0x100
+"""And MAP_NORESERVE: most of it is never used; and MAP_GROWSDOWN: the kernel keeps a megabyte free
+below it, which what is allocated on a stack does not step over unseen."""
 _GNU_LOADER: Final = "ld-linux"
 _SS_DISABLE: Final = 2
 
@@ -112,7 +114,8 @@ def find_program(path: str, name: str) -> Program:
         if not loader:
             return Program(path, program, (), {})
         if not Path(loader).is_file():
-            raise ProgramError(f"needs {loader}, which is not in the image: link it statically")
+            shown = ascii(Path(loader).name)
+            raise ProgramError(f"needs the loader {shown}, which the image does not have")
         file = read_program_file(loader)
     except ProgramError as error:
         raise ProgramError(f"{name}: {error.reason}") from None
@@ -139,31 +142,29 @@ def start_program(program: Program, arguments: Sequence[str]) -> NoReturn:
     Raises:
         OSError: There is not enough memory, or nothing may be run from where the file is.
     """
+    # First: who interrupts it now interrupts the program.
+    _default_signals()
     mapped = map_program(program.path, program.file)
     argv = [*program.prefix, *arguments[1:]] if program.prefix else [*arguments]
     environ = {**os.environ, **program.environ}
-    stack = _make_stack(argv, environ, _auxiliary(program, mapped), program.path)
+    stack = _make_stack(argv, environ, _auxiliary(program, mapped), program)
     code = _CODE[os.uname().machine]
-    moves = struct.pack(
-        f"={3 * len(mapped.moves) + 3}Q",
-        *(number for move in mapped.moves for number in (move.source, move.size, move.target)),
-        *(0, 0, 0),
-    )
-    address = map_anonymous(mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE)
-    ctypes.memmove(address, code, len(code))
-    table = address + len(code) + -len(code) % 8
-    ctypes.memmove(table, moves, len(moves))
+    code += bytes(-len(code) % 8)
+    moves = [(move.source, move.size, move.target) for move in mapped.moves]
+    table = struct.pack(f"={3 * len(moves) + 3}Q", *chain(*moves, (0, 0, 0)))
+    size = page_end(len(code) + len(table))
+    address = map_anonymous(size, mmap.PROT_READ | mmap.PROT_WRITE)
+    ctypes.memmove(address, code + table, len(code) + len(table))
     # Not before: on Arm this is also what makes the processor see the instructions.
-    protect(address, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC)
+    protect(address, size, mmap.PROT_READ | mmap.PROT_EXEC)
     start = ctypes.CFUNCTYPE(None, *(3 * [ctypes.c_void_p]))(address)
-    _default_signals()
-    start(table, mapped.base + program.file.header.entry, stack)
+    start(address + len(code), mapped.base + program.file.header.entry, stack)
     raise AssertionError("a program does not come back")
 
 
 def _auxiliary(program: Program, mapped: MappedProgram) -> list[tuple[int, int]]:
     libc = ctypes.CDLL(None)
-    libc.getauxval.restype = ctypes.c_ulong
+    libc.getauxval.restype, libc.getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
     header = program.file.header
     return [
         (_AT_PHDR, mapped.base + program.file.table_address),
@@ -178,7 +179,7 @@ def _auxiliary(program: Program, mapped: MappedProgram) -> list[tuple[int, int]]
         (_AT_GID, os.getgid()),
         (_AT_EGID, os.getegid()),
         (_AT_SECURE, 0),
-        *((kind, libc.getauxval(ctypes.c_ulong(kind))) for kind in _OF_THE_KERNEL),
+        *((kind, value) for kind in _OF_THE_KERNEL if (value := libc.getauxval(kind))),
     ]
 
 
@@ -186,17 +187,19 @@ def _make_stack(
     arguments: Sequence[str],
     environ: Mapping[str, str],
     auxiliary: list[tuple[int, int]],
-    path: str,
+    program: Program,
 ) -> int:
     """Map a stack with what a program finds on it; return its pointer."""
     limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
     size = _STACK_BYTES if limit < 0 else min(_STACK_BYTES, limit)
     size -= size % mmap.PAGESIZE
-    bottom = map_anonymous(size, mmap.PROT_READ | mmap.PROT_WRITE, flags=_MAP_STACK)
-    protect(bottom, mmap.PAGESIZE, PROT_NONE)
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    if program.file.executable_stack:
+        protection |= mmap.PROT_EXEC
+    bottom = map_anonymous(size, protection, flags=_MAP_STACK)
     texts = [os.fsencode(text) + b"\0" for text in arguments]
     texts += [os.fsencode(f"{name}={value}") + b"\0" for name, value in environ.items()]
-    texts += [os.fsencode(path) + b"\0", os.uname().machine.encode() + b"\0"]
+    texts += [os.fsencode(program.path) + b"\0", os.uname().machine.encode() + b"\0"]
     texts.append(os.urandom(_RANDOM_BYTES))
     place = bottom + size - sum(map(len, texts))
     content = b"".join(texts)

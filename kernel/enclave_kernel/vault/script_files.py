@@ -154,8 +154,9 @@ def _regular_files(root: Path, folder: str) -> Iterator[tuple[Path, int]]:
 
 
 def _read(path: Path, size: int) -> Iterator[bytes]:
-    # A thread that the script left behind may have put a link there meanwhile.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as stream:
+    # Who the script left behind may have put a link or a FIFO there meanwhile.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    with os.fdopen(os.open(path, flags), "rb") as stream:
         while size > 0 and (piece := stream.read(min(size, _PIECE_BYTES))):
             size -= len(piece)
             yield piece

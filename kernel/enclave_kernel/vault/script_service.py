@@ -8,7 +8,7 @@ import sys
 import time
 import types
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, Literal
 
 from enclave_kernel.call_channel import CallChannel
 from enclave_kernel.end_of_main import end_main
@@ -80,6 +80,10 @@ def run_script(
     program = None
     if script.is_program:
         program = find_program(f"{importer.root}/{script.file}", script.file)
+        # It will be in this process's memory, where a mistake of its own could show them.
+        _wipe(importer.sources)
+        _wipe(notebooks)
+        incidents.forget_key()
     notebook, arguments = None, request.arguments
     if script.file.endswith(NOTEBOOK_SUFFIX):
         # Late: a vault that runs no notebook needs neither IPython nor nbformat.
@@ -93,12 +97,16 @@ def run_script(
     importer.install()
     output = CallOutput(channel.send, script.output, patient=request.patient)
     output.install()
-    # What the vault calls the workspace's folder is of no use to anybody.
-    folder = str(inputs.root)
+    # What the vault calls the two folders is of no use to anybody.
+    workspace, package = str(inputs.root), f"{importer.root}/"
+
+    def show(text: str, stream: Literal["stdout", "stderr"] = "stdout") -> None:
+        output.text(text.replace(workspace, "").replace(package, ""), stream)
+
     if script.output in ("text", "all"):
-        sys.stdout = StandardOutput(lambda text: output.text(text.replace(folder, "")))
+        sys.stdout = StandardOutput(show)
     if script.output == "all":
-        sys.stderr = StandardOutput(lambda text: output.text(text.replace(folder, ""), "stderr"))
+        sys.stderr = StandardOutput(lambda text: show(text, "stderr"))
     runner = PackageRunner()
     run = ScriptRun(label, script, importer, incidents, inputs, output, runner, channel)
     sys.argv[:] = [script.file, *map(run.place, arguments)]
@@ -161,6 +169,12 @@ def _exit(error: SystemExit) -> ScriptEnded:
     if code is None:
         return ScriptEnded(0)
     return ScriptEnded(code & 0xFF if isinstance(code, int) else 1)
+
+
+def _wipe(texts: Mapping[str, bytes | bytearray]) -> None:
+    for text in texts.values():
+        if isinstance(text, bytearray):
+            text[:] = bytes(len(text))
 
 
 def _chunks(pieces: Iterator[bytes | bytearray | memoryview]) -> Iterator[memoryview]:

@@ -195,7 +195,8 @@ class SyncCommand:
             updated=time.time(),
         )
         with suppress(OSError):
-            if self._phase != "ended" or self._paths.sync_file.exists():
+            # Without an enclave, nothing says any more whose files its workspace has.
+            if self._stream is not None or self._paths.sync_file.exists():
                 write_sync_state(self._paths.sync_file, state)
 
 
