@@ -15,7 +15,7 @@ lab: .venv/.ready ## The same, with the notebook open in JupyterLab; Ctrl-C ends
 	@$(PYTHON) examples/ocr/demo.py --lab
 
 test: .venv/.ready ## Run the test suite, two tests at a time; PYTEST="-k name -x -n 0" passes options on
-	@$(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST)
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-vm: .venv/.ready ## Run the tests in a virtual machine: a real image, real vsock (QEMU, no KVM)
 	@.ci/image-tools && .ci/vm-tools

@@ -1,28 +1,11 @@
-"""Fixtures for tests that need a running enclave, and which tests may run at the same time."""
+"""Fixtures for tests that need a running enclave."""
 
 from collections.abc import Iterator
-from typing import Final
 
 import pytest
 
 from tests.support.enclave_home import EnclaveHome, new_home
 from tests.support.package_owner import PUBLISHER, publisher_fingerprint
-
-_ONE_AFTER_THE_OTHER: Final = {
-    # They would wait for each other's image, or build the same package in the same place.
-    "tests/infra/image/": "images",
-    "tests/infra/test_image_buildspec.py": "images",
-    "tests/examples/": "examples",
-}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, so that its fixtures are made once."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        together = (name for path, name in _ONE_AFTER_THE_OTHER.items() if file.startswith(path))
-        item.add_marker(pytest.mark.xdist_group(next(together, file)))
 
 
 @pytest.fixture(scope="session")
