@@ -15,17 +15,9 @@ from typing import Final
 
 from enclave_kernel.vault.program_file import ProgramFile, Segment
 
-__all__ = [
-    "PROT_NONE",
-    "MappedProgram",
-    "Move",
-    "map_anonymous",
-    "map_program",
-    "page_end",
-    "protect",
-]
+__all__ = ["MappedProgram", "Move", "map_anonymous", "map_program", "page_end", "protect"]
 
-PROT_NONE: Final = 0
+_PROT_NONE: Final = 0
 """Of mmap(2): what is there cannot be touched."""
 
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
@@ -68,7 +60,7 @@ def map_program(path: str, program: ProgramFile) -> MappedProgram:
     alignment = max(mmap.PAGESIZE, *(segment.alignment for segment in program.segments))
     first = _page(program.segments[0].address)
     span = page_end(program.segments[-1].end) - first
-    room = map_anonymous(span + alignment, PROT_NONE, flags=_MAP_NORESERVE)
+    room = map_anonymous(span + alignment, _PROT_NONE, flags=_MAP_NORESERVE)
     # As far from a multiple of the alignment as the file has it.
     start = room + (first - room) % alignment
     ranges: list[tuple[int, int]] = []
@@ -115,6 +107,11 @@ def protect(address: int, size: int, protection: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), protection) != 0:
         raise _error()
+
+
+def page_end(address: int) -> int:
+    """Return the address, or number of bytes, rounded up to whole pages."""
+    return _page(address + mmap.PAGESIZE - 1)
 
 
 def _map_segment(descriptor: int, segment: Segment, base: int) -> list[tuple[int, int]]:
@@ -166,8 +163,3 @@ def _error() -> OSError:
 
 def _page(address: int) -> int:
     return address & -mmap.PAGESIZE
-
-
-def page_end(address: int) -> int:
-    """Return the address, or number of bytes, rounded up to whole pages."""
-    return _page(address + mmap.PAGESIZE - 1)

@@ -101,9 +101,11 @@ class _Interrupts:
         return code if code >= 0 else 128 - code
 
     def _pass_on(self, _signum: int, _frame: FrameType | None) -> None:
-        self._pending = True
         if self._pid:
             os.kill(self._pid, signal.SIGINT)
+        else:
+            # There is no program yet: `fork` sends it on. Not both, as the program gets one.
+            self._pending = True
 
 
 def _pass_on(descriptor: int, write: Callable[[str], object]) -> None:

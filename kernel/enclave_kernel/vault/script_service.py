@@ -83,6 +83,7 @@ def run_script(
         # It will be in this process's memory, where a mistake of its own could show them.
         _wipe(importer.sources)
         _wipe(notebooks)
+        # Not overwritten, as Python has copied it: only left to what takes its memory next.
         incidents.forget_key()
     notebook, arguments = None, request.arguments
     if script.file.endswith(NOTEBOOK_SUFFIX):
@@ -97,16 +98,7 @@ def run_script(
     importer.install()
     output = CallOutput(channel.send, script.output, patient=request.patient)
     output.install()
-    # What the vault calls the two folders is of no use to anybody.
-    workspace, package = str(inputs.root), f"{importer.root}/"
-
-    def show(text: str, stream: Literal["stdout", "stderr"] = "stdout") -> None:
-        output.text(text.replace(workspace, "").replace(package, ""), stream)
-
-    if script.output in ("text", "all"):
-        sys.stdout = StandardOutput(show)
-    if script.output == "all":
-        sys.stderr = StandardOutput(lambda text: show(text, "stderr"))
+    _show_streams(output, script.output, str(inputs.root), importer.root)
     runner = PackageRunner()
     run = ScriptRun(label, script, importer, incidents, inputs, output, runner, channel)
     sys.argv[:] = [script.file, *map(run.place, arguments)]
@@ -169,6 +161,19 @@ def _exit(error: SystemExit) -> ScriptEnded:
     if code is None:
         return ScriptEnded(0)
     return ScriptEnded(code & 0xFF if isinstance(code, int) else 1)
+
+
+def _show_streams(output: CallOutput, shown: str, workspace: str, package: str) -> None:
+    """Send what the script prints, as far as its label allows."""
+
+    def show(text: str, stream: Literal["stdout", "stderr"] = "stdout") -> None:
+        # What the vault calls the two folders is of no use to anybody.
+        output.text(text.replace(workspace, "").replace(f"{package}/", ""), stream)
+
+    if shown in ("text", "all"):
+        sys.stdout = StandardOutput(show)
+    if shown == "all":
+        sys.stderr = StandardOutput(lambda text: show(text, "stderr"))
 
 
 def _wipe(texts: Mapping[str, bytes | bytearray]) -> None:

@@ -91,8 +91,8 @@ def serve_package(package: OpeningPackage, calls: socket.socket) -> None:
         request = _receive_body(package, channel, inputs)
         importer = _importer(package)
         check_requirements(package.header.label.package.requirements)
-        key = take_incident_key(package.root)
-        incidents = Incidents(key, importer.root, importer.file_name)
+        # Not in a variable: the incidents may be told to forget it.
+        incidents = Incidents(take_incident_key(package.root), importer.root, importer.file_name)
         if request is not None:
             label, notebooks = package.header.label, package.unpacker.notebooks
             run_script(
