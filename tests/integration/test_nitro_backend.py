@@ -291,7 +291,10 @@ def test_wait_ends_with_the_enclave(home: NitroHome) -> None:
         with subprocess.Popen(
             command, env=home.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as up:
-            assert wait_until(lambda: home.status()["state"] == "up", 30)
+            came_up = wait_until(
+                lambda: up.poll() is not None or home.status()["state"] == "up", 30
+            )
+            assert came_up and up.poll() is None, up.communicate(timeout=30)
             if kill:
                 os.kill(home.status()["pids"]["enclave"], signal.SIGKILL)
             else:

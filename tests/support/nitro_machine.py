@@ -178,13 +178,18 @@ class StandInMachine:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         place = Path(tempfile.mkdtemp(prefix="enclave-", dir=_outside()))
         place.chmod(_PASSABLE)
+        # A machine with this CID whose holder was killed has left its own: neither answers.
+        self._unlink_sockets()
         try:
             self._boot(place, booted, wanted)
         finally:
             self._power_off()
-            for path in (self._socket, self._nsm):
-                path.unlink(missing_ok=True)
+            self._unlink_sockets()
             shutil.rmtree(place, ignore_errors=True)
+
+    def _unlink_sockets(self) -> None:
+        for path in (self._socket, self._nsm):
+            path.unlink(missing_ok=True)
 
     def _boot(self, place: Path, booted: Callable[[], object], wanted: Callable[[], bool]) -> None:
         nsm = self._spawn(
