@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,10 +46,14 @@ def built_image(*options: str, name: str = "base") -> Path:
 
 
 def build(
-    output: Path, *options: str, environ: dict[str, str] | None = None, cache: Path | None = None
+    output: Path,
+    *options: str,
+    environ: dict[str, str] | None = None,
+    cache: Path | None = None,
+    before: Sequence[str] = (),
 ) -> "subprocess.CompletedProcess[str]":
-    """Run `enclave-image build`."""
-    command = [sys.executable, "-m", "enclave_infra.image", "build", f"--output={output}"]
+    """Run `enclave-image build`, with the words of `before` before it."""
+    command = [*before, sys.executable, "-m", "enclave_infra.image", "build", f"--output={output}"]
     command += [f"--cache={cache or IMAGES / 'packages'}", *options]
     return subprocess.run(
         command,

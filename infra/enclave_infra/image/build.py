@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ from enclave_infra.image.root_settings import (
 )
 from enclave_infra.image.sbom import python_packages, write_sbom
 from enclave_infra.image.tar_export import write_tar
+from enclave_infra.image.work_folder import work_folder
 from enclave_protocol.eif import Eif
 
 __all__ = ["BuildOptions", "BuiltImage", "build_image"]
@@ -106,10 +106,7 @@ def build_image(options: BuildOptions, progress: Callable[[str], None]) -> Built
         EnclaveError: It cannot be built.
         OSError: Reading or writing failed.
     """
-    with tempfile.TemporaryDirectory(prefix="enclave-image-") as name:
-        work = Path(name)
-        # apt's own user passes through here.
-        work.chmod(0o711)
+    with work_folder() as work:
         return _Build(options, work, progress).run()
 
 

@@ -47,6 +47,7 @@ LEFT_OUT: Final = frozenset(
 _HOOKS: Final = Path("/usr/share/mmdebstrap/hooks/merged-usr")
 _ARCHIVES: Final = Path("var/cache/apt/archives")
 _KERNEL_FLAVOURS: Final = {"amd64": "cloud-amd64", "arm64": "cloud-arm64"}
+_NO_MODE: Final = "unable to pick chroot mode"
 _GONE: Final = ("Unable to locate package", "was not found", "404", "has no installation candidate")
 
 
@@ -201,5 +202,11 @@ def _explained(error: ToolError) -> ToolError:
         return ToolError(
             "the mirror has no longer (or not yet) what the lock file says; to take what it has "
             f"now, type: enclave-image lock ({error})"
+        )
+    if _NO_MODE in str(error):
+        return ToolError(
+            "without root, mmdebstrap needs a range of user ids of its own; type: sudo apt-get "
+            "install uidmap && sudo usermod --add-subuids 100000-165535 --add-subgids "
+            f"100000-165535 $USER, or build as root ({error})"
         )
     return error

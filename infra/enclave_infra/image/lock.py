@@ -25,6 +25,7 @@ from enclave_infra.image.errors import LockError
 from enclave_infra.image.own_code import DISTRIBUTION
 from enclave_infra.image.programs import run
 from enclave_infra.image.python_packages import PIP_ENVIRON, PYTHON, platform_options
+from enclave_infra.image.work_folder import work_folder
 
 __all__ = ["FLAVOURS", "lock_debian", "lock_python", "requirements_of", "without"]
 
@@ -84,8 +85,7 @@ def lock_debian(mirror: Mirror, progress: Callable[[str], None]) -> tuple[Debian
     found: list[DebianPackage] = []
     for machine, architecture in ARCHITECTURES.items():
         progress(f"fetching Debian packages for {machine}")
-        with tempfile.TemporaryDirectory(prefix="enclave-image-") as name:
-            work = Path(name)
+        with work_folder() as work:
             fetch_root(architecture, mirror, (), work / "root.tar")
             found += unpack_root(work / "root.tar", architecture, work / "root")
             kernel = fetch_kernel(architecture, mirror, None, work / "apt")

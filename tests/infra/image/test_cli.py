@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.built_image import build, install_programs
 from tests.support.eif_files import CMDLINE, KERNEL, METADATA, RAMDISK, eif
+from tests.support.without_root import NOBODY, nobodys_folder, without_root
 
 _COMMAND = [sys.executable, "-m", "enclave_infra.image"]
 
@@ -55,6 +57,42 @@ def test_without_mmdebstrap_it_says_what_to_type(tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1] == (
         "Error: mmdebstrap cannot be found; type: apt-get install mmdebstrap"
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes a user who has no range of ids")
+@pytest.mark.parametrize(
+    ("closed", "said"),
+    [
+        (
+            False,
+            "Error: without root, mmdebstrap needs a range of user ids of its own; type: "
+            "sudo apt-get install uidmap && sudo usermod --add-subuids 100000-165535",
+        ),
+        (
+            True,
+            "Error: without root, mmdebstrap has to pass through {folder}/t, which is closed to "
+            "others; type: TMPDIR=/var/tmp enclave-image ...",
+        ),
+    ],
+)
+def test_without_root_it_says_what_to_type(closed: bool, said: str) -> None:
+    install_programs()
+    with nobodys_folder() as folder:
+        temporary = folder / "t"
+        temporary.mkdir(mode=0o700 if closed else 0o711)
+        os.chown(temporary, NOBODY, NOBODY)
+        before = without_root(folder, with_ids=False)
+        result = build(
+            folder / "x.eif",
+            *("--mirror", "http://127.0.0.1:9"),
+            environ={"TMPDIR": str(temporary)},
+            cache=folder / "cache",
+            before=before,
+        )
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1].startswith(said.format(folder=folder))
+        assert not list(temporary.iterdir())
+        assert not (folder / "x.eif").exists()
 
 
 def test_folder_that_does_not_exist(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import stat
 import struct
 import subprocess
@@ -21,6 +22,7 @@ from enclave_infra.image.image_view import ImageView, view_image
 from enclave_infra.image.kernel_files import debian_kernel
 from enclave_protocol.eif import EifError, read_eif
 from tests.support.built_image import LOCKS, build, built_image, debian_lock, install_programs
+from tests.support.without_root import NOBODY, nobodys_folder, without_root
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -37,12 +39,17 @@ _Build = Future["subprocess.CompletedProcess[str]"]
 def _build_elsewhere(folder: Path, lock: Path) -> "subprocess.CompletedProcess[str]":
     elsewhere = folder / "another place"
     elsewhere.mkdir()
+    before: list[str] = []
+    if os.geteuid() == 0:
+        os.chown(elsewhere, NOBODY, NOBODY)
+        before = without_root(folder)
     return build(
         elsewhere / "x.eif",
         f"--debian-lock={lock}",
-        # Nothing kept by the first one, other folders, another umask, language and time zone.
+        # Nothing kept by the first one, other folders, another user, language and time zone.
         environ={"TMPDIR": str(elsewhere), "TZ": "Pacific/Apia", "LANG": "tr_TR.UTF-8"},
         cache=elsewhere / "cache",
+        before=before,
     )
 
 
@@ -65,9 +72,7 @@ _ALSO_BUILT = {
 
 
 @pytest.fixture(scope="module")
-def builds(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, tuple[Path, _Build]]]:
+def builds(request: pytest.FixtureRequest) -> Iterator[dict[str, tuple[Path, _Build]]]:
     """What the tests of this run build beside the image of all, by name: where, and the outcome.
 
     One after the other in a thread, as a build keeps one processor busy, and the tests another.
@@ -75,11 +80,12 @@ def builds(
     install_programs()
     lock = debian_lock()
     selected = {item.name for item in request.session.items}
-    with ThreadPoolExecutor(1) as pool:
+    with nobodys_folder() as reachable, ThreadPoolExecutor(1) as pool:
         started = {}
         for name, make in _ALSO_BUILT.items():
             if name in selected:
-                folder = tmp_path_factory.mktemp("build")
+                folder = reachable / name
+                folder.mkdir()
                 started[name] = (folder, pool.submit(make, folder, lock))
         yield started
 
