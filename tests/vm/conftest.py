@@ -13,10 +13,11 @@ from tests.support.package_owner import PUBLISHER, PackageOwner, publisher_finge
 from tests.support.vm_home import VmHome, new_vm_home
 
 
-@pytest.fixture(scope="session")
-def image() -> Path:
-    """The development image of the sources as they are."""
-    return built_image("--development", name="development")
+@pytest.fixture(scope="session", params=["x86_64", "aarch64"])
+def image(request: pytest.FixtureRequest) -> Path:
+    """The development image of the sources as they are, for each processor, one after the other."""
+    name = f"development-{request.param}"
+    return built_image("--development", f"--arch={request.param}", name=name)
 
 
 @pytest.fixture(scope="session")

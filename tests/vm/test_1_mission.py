@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from enclave_infra.image.image_view import view_image
 from enclave_parent_gateway.backends.qemu_machine import offers
-from enclave_protocol.eif import measure_eif
+from enclave_protocol.eif import read_eif
 from tests.support.enclave_home import kernel, run_code
 from tests.support.grader_package import publish_grader
 from tests.support.notebook_cells import run_cell
@@ -25,6 +26,15 @@ name = "application"
 version = "1.0"
 [scripts]
 classify = { file = "ml_algorithm.py", output = "text" }
+"""
+_PROGRAM_MANIFEST = """
+[package]
+name = "compiled"
+version = "1.0"
+[scripts]
+digest = { file = "digest", output = "text" }
+[policy]
+native = true
 """
 _SCRIPT = """
 import argparse, os, sys
@@ -44,7 +54,11 @@ sys.exit(7)
 def test_the_image_that_was_given_is_up(vm: VmHome) -> None:
     status = vm.status()
     with vm.image.open("rb") as file:
-        pcr0 = measure_eif(file)[0].hex()
+        eif = read_eif(file)
+    pcr0 = eif.pcrs[0].hex()
+    with kernel() as (_, client):
+        machine = run_code(client, "import platform; print(platform.machine())").strip()
+    assert machine == ("aarch64" if eif.arm64 else "x86_64")
     assert (status["state"], status["backend"], status["confidential"]) == ("up", "qemu", False)
     assert status["pcrs"]["0"] == pcr0
     attested = vm.run("attest", "--json")
@@ -53,9 +67,10 @@ def test_the_image_that_was_given_is_up(vm: VmHome) -> None:
     assert "NOT CONFIDENTIAL (qemu backend)" in vm.run("status").stdout
 
 
-def test_which_devices_qemu_has() -> None:
-    assert offers("virtio-rng-pci")
-    assert not offers("virtio-rng")
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+def test_which_devices_qemu_has(architecture: str) -> None:
+    assert offers("virtio-rng-pci", architecture)
+    assert not offers("virtio-rng", architecture)
 
 
 def test_the_walls_of_vaults_and_notebooks_stand(vm: VmHome) -> None:
@@ -138,6 +153,29 @@ def test_a_script_runs_from_the_command_line(
     )
     assert done.returncode == 7, done.stderr
     assert (project / "output" / "a.out").read_text() == "42"
+
+
+def test_a_compiled_program_runs(
+    vm: VmHome, project: Path, owner: PackageOwner, key_arn: str, tmp_path: Path
+) -> None:
+    """One of Debian's, for the machine's processor, which need not be this one's."""
+    name = "usr/bin/sha256sum"
+    program = view_image(vm.image).read_files(lambda path: path == name)[name]
+    source = write_package(tmp_path / "compiled", {"enclave.toml": _PROGRAM_MANIFEST})
+    (source / "digest").write_bytes(program)
+    (source / "digest").chmod(0o755)
+    owner.encrypt(source, key_arn, project / "compiled.encrypted")
+    (project / "data.bin").write_bytes(bytes(range(256)) * 100)
+    done = subprocess.run(
+        vm.command("run", "-f", "compiled.encrypted", "-s", "digest", "-a", "/data.bin"),
+        cwd=project,
+        env=vm.environ,
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == hashlib.sha256((project / "data.bin").read_bytes()).hexdigest()
 
 
 def test_another_image_gets_no_key(project: Path, owner: PackageOwner) -> None:

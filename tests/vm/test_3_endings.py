@@ -13,7 +13,11 @@ from tests.support.enclave_home import kernel, run_code, wait_until
 from tests.support.notebook_cells import run_cell
 from tests.support.vm_home import VmHome, new_vm_home
 
-pytestmark = pytest.mark.vm
+# What happens here is the parent's part: the same for every processor.
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.parametrize("image", ["x86_64"], indirect=True, scope="session"),
+]
 _QEMU = r"^qemu-system-x86_64 "
 _DEVICE = r"^vhost-device-vsock "
 _MACHINE = "backends.qemu_machine"

@@ -59,18 +59,13 @@ def measure_image(image: Path) -> tuple[Eif, int]:
     """Return what an image holds, and its size in bytes.
 
     Raises:
-        EnclaveStartError: The file cannot be read, is no image, or none for this kind of machine.
+        EnclaveStartError: The file cannot be read or is no image.
     """
     try:
         with image.open("rb") as file:
             eif, size = read_eif(file), os.fstat(file.fileno()).st_size
     except (OSError, EifError) as error:
         raise _unusable(image, error) from error
-    if eif.arm64:
-        raise EnclaveStartError(
-            f"{image} is for aarch64 (Graviton), and the machine is an x86_64 one; build it with "
-            "--arch x86_64"
-        )
     return eif, size
 
 

@@ -7,6 +7,7 @@ Source: docs/qemu.md; FACTS, "vsock" and "EIF version 4".
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,11 @@ from enclave_parent_gateway.backends.gateway_daemon import (
     stop_gateway,
     wait_answer,
 )
-from enclave_parent_gateway.backends.qemu_machine import ACCELERATORS, VSOCK_SOCKET
+from enclave_parent_gateway.backends.qemu_machine import (
+    ACCELERATORS,
+    VSOCK_SOCKET,
+    qemu_program,
+)
 from enclave_parent_gateway.backends.stand_ins import (
     cloud_arguments,
     cloud_credentials,
@@ -46,6 +51,7 @@ from enclave_parent_gateway.errors import EnclaveNotTrustedError, EnclaveStartEr
 from enclave_parent_gateway.interrupts import DeferredInterrupts
 from enclave_parent_gateway.process_identity import ProcessIdentity
 from enclave_parent_gateway.runtime_dir import EnclavePaths
+from enclave_protocol.eif import Eif
 from enclave_protocol.messages import Credentials
 from enclave_protocol.plain_text import plain_text
 from enclave_protocol.vsock_ports import SUPERVISOR_PORT
@@ -55,9 +61,11 @@ __all__ = ["ACCELERATOR_VARIABLE", "QemuBackend"]
 ACCELERATOR_VARIABLE: Final = "ENCLAVE_QEMU_ACCELERATOR"
 """`tcg` (default: works everywhere) or `kvm`. KVM inside of another virtual machine may be there
 and not work, so it is not tried by itself."""
+_VSOCK_DEVICE: Final = "vhost-device-vsock"
 _PROGRAMS: Final = {
-    "qemu-system-x86_64": "qemu-system-x86",
-    "vhost-device-vsock": "vhost-device-vsock",
+    qemu_program("x86_64"): "qemu-system-x86",
+    qemu_program("aarch64"): "qemu-system-arm",
+    _VSOCK_DEVICE: _VSOCK_DEVICE,
 }
 _START_TIMEOUT_S: Final = 300.0
 """From the start to an answer; with TCG it takes 20 s on an idle machine."""
@@ -224,12 +232,7 @@ class _Start:
                 f"the image has {size >> 20} MiB, so its enclave needs {needed} MiB (four times as "
                 f"much), not {memory}; type: enclave up --backend qemu --memory {needed}"
             )
-        missing = [name for name in _PROGRAMS if shutil.which(name) is None]
-        if missing:
-            raise EnclaveStartError(
-                f"{' and '.join(missing)} cannot be found; install Debian's packages "
-                f"{' and '.join(_PROGRAMS[name] for name in missing)} (docs/qemu.md says how)"
-            )
+        _check_programs(_architecture(eif))
         self.state = msgspec.structs.replace(
             self.state,
             machine=MachineState(
@@ -278,7 +281,8 @@ class _Start:
         machine = self._machine
         boot = self._boot_files(Path(machine.image))
         self._progress(
-            f"booting {boot.name} ({machine.memory_mib} MiB, {machine.cpus} CPUs, {_accelerator()})"
+            f"booting {boot.name} ({_architecture(boot.eif)}, {machine.memory_mib} MiB, "
+            f"{machine.cpus} CPUs, {_accelerator()})"
         )
         console = self._paths.log("console")
         if console.exists():
@@ -287,7 +291,8 @@ class _Start:
         daemon = self._spawn(
             _ENCLAVE,
             "enclave_parent_gateway.backends.qemu_machine",
-            *("--folder", str(self._folder), "--console", str(console)),
+            *("--folder", str(self._folder), "--architecture", _architecture(boot.eif)),
+            *("--console", str(console)),
             *("--memory-mib", str(machine.memory_mib), "--cpus", str(machine.cpus)),
             *("--cmdline", boot.cmdline, "--accelerator", _accelerator()),
         )
@@ -325,6 +330,25 @@ class _Start:
 def _folder(paths: EnclavePaths) -> Path:
     """Return the machine's folder: boot files and the vsock device's sockets."""
     return paths.runtime / "vm"
+
+
+def _check_programs(architecture: str) -> None:
+    if _accelerator() == "kvm" and architecture != platform.machine():
+        raise EnclaveStartError(
+            f"the image is for {architecture}, and KVM runs none but {platform.machine()} here; "
+            f"type: {ACCELERATOR_VARIABLE}=tcg enclave up --backend qemu --image FILE.eif"
+        )
+    needed = (qemu_program(architecture), _VSOCK_DEVICE)
+    missing = [name for name in needed if shutil.which(name) is None]
+    if missing:
+        raise EnclaveStartError(
+            f"{' and '.join(missing)} cannot be found; install Debian's packages "
+            f"{' and '.join(_PROGRAMS[name] for name in missing)} (docs/qemu.md says how)"
+        )
+
+
+def _architecture(eif: Eif) -> str:
+    return "aarch64" if eif.arm64 else "x86_64"
 
 
 def _accelerator() -> str:

@@ -4,7 +4,7 @@ A process of its own, `python -m enclave_parent_gateway.backends.qemu_machine`, 
 becomes of one of the two programs ends the other: vhost-device-vsock alone would keep the streams
 of a machine that is gone open and silent. It prints one JSON line when the image gave its sign of
 life.
-Source: FACTS, "vsock"; qemu-system-x86_64(1); vhost-device-vsock(1).
+Source: FACTS, "vsock"; qemu-system-x86_64(1), qemu-system-aarch64(1); vhost-device-vsock(1).
 """
 
 import argparse
@@ -25,7 +25,15 @@ from typing import Final
 
 from enclave_protocol.vsock_ports import HEARTBEAT_BYTE, HEARTBEAT_PORT
 
-__all__ = ["ACCELERATORS", "NSM_DEVICE", "VSOCK_SOCKET", "machine_command", "main", "offers"]
+__all__ = [
+    "ACCELERATORS",
+    "NSM_DEVICE",
+    "VSOCK_SOCKET",
+    "machine_command",
+    "main",
+    "offers",
+    "qemu_program",
+]
 
 log = logging.getLogger("enclave_parent_gateway.backends.qemu_machine")
 
@@ -35,11 +43,21 @@ of the machine's own to that port would arrive."""
 ACCELERATORS: Final = ("tcg", "kvm")
 NSM_DEVICE: Final = "virtio-nsm-pci"
 """Since QEMU 9.2, where it is built with libcbor; Debian's is not."""
-_QEMU: Final = "qemu-system-x86_64"
 _HELP_S: Final = 30.0
-_CPU: Final = {"tcg": "max", "kvm": "host"}
-"""All that there is: numpy asks for x86-64-v2. One fault is known: Debian 12's QEMU 7.2 leaves
-garbage in the flags after an emulated CMPXCHG16B, which Linux 6.12 does not survive; 6.1 does."""
+_MACHINE: Final = {
+    # q35 and not microvm: Linux calibrates its clocks with HPET and PM timer, which microvm
+    # lacks; with the PIT alone it hangs at boot when an emulating host is busy.
+    "x86_64": "q35",
+    "aarch64": "virt,gic-version=3",
+}
+_EMULATED_CPU: Final = {
+    # All that there is: numpy asks for x86-64-v2. One fault is known: Debian 12's QEMU 7.2 leaves
+    # garbage in the flags after an emulated CMPXCHG16B, which Linux 6.12 does not survive; 6.1
+    # does.
+    "x86_64": "max",
+    # Graviton2's. With `max` each call of a function would be signed, emulated.
+    "aarch64": "neoverse-n1",
+}
 _DEVICE_SOCKET: Final = "device.sock"
 _CID: Final = 16
 """Any from 4 on: each machine has a device of its own, so machines do not see each other."""
@@ -68,9 +86,21 @@ def device_command(folder: Path) -> list[str]:
     ]
 
 
-def offers(device: str) -> bool:
-    """Return whether this machine's QEMU was built with a device, by its name for `-device`."""
-    command = [_QEMU, "-device", "help"]
+def qemu_program(architecture: str) -> str:
+    """Return the name of the QEMU for `x86_64` or `aarch64`."""
+    return f"qemu-system-{architecture}"
+
+
+def offers(device: str, architecture: str) -> bool:
+    """Return whether this machine's QEMU was built with a device, by its name for `-device`.
+
+    Args:
+        device: A device's name.
+        architecture: Of the QEMU, `x86_64` or `aarch64`.
+    """
+    # The one for aarch64 takes no machine by itself.
+    machine = _MACHINE[architecture]
+    command = [qemu_program(architecture), "-machine", machine, "-device", "help"]
     try:
         listed = subprocess.run(command, capture_output=True, timeout=_HELP_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -82,6 +112,7 @@ def offers(device: str) -> bool:
 def machine_command(
     folder: Path,
     *,
+    architecture: str,
     console: Path,
     memory_mib: int,
     cpus: int,
@@ -93,6 +124,7 @@ def machine_command(
 
     Args:
         folder: With kernel, initrd and the vsock device's socket.
+        architecture: `x86_64` or `aarch64`.
         console: Log file that the console is appended to.
         memory_mib: Memory, in MiB.
         cpus: How many CPUs.
@@ -100,13 +132,13 @@ def machine_command(
         accelerator: One of `ACCELERATORS`.
         nsm: Add QEMU's Nitro Secure Module, whose documents nobody signs.
     """
+    machine = f"{_MACHINE[architecture]},accel={accelerator},memory-backend=ram"
+    cpu = "host" if accelerator == "kvm" else _EMULATED_CPU[architecture]
     return [
-        _QEMU,
+        qemu_program(architecture),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-        # q35 and not microvm: Linux calibrates its clocks with HPET and PM timer, which microvm
-        # lacks; with the PIT alone it hangs at boot when an emulating host is busy.
-        *("-machine", f"q35,accel={accelerator},memory-backend=ram", "-cpu", _CPU[accelerator]),
+        *("-machine", machine, "-cpu", cpu),
         *("-smp", str(cpus), "-m", f"{memory_mib}M"),
         # Shared: the vsock device is another process, and reads the machine's memory.
         *("-object", f"memory-backend-memfd,id=ram,size={memory_mib}M,share=on"),
@@ -240,6 +272,7 @@ def main() -> int:
     """Run one machine until it ends or SIGTERM comes; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m enclave_parent_gateway.backends.qemu_machine")
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--architecture", choices=tuple(_MACHINE), required=True)
     parser.add_argument("--console", type=Path, required=True)
     parser.add_argument("--memory-mib", type=int, required=True)
     parser.add_argument("--cpus", type=int, required=True)
@@ -250,12 +283,13 @@ def main() -> int:
     os.umask(0o077)
     command = machine_command(
         options.folder,
+        architecture=options.architecture,
         console=options.console,
         memory_mib=options.memory_mib,
         cpus=options.cpus,
         cmdline=options.cmdline,
         accelerator=options.accelerator,
-        nsm=offers(NSM_DEVICE),
+        nsm=offers(NSM_DEVICE, options.architecture),
     )
     return asyncio.run(_run(_Machine(options.folder, command)))
 
