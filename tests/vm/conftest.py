@@ -9,21 +9,40 @@ from pathlib import Path
 import pytest
 
 from tests.support.built_image import built_image
+from tests.support.nsm_machine import install_nsm_tools, nsm_image, nsm_path
 from tests.support.package_owner import PUBLISHER, PackageOwner, publisher_fingerprint
 from tests.support.vm_home import VmHome, new_vm_home
 
+_NSM = "nsm"
 
-@pytest.fixture(scope="session", params=["x86_64", "aarch64"])
-def image(request: pytest.FixtureRequest) -> Path:
-    """The development image of the sources as they are, for each processor, one after the other."""
-    name = f"development-{request.param}"
-    return built_image("--development", f"--arch={request.param}", name=name)
+
+@pytest.fixture(scope="session", params=["x86_64", "aarch64", _NSM])
+def machine(request: pytest.FixtureRequest) -> str:
+    """The machine of the tests: a processor, or `nsm`, an x86_64 one with QEMU's NSM."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="session")
-def vm(image: Path) -> Iterator[VmHome]:
+def image(machine: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The development image of the sources as they are, for the machine."""
+    if machine != _NSM:
+        return _development(machine)
+    install_nsm_tools()
+    return nsm_image(_development("x86_64"), tmp_path_factory.mktemp(_NSM))
+
+
+def _development(architecture: str) -> Path:
+    name = f"development-{architecture}"
+    return built_image("--development", f"--arch={architecture}", name=name)
+
+
+@pytest.fixture(scope="session")
+def vm(machine: str, image: Path) -> Iterator[VmHome]:
     """An enclave that is up in a virtual machine; the environment of this process leads there."""
     with new_vm_home(image) as home, pytest.MonkeyPatch.context() as patch:
+        if machine == _NSM:
+            home.variables["PATH"] = nsm_path()
         for name, value in home.variables.items():
             patch.setenv(name, value)
         result = home.up()

@@ -16,7 +16,7 @@ from tests.support.vm_home import VmHome, new_vm_home
 # What happens here is the parent's part: the same for every processor.
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.parametrize("image", ["x86_64"], indirect=True, scope="session"),
+    pytest.mark.parametrize("machine", ["x86_64"], indirect=True, scope="session"),
 ]
 _QEMU = r"^qemu-system-x86_64 "
 _DEVICE = r"^vhost-device-vsock "

@@ -38,7 +38,7 @@ from enclave_infra.image.root_settings import (
     ImageSettings,
     finish_root,
     strip_root,
-    write_init,
+    write_boot,
     write_settings,
 )
 from enclave_infra.image.sbom import python_packages, write_sbom
@@ -136,7 +136,7 @@ class _Build:
         folders = [self._root / f"usr/lib/python{PYTHON}", self._root / SITE]
         tools.compile(self._root, folders)
         check_root(self._root, development=options.development)
-        self._boot_files(kernel)
+        write_boot(self._boot, kernel)
         self._progress("writing ramdisks")
         ramdisks = [self._ramdisk("boot", tools), self._ramdisk("root", tools)]
         if options.tar is not None:
@@ -225,16 +225,6 @@ class _Build:
         finish_root(self._root)
         software_nsm = _SOFTWARE_NSM if options.development else ()
         write_settings(self._root, ImageSettings(self._name, options.development, software_nsm))
-
-    def _boot_files(self, kernel: KernelFiles) -> None:
-        """Lay out the first ramdisk: the init, and what depends on the kernel."""
-        modules = self._boot / "modules"
-        modules.mkdir(parents=True)
-        for name, content in kernel.modules.items():
-            (modules / name).write_bytes(content)
-        (modules / "order").write_text("".join(f"{name}\n" for name in kernel.modules))
-        (modules / "parent-cid").write_text(f"{kernel.parent_cid}\n")
-        write_init(self._boot)
 
     def _ramdisk(self, name: str, tools: PinnedPython) -> Path:
         plain, packed = self._work / f"{name}.cpio", self._work / f"{name}.cpio.gz"

@@ -10,9 +10,10 @@ from typing import Final
 
 import msgspec
 
+from enclave_infra.image.kernel_files import KernelFiles
 from enclave_infra.image.python_packages import PYTHON
 
-__all__ = ["ImageSettings", "finish_root", "strip_root", "write_init", "write_settings"]
+__all__ = ["ImageSettings", "finish_root", "strip_root", "write_boot", "write_settings"]
 
 _FOLDERS: Final = (
     *(
@@ -159,8 +160,14 @@ def finish_root(root: Path) -> None:
     _write_certificates(root)
 
 
-def write_init(folder: Path) -> None:
-    """Write `/init`, the first ramdisk's program."""
+def write_boot(folder: Path, kernel: KernelFiles) -> None:
+    """Lay out the first ramdisk in a new folder: `/init`, and what depends on the kernel."""
+    modules = folder / "modules"
+    modules.mkdir(parents=True)
+    for name, content in kernel.modules.items():
+        (modules / name).write_bytes(content)
+    (modules / "order").write_text("".join(f"{name}\n" for name in kernel.modules))
+    (modules / "parent-cid").write_text(f"{kernel.parent_cid}\n")
     path = folder / "init"
     path.write_text(_INIT.format(python=PYTHON))
     path.chmod(0o755)
