@@ -232,6 +232,3 @@ def install(user: bool, sys_prefix: bool, prefix: Path | None) -> None:
 
 
 main.add_command(proxy)
-
-if __name__ == "__main__":
-    main()

@@ -150,7 +150,7 @@ def test_commands_on_the_instance_exist() -> None:
     assert {command for command, _ in uses} >= {"status", "attest", "up", "proxy"}
     for command, rest in uses:
         shown = subprocess.run(
-            [sys.executable, "-m", "enclave_parent_gateway.cli", command, "--help"],
+            [sys.executable, "-m", "enclave_parent_gateway", command, "--help"],
             capture_output=True,
             text=True,
             check=True,

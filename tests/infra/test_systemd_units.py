@@ -140,7 +140,7 @@ def test_it_looks_where_the_enclave_is() -> None:
 def test_the_programs_know_their_options(unit: str) -> None:
     (line,) = read_unit(unit)["ExecStart"]
     program, *words = line.split()
-    start = ["-m", "enclave_parent_gateway.cli"] if program.endswith("/enclave") else []
+    start = ["-m", "enclave_parent_gateway"] if program.endswith("/enclave") else []
     # Up to the first option of its own: -m MODULE, or the subcommand.
     start += words[: words.index("--runtime-dir")] if "--runtime-dir" in words else [words[0]]
     shown = subprocess.run(

@@ -1,12 +1,26 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import enclave_parent_gateway
 from tests.support.enclave_home import EnclaveHome, kernel, run_code, wait_until
+
+
+def test_without_its_extra_one_line_says_what_to_install() -> None:
+    command = [sys.executable, "-S", "-m", "enclave_parent_gateway", "--help"]
+    path = str(Path(enclave_parent_gateway.__file__).parents[1])
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={"PYTHONPATH": path}, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        "enclave: there is no module click: pip install 'enclave-kernel[parent]'\n"
+    )
 
 
 def test_up_status_down(own_home: EnclaveHome) -> None:

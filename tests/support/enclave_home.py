@@ -53,7 +53,7 @@ class EnclaveHome:
 
     def command(self, *arguments: str) -> list[str]:
         """Return the command line of `enclave` with these arguments."""
-        return [sys.executable, "-m", "enclave_parent_gateway.cli", *arguments]
+        return [sys.executable, "-m", "enclave_parent_gateway", *arguments]
 
     def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run `enclave` and return what it did, whatever its exit code."""

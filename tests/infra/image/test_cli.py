@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import enclave_infra
 from tests.support.built_image import build, install_programs
 from tests.support.eif_files import CMDLINE, KERNEL, METADATA, RAMDISK, eif
 from tests.support.without_root import NOBODY, nobodys_folder, without_root
@@ -44,6 +45,18 @@ def test_help_has_an_example(command: str) -> None:
     result = _run(*command.split(), "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert f"enclave-image {command}".strip() in result.stdout.partition("Examples:")[2]
+
+
+def test_without_its_extra_one_line_says_what_to_install() -> None:
+    command = [sys.executable, "-S", "-m", "enclave_infra.image", "--help"]
+    path = str(Path(enclave_infra.__file__).parents[1])
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={"PYTHONPATH": path}, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        "enclave-image: there is no module click: pip install 'enclave-kernel[infra]'\n"
+    )
 
 
 def test_without_mmdebstrap_it_says_what_to_type(tmp_path: Path) -> None:
